@@ -1,0 +1,21 @@
+"""Hex at the edge: bytes are `bytes` inside, and text only where a wire format wants text."""
+
+from shared.errors import ProtocolError
+
+_DIGITS = frozenset("0123456789abcdefABCDEF")
+
+
+def decode_hex(text: str, *, what: str, length: int | None = None, prefix: bool = True) -> bytes:
+    """Decode hex digits to bytes.
+
+    `what` names the field in the error. `length` is the exact number of bytes wanted; None takes any.
+    A leading `0x` is accepted unless `prefix` is False. Whitespace, odd digit counts and other characters
+    raise `ProtocolError("hex.invalid")`, a wrong size `ProtocolError("hex.length")`.
+    """
+    digits = text[2:] if prefix and text.startswith("0x") else text
+    if len(digits) % 2 or not _DIGITS.issuperset(digits):
+        raise ProtocolError("hex.invalid", f"{what} is not an even number of hex digits")
+    raw = bytes.fromhex(digits)
+    if length is not None and len(raw) != length:
+        raise ProtocolError("hex.length", f"{what} has {len(raw)} bytes, expected {length}")
+    return raw

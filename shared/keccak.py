@@ -1,0 +1,11 @@
+"""Keccak-256 with the original padding, as Ethereum uses it. It is not SHA3-256."""
+
+from Crypto.Hash import keccak
+
+
+def keccak256(*parts: bytes) -> bytes:
+    """Return the 32-byte Keccak-256 digest of the concatenated parts."""
+    state = keccak.new(digest_bits=256)
+    for part in parts:
+        state.update(part)
+    return bytes(state.digest())
