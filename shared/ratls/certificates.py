@@ -1,0 +1,191 @@
+"""Certificates that we issue (spec kms section 4.2).
+
+P-256 keys, ecdsa-with-SHA256, v3. Unlike upstream's they start near now instead of in 1975 and carry an
+AuthorityKeyIdentifier where there is an issuer, which strict OpenSSL clients want and rustls ignores.
+"""
+
+from datetime import UTC, datetime
+from hashlib import sha256
+from ipaddress import ip_address
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from shared.errors import ConfigError
+from shared.ratls.extensions import USAGE_KMS_RPC, attestation_extension, usage_extension
+
+Issuer = tuple[x509.Certificate, EllipticCurvePrivateKey]
+
+ROOT_CA_NAME: Final = "Dstack KMS CA"
+TEMP_CA_NAME: Final = "Dstack Client Temp CA"
+CLIENT_NAME: Final = "RA-TLS TEMP Cert"
+CA_ORGANIZATION: Final = "Dstack"
+
+CA_LIFETIME: Final = 3650 * 86_400  # upstream's ten years: the root is pinned by whoever trusts it
+LEAF_LIFETIME: Final = 86_400  # evidence in a leaf is fresh for an hour, so a day is already generous
+BACKDATE: Final = 300  # tolerance for a peer whose clock is behind
+
+_MAX_COMMON_NAME: Final = 64  # X.520's upper bound, which the domain has to fit as the subject
+_MAX_TIME: Final = 253_402_300_799  # the last second of the year 9999
+
+
+def self_signed_ca(
+    key: EllipticCurvePrivateKey, common_name: str, path_length: int, not_before: int, not_after: int
+) -> x509.Certificate:
+    """Return a CA certificate for `key`, signed by itself. Times are unix seconds.
+
+    The KMS root has path length 1, the temp CA 0. Raises `ConfigError("ratls.time.range")`.
+    """
+    public_key = key.public_key()
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, CA_ORGANIZATION),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+    builder = (
+        _builder(public_key, subject=name, issuer=name, not_before=not_before, not_after=not_after)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(_key_identifier(public_key)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+    )
+    return builder.sign(key, SHA256())
+
+
+def rpc_certificate(
+    key: EllipticCurvePrivateKey,
+    *,
+    domain: str,
+    issuer: Issuer,
+    attestation: bytes | None,
+    now: int,
+    lifetime: int = LEAF_LIFETIME,
+) -> x509.Certificate:
+    """Return the KMS server certificate: `domain` as its only SAN, usage `kms:rpc`, and the evidence.
+
+    `attestation` is an envelope over `ratls_report_data` of `key`; None leaves it out (development).
+    Raises `ConfigError`: `ratls.domain.invalid`, `ratls.time.range`.
+    """
+    _check_domain(domain)
+    builder = _leaf(key, common_name=domain, issuer=issuer, now=now, lifetime=lifetime)
+    builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(domain)]), critical=False)
+    builder = builder.add_extension(_key_usage(ca=False), critical=True)
+    builder = builder.add_extension(usage_extension(USAGE_KMS_RPC), critical=False)
+    if attestation is not None:
+        builder = builder.add_extension(attestation_extension(attestation), critical=False)
+    return builder.sign(issuer[1], SHA256())
+
+
+def client_certificate(
+    key: EllipticCurvePrivateKey,
+    *,
+    attestation: bytes | None,
+    issuer: Issuer | None,
+    now: int,
+    lifetime: int = LEAF_LIFETIME,
+) -> x509.Certificate:
+    """Return an RA-TLS client certificate issued by the temp CA, or by itself when `issuer` is None.
+
+    Raises `ConfigError("ratls.time.range")`.
+    """
+    builder = _leaf(key, common_name=CLIENT_NAME, issuer=issuer, now=now, lifetime=lifetime)
+    builder = builder.add_extension(_key_usage(ca=False), critical=True)
+    if attestation is not None:
+        builder = builder.add_extension(attestation_extension(attestation), critical=False)
+    return builder.sign(issuer[1] if issuer else key, SHA256())
+
+
+def spki_der(key: EllipticCurvePublicKey) -> bytes:
+    """Return the SubjectPublicKeyInfo in DER, 91 bytes for P-256."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _leaf(
+    key: EllipticCurvePrivateKey, *, common_name: str, issuer: Issuer | None, now: int, lifetime: int
+) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    builder = _builder(
+        key.public_key(),
+        subject=subject,
+        issuer=issuer[0].subject if issuer else subject,
+        not_before=now - BACKDATE,
+        not_after=now + lifetime,
+    )
+    if issuer is None:
+        return builder
+    identifier = x509.AuthorityKeyIdentifier(_issuer_identifier(issuer[0], issuer[1]), None, None)
+    return builder.add_extension(identifier, critical=False)
+
+
+def _builder(
+    public_key: EllipticCurvePublicKey,
+    *,
+    subject: x509.Name,
+    issuer: x509.Name,
+    not_before: int,
+    not_after: int,
+) -> x509.CertificateBuilder:
+    if not_after < not_before:
+        raise ConfigError("ratls.time.range", f"validity ends at {not_after}, before {not_before}")
+    return x509.CertificateBuilder(
+        issuer_name=issuer,
+        subject_name=subject,
+        public_key=public_key,
+        serial_number=_serial(public_key),
+        not_valid_before=_utc(not_before),
+        not_valid_after=_utc(not_after),
+    )
+
+
+def _serial(public_key: EllipticCurvePublicKey) -> int:
+    point = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return int.from_bytes(sha256(point).digest()[:20]) & ~(1 << 159)
+
+
+def _key_identifier(public_key: EllipticCurvePublicKey) -> bytes:
+    return sha256(spki_der(public_key)).digest()[:20]
+
+
+def _issuer_identifier(certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> bytes:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return _key_identifier(key.public_key())
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(domain: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(domain))
+    except ValueError:
+        return x509.DNSName(domain)
+
+
+def _check_domain(domain: str) -> None:
+    if not 0 < len(domain) <= _MAX_COMMON_NAME or not domain.isascii():
+        raise ConfigError(
+            "ratls.domain.invalid", f"the domain is not 1 to {_MAX_COMMON_NAME} ascii characters"
+        )
+
+
+def _utc(seconds: int) -> datetime:
+    if not 0 <= seconds <= _MAX_TIME:
+        raise ConfigError("ratls.time.range", f"{seconds} is not a time a certificate can hold")
+    return datetime.fromtimestamp(seconds, tz=UTC)

@@ -1,0 +1,71 @@
+"""JSON as a verifier reads it: UTF-8, bounded, no duplicate keys, no NaN.
+
+Parsers disagree on a key that occurs twice, so a document with one means two things: it is refused.
+"""
+
+import json
+from typing import Any, Final, NoReturn
+
+from shared.errors import ProtocolError
+
+MAX_DEPTH: Final = 64  # far above what any of our documents nest, far below what recursion can take
+
+_SHOWN: Final = 64  # characters of a key that an error repeats
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def decode_json(raw: bytes, *, what: str, code: str, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:  # noqa: ANN401 - JSON is untyped
+    """Return the parsed document.
+
+    `what` names it in sentences, `code` is the first part of the error code. Raises `ProtocolError`:
+    `{code}.size`, `{code}.syntax`, `{code}.duplicate_key`, `{code}.depth`.
+    """
+    if len(raw) > max_bytes:
+        raise ProtocolError(f"{code}.size", f"{what} has {len(raw)} bytes, expected at most {max_bytes}")
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise _too_deep(what, code, max_depth) from error
+    except _DuplicateKeyError as error:
+        raise ProtocolError(f"{code}.duplicate_key", f"{what} has the key {error} twice") from error
+    except ValueError as error:
+        raise ProtocolError(f"{code}.syntax", f"{what} is not utf-8 json") from error
+    if raw.count(b"{") + raw.count(b"[") > max_depth:
+        _check_depth(value, what, code, max_depth)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateKeyError(repr(key[:_SHOWN]))
+        result[key] = value
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not json")
+
+
+def _check_depth(value: object, what: str, code: str, max_depth: int) -> None:
+    level = [value]
+    depth = 0
+    while level:
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        level = below
+        depth += 1
+        if depth > max_depth + 1:
+            raise _too_deep(what, code, max_depth)
+
+
+def _too_deep(what: str, code: str, max_depth: int) -> ProtocolError:
+    return ProtocolError(f"{code}.depth", f"{what} nests deeper than {max_depth} levels")

@@ -1,0 +1,65 @@
+"""The checked-in code is what protoc makes of kms.proto, and the field table is that of spec kms 2.1."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.rpc import kms_pb2
+
+REPOSITORY = Path(__file__).parents[3]
+TABLE = {
+    "GetAppKeyRequest": "1 api_version 2 vm_config",
+    "AppKeyResponse": "1 ca_cert 2 disk_crypt_key 3 env_crypt_key 4 k256_key 5 k256_signature "
+    "6 tproxy_app_id 7 gateway_app_id 8 os_image_hash",
+    "AppId": "1 app_id",
+    "PublicKeyResponse": "1 public_key 2 signature 3 timestamp 4 signature_v1",
+    "GetMetaResponse": "1 ca_cert 2 allow_any_upgrade 3 k256_pubkey 4 bootstrap_info 5 is_dev "
+    "6 gateway_app_id 7 kms_contract_address 8 chain_id 9 app_auth_implementation 100 policy",
+    "GetKmsKeyRequest": "1 vm_config",
+    "KmsKeys": "1 ca_key 2 k256_key",
+    "KmsKeyResponse": "1 temp_ca_key 2 keys",
+    "GetTempCaCertResponse": "1 temp_ca_cert 2 temp_ca_key 3 ca_cert",
+    "SignCertRequest": "1 api_version 2 csr 3 signature 4 vm_config",
+    "SignCertResponse": "1 certificate_chain",
+    "ClearImageCacheRequest": "1 image_hash 2 config_hash",
+    "BootstrapRequest": "1 domain",
+    "BootstrapResponse": "1 ca_pubkey 2 k256_pubkey 3 attestation",
+    "OnboardRequest": "1 source_url 2 domain",
+    "OnboardResponse": "1 k256_pubkey",
+    "AttestationInfoResponse": "1 device_id 2 mr_aggregated 3 os_image_hash 4 tee_variant 5 site_name "
+    "6 eth_rpc_url 7 kms_contract_address 8 ppid",
+    "ProtoError": "1 message 100 code",
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_fields_have_the_numbers_of_the_specification(name: str) -> None:
+    fields = kms_pb2.DESCRIPTOR.message_types_by_name[name].fields
+    assert " ".join(f"{field.number} {field.name}" for field in fields) == TABLE[name]
+
+
+@pytest.mark.parametrize(
+    ("service", "methods"),
+    [
+        ("KMS", "GetAppKey GetKmsKey GetAppEnvEncryptPubKey GetMeta GetTempCaCert SignCert"),
+        ("Admin", "ClearImageCache"),
+        ("Onboard", "Bootstrap Onboard GetAttestationInfo Finish"),
+    ],
+)
+def test_services_have_the_methods_of_the_specification(service: str, methods: str) -> None:
+    descriptor = kms_pb2.DESCRIPTOR.services_by_name[service]
+    assert " ".join(method.name for method in descriptor.methods) == methods
+
+
+def test_the_generated_code_is_fresh(tmp_path: Path) -> None:
+    if importlib.util.find_spec("grpc_tools") is None:
+        pytest.skip("grpcio-tools is not installed: cannot generate kms_pb2 afresh")
+    command = [sys.executable, "-m", "grpc_tools.protoc", "--proto_path=."]
+    command += [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", "shared/rpc/kms.proto"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    for name in ("kms_pb2.py", "kms_pb2.pyi"):
+        fresh = tmp_path / "shared" / "rpc" / name
+        assert fresh.read_text() == (REPOSITORY / "shared" / "rpc" / name).read_text()
