@@ -1,9 +1,11 @@
 """Fixtures that every room's tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from cli.devchain.launcher import Chain, start_chain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -19,3 +21,10 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def chain() -> Iterator[Chain]:
+    """A development chain of one block per second, one for the session: anvil where present or py-evm."""
+    with start_chain("auto") as running:
+        yield running

@@ -1,0 +1,1 @@
+"""The `dstack-cloud` command: a thin face over functions and shared."""
