@@ -45,20 +45,20 @@ class Client:
         self.methods = Methods(evm, clock=self.clock)
         self._ids: Iterator[int] = count(1)
 
-    def post(self, body: object) -> Any:  # noqa: ANN401 - whatever JSON came back
+    def post(self, body: object) -> Any:
         answer = self.methods.answer(body if isinstance(body, bytes) else json.dumps(body).encode())
         return None if answer is None else json.loads(answer)
 
-    def ask(self, method: str, *params: object) -> Any:  # noqa: ANN401
+    def ask(self, method: str, *params: object) -> Any:
         return self.post({"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params})
 
-    def call(self, method: str, *params: object) -> Any:  # noqa: ANN401
+    def call(self, method: str, *params: object) -> Any:
         return self.ask(method, *params)["result"]
 
     def refusal(self, method: str, *params: object) -> int:
         return int(self.ask(method, *params)["error"]["code"])
 
-    def signed(self, *, nonce: int, account: Any = ALICE, **changes: Any) -> str:  # noqa: ANN401
+    def signed(self, *, nonce: int, account: Any = ALICE, **changes: Any) -> str:
         fields = {
             "type": 2,
             "chainId": CHAIN_ID,

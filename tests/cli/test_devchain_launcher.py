@@ -109,7 +109,7 @@ def test_silent_process_is_given_up_and_stopped(monkeypatch: pytest.MonkeyPatch,
     started: list[subprocess.Popen[bytes]] = []
 
     class Recorded(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed on
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             started.append(self)
 

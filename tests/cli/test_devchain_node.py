@@ -39,7 +39,7 @@ class Site:
         self.app_id = self.governance.deploy_app(compose_hash=COMPOSE, allow_any_device=True)
         self.final = self.governance.finalize(self.governance.add_os_image(OS_IMAGE))
 
-    def call(self, method: str, *params: object) -> Any:  # noqa: ANN401 - whatever JSON came back
+    def call(self, method: str, *params: object) -> Any:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         return httpx.post(self.url, json=body).json()["result"]
 

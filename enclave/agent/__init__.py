@@ -1,0 +1,1 @@
+"""The app's side of an enclave: keys at boot, evidence on request. The SDK socket comes later."""

@@ -1,0 +1,77 @@
+"""`POST /evidence`: fresh evidence over a deployer's challenge (DESIGN section 4)."""
+
+import threading
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from enclave.devices.attestor import NitroAttestor
+from shared.attestation.report_data import deploy_challenge
+from shared.errors import DstackError, ProtocolError
+from shared.hex import decode_hex
+
+MAX_BODY = 1024
+"""A challenge is 64 hex digits in a small object."""
+
+CHALLENGE_SIZE = 32
+
+
+class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    challenge: str
+
+
+def evidence_app(attestor: NitroAttestor, app_id: bytes) -> Starlette:
+    """Return the ASGI application.
+
+    Request `{"challenge": hex32}`; answer `{"attestation": hex}`, an envelope whose report_data is
+    SHA512("dstack-deploy-challenge:" || challenge || app_id). A bad request is 400 with `error` and `code`.
+    """
+    one_at_a_time = threading.Lock()  # the NSM serves one request at a time anyway
+
+    def attest(challenge: bytes) -> bytes:
+        with one_at_a_time:
+            return attestor.attest(deploy_challenge(challenge, app_id))
+
+    async def evidence(request: Request) -> Response:
+        try:
+            challenge = _parse(await _bounded_body(request))
+            envelope = await run_in_threadpool(attest, challenge)
+        except ProtocolError as error:
+            return _failure(error, 400)
+        except DstackError as error:
+            return _failure(error, 503)
+        return JSONResponse({"attestation": envelope.hex()})
+
+    return Starlette(routes=[Route("/evidence", evidence, methods=["POST"])])
+
+
+async def _bounded_body(request: Request) -> bytes:
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise ProtocolError("evidence.oversize", f"the request is larger than {MAX_BODY} bytes")
+    except ClientDisconnect as error:
+        raise ProtocolError(
+            "evidence.disconnected", "the client left before its request was complete"
+        ) from error
+    return body
+
+
+def _parse(body: bytes) -> bytes:
+    try:
+        text = msgspec.json.decode(body, type=_Challenge).challenge
+    except msgspec.DecodeError as error:
+        raise ProtocolError(
+            "evidence.malformed", 'the request is not {"challenge": "<64 hex digits>"}'
+        ) from error
+    return decode_hex(text, what="challenge", length=CHALLENGE_SIZE, prefix=False)
+
+
+def _failure(error: DstackError, status: int) -> Response:
+    return JSONResponse({"error": error.message, "code": error.code}, status_code=status)

@@ -1,0 +1,1 @@
+"""`dstack-util`: what a guest runs by hand or at boot."""

@@ -1,0 +1,98 @@
+"""`/etc/dstack/enclave.toml`: what an app's enclave image fixes, and thereby measures (DESIGN section 2).
+
+app_id = "0x..."                            # the DstackApp contract
+[kms]
+url = "https://kms.example.org:8000"
+root_ca = "/etc/dstack/kms-root-ca.pem"     # the KMS root CA, never the temporary CA
+k256_pubkey = "0x02..."                     # optional: who must have signed the app's k256 key
+[trust]
+nitro_roots = []                            # extra anchors: simulated enclaves only
+[evidence]
+port = 8080
+"""
+
+import tomllib
+from urllib.parse import urlsplit
+
+import msgspec
+
+from enclave.platform import Platform
+from shared.attestation.trust import NitroAnchors
+from shared.errors import ConfigError
+from shared.hex import decode_hex
+
+CONFIG_PATH = "/etc/dstack/enclave.toml"
+DEFAULT_KMS_PORT = 443
+
+
+class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[kms]`."""
+
+    url: str
+    root_ca: str = ""
+    k256_pubkey: str = ""
+
+    def endpoint(self) -> tuple[str, int]:
+        """Return the KMS's host and port. Raises `ConfigError("image.kms_url")`."""
+        parts = urlsplit(self.url)
+        try:
+            port = parts.port or DEFAULT_KMS_PORT
+        except ValueError as error:
+            raise ConfigError("image.kms_url", f"kms.url {self.url!r} has an invalid port") from error
+        if parts.scheme != "https" or not parts.hostname:
+            raise ConfigError("image.kms_url", f"kms.url is {self.url!r}, expected https://host[:port]")
+        return parts.hostname, port
+
+    def pinned_k256(self) -> bytes | None:
+        """Return the pinned k256 root key (compressed, 33 bytes), or None."""
+        return decode_hex(self.k256_pubkey, what="kms.k256_pubkey", length=33) if self.k256_pubkey else None
+
+    def base_path(self) -> str:
+        """Return the path that methods hang below, always ending in `/prpc` (spec kms section 8.2)."""
+        path = urlsplit(self.url).path.rstrip("/")
+        return path if path.endswith("/prpc") else path + "/prpc"
+
+
+class Trust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[trust]`."""
+
+    nitro_roots: tuple[str, ...] = ()
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[evidence]`: the vsock port of the `POST /evidence` responder."""
+
+    port: int = 8080
+
+
+class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    app_id: str
+    kms: Kms
+    trust: Trust = Trust()
+    evidence: Evidence = Evidence()
+
+    def app_id_bytes(self) -> bytes:
+        """Return the 20 bytes of the app id. Raises `ConfigError("image.app_id")` when absent or zero."""
+        app_id = decode_hex(self.app_id, what="app_id", length=20)
+        if not any(app_id):
+            raise ConfigError("image.app_id", "app_id is zero")
+        return app_id
+
+
+def load_enclave_config(platform: Platform) -> EnclaveConfig:
+    """Read the file from the measured image. Raises `ConfigError`: `image.missing`, `image.config`."""
+    text = platform.read_measured(CONFIG_PATH)
+    try:
+        return msgspec.convert(tomllib.loads(text.decode()), EnclaveConfig)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError("image.config", f"{CONFIG_PATH}: {error}") from error
+
+
+def load_anchors(platform: Platform, roots: tuple[str, ...]) -> NitroAnchors:
+    """Return the production anchors plus the image's extra ones."""
+    anchors = NitroAnchors.production()
+    for path in roots:
+        anchors = anchors.with_extra(platform.read_measured(path))
+    return anchors

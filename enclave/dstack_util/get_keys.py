@@ -1,0 +1,132 @@
+"""Fetch this app's keys from the KMS (spec kms section 8.2, deploy section 6.2).
+
+Stricter than upstream's tool: it refuses to run without a root CA pin, and it checks the KMS's certificate,
+its usage and its evidence on both connections before it sends anything.
+"""
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from enclave.devices.attestor import NitroAttestor
+from enclave.devices.clock import TrustedClock
+from enclave.devices.nsm import Nsm
+from enclave.dstack_util.enclave_config import load_anchors, load_enclave_config
+from enclave.dstack_util.kms_client import ClientIdentity, KmsClient
+from enclave.platform import Platform
+from shared.attestation.report_data import RATLS_CERT, report_data
+from shared.errors import InvalidEvidence, ProtocolError
+from shared.keys.app_keys import AppKeys, issuer_of_key
+from shared.keys.k256 import public_key
+from shared.ratls.certificates import client_certificate
+from shared.rpc import kms_pb2 as pb
+
+API_VERSION = 1
+
+
+class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """What `get-keys` got: the app's secrets and whom they came from.
+
+    `k256_root` is the KMS's root k256 public key (33 bytes) that signed the app's key.
+    """
+
+    keys: AppKeys
+    k256_root: bytes
+    ca_cert: str
+    gateway_app_id: str
+    kms_url: str
+    temp_ca_key: str
+    temp_ca_cert: str
+
+    def __repr__(self) -> str:
+        """Hide the keys."""
+        return f"KeyBundle(kms_url={self.kms_url!r})"
+
+    def to_json(self) -> bytes:
+        """Return upstream's `.appkeys.json` object, secrets included (spec deploy section 6.2)."""
+        provider = {
+            "url": self.kms_url,
+            "pubkey": _spki(self.ca_cert.encode()).hex(),
+            "tmp_ca_key": self.temp_ca_key,
+            "tmp_ca_cert": self.temp_ca_cert,
+        }
+        document = {
+            "ca_cert": self.ca_cert,
+            "disk_crypt_key": self.keys.disk_crypt_key.hex(),
+            "env_crypt_key": self.keys.env_crypt_key.hex(),
+            "k256_key": self.keys.k256_key.hex(),
+            "k256_signature": self.keys.k256_signature.hex(),
+            "gateway_app_id": self.gateway_app_id,
+            "key_provider": {"Kms": provider},
+        }
+        return msgspec.json.format(msgspec.json.encode(document), indent=2)
+
+
+def get_keys(platform: Platform) -> KeyBundle:
+    """Attest to the KMS that the measured image names, and return this app's keys.
+
+    1. app id, KMS URL, root pin and anchors are read from the measured image; 2. the temporary CA is fetched;
+    3. a key, evidence bound to it and a certificate are made; 4. the app's keys are asked for; 5. the answer
+    must come from the pinned root and its key must be signed for this app id. Raises `get_keys.root_pin`,
+    `get_keys.ca_changed`, `get_keys.signature`, `kms.refused` and what the checks of the server raise.
+    """
+    config = load_enclave_config(platform)
+    app_id = config.app_id_bytes()
+    anchors = load_anchors(platform, config.trust.nitro_roots)
+    nsm = Nsm(platform.nsm)
+    clock = TrustedClock(nsm, anchors)
+    client = KmsClient(platform, config, anchors, clock.now)
+
+    temporary = client.call("GetTempCaCert", None, pb.GetTempCaCertResponse)
+    identity = _make_identity(temporary, NitroAttestor(nsm, app_id), clock.now())
+    request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="")
+    response = client.call("GetAppKey", request, pb.AppKeyResponse, identity)
+    keys = AppKeys(
+        disk_crypt_key=response.disk_crypt_key,
+        env_crypt_key=response.env_crypt_key,
+        k256_key=response.k256_key,
+        k256_signature=response.k256_signature,
+    )
+    if _spki(response.ca_cert.encode()) != _spki(client.root_pem):
+        raise InvalidEvidence(
+            "get_keys.ca_changed", "the KMS answered with a root CA other than the pinned one"
+        )
+    issuer = issuer_of_key(app_id, public_key(keys.k256_key), keys.k256_signature)
+    pinned = config.kms.pinned_k256()
+    if pinned is not None and issuer != pinned:
+        raise InvalidEvidence(
+            "get_keys.signature", f"the app key is signed by {issuer.hex()}, the image pins {pinned.hex()}"
+        )
+    return KeyBundle(
+        keys=keys,
+        k256_root=issuer,
+        ca_cert=response.ca_cert,
+        gateway_app_id=response.gateway_app_id,
+        kms_url=config.kms.url.rstrip("/") + "/prpc",
+        temp_ca_key=temporary.temp_ca_key,
+        temp_ca_cert=temporary.temp_ca_cert,
+    )
+
+
+def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: NitroAttestor, now: int) -> ClientIdentity:
+    try:
+        issuer_cert = x509.load_pem_x509_certificate(temporary.temp_ca_cert.encode())
+        issuer_key = load_pem_private_key(temporary.temp_ca_key.encode(), password=None)
+    except ValueError as error:
+        raise ProtocolError("kms.temp_ca", "the KMS's temporary CA cannot be parsed") from error
+    if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
+        raise ProtocolError("kms.temp_ca", "the KMS's temporary CA key is not an EC key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    attestation = attestor.attest(report_data(RATLS_CERT, spki))
+    certificate = client_certificate(key, attestation=attestation, issuer=(issuer_cert, issuer_key), now=now)
+    return ClientIdentity(key, certificate)
+
+
+def _spki(pem: bytes) -> bytes:
+    try:
+        public = x509.load_pem_x509_certificate(pem).public_key()
+    except ValueError as error:
+        raise ProtocolError("kms.ca_cert", "the root CA certificate cannot be parsed") from error
+    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,0 +1,107 @@
+"""A client of one pinned, attested KMS. Every connection repeats every check of the server."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TypeVar
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import Message
+
+from enclave.dstack_util.enclave_config import EnclaveConfig
+from enclave.platform import Platform
+from shared.attestation.trust import NitroAnchors
+from shared.attestation.verify import verify_attestation
+from shared.errors import ConfigError, PolicyDenied, ProtocolError
+from shared.net.attested_client import AttestedConnection
+from shared.ratls.peer import check_kms_certificate, ratls_report_data
+from shared.rpc.codec import from_json, to_json
+
+TIMEOUT = 60.0
+"""Seconds for one whole exchange, as upstream's client allows (spec kms section 1.4)."""
+
+MAX_REFUSAL = 2000
+"""Characters of a refusal's text that are worth showing."""
+
+ReplyT = TypeVar("ReplyT", bound=Message)
+
+
+class ClientIdentity(msgspec.Struct, frozen=True):
+    """A TLS key and the certificate that carries the evidence bound to it."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+
+class KmsClient:
+    """Speaks to the KMS that the measured image names, and to no other.
+
+    Raises `ConfigError("get_keys.root_pin")` when the image pins no root CA: without one, whoever answers
+    would be believed.
+    """
+
+    def __init__(
+        self, platform: Platform, config: EnclaveConfig, anchors: NitroAnchors, now: Callable[[], int]
+    ) -> None:
+        if not config.kms.root_ca:
+            raise ConfigError(
+                "get_keys.root_pin", "the image pins no kms.root_ca, so no KMS can be told apart"
+            )
+        self.root_pem = platform.read_measured(config.kms.root_ca)
+        self._host, self._port = config.kms.endpoint()
+        self._base = config.kms.base_path()
+        self._dialer = platform.dialer()
+        self._anchors = anchors
+        self._now = now
+
+    def check_server(self, leaf_der: bytes) -> None:
+        """Refuse a server that is not an attested KMS under the pinned root (spec kms section 4.7)."""
+        now = self._now()
+        envelope = check_kms_certificate(leaf_der, root_ca_pem=self.root_pem, hostname=self._host, now=now)
+        verify_attestation(envelope, now=now, anchors=self._anchors, report_data=ratls_report_data(leaf_der))
+
+    def call(
+        self,
+        method: str,
+        request: Message | None,
+        reply: type[ReplyT],
+        identity: ClientIdentity | None = None,
+    ) -> ReplyT:
+        """Call one method over a new verified connection and return its reply.
+
+        Raises `PolicyDenied("kms.refused")` with the KMS's own text, and what the connection and the checks
+        of the server raise.
+        """
+        body = b"null" if request is None else to_json(request)
+        connection = AttestedConnection.connect(
+            self._dialer,
+            self._host,
+            self._port,
+            client_key=None if identity is None else identity.key,
+            client_chain=() if identity is None else (identity.certificate,),
+            check_peer=self.check_server,
+            timeout=TIMEOUT,
+        )
+        with connection:
+            response = connection.request(
+                "POST",
+                f"{self._base}/{method}?json",
+                body=body,
+                headers={"content-type": "application/json"},
+            )
+        if response.status != HTTPStatus.OK:
+            raise _refusal(response.status, response.body)
+        return from_json(reply, response.body)
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: str
+
+
+def _refusal(status: int, body: bytes) -> PolicyDenied | ProtocolError:
+    try:
+        text = msgspec.json.decode(body, type=_ErrorBody).error
+    except msgspec.DecodeError:
+        return ProtocolError("kms.malformed", f"the KMS answered {status} without an error text")
+    return PolicyDenied("kms.refused", f"the KMS refused: {text[:MAX_REFUSAL]}")

@@ -1,0 +1,260 @@
+"""Who may have keys: the three modes of `core.auth_api.type`.
+
+`proof` (default) believes nobody: the quorum names two blocks, a function fetches a proof bundle for them,
+and `shared.chain.decision` re-decides from the bundle (DESIGN section 2). `webhook` is upstream's mode and
+believes the server. `dev` allows everything and starts only in a simulated enclave. Doubt is refusal.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from enclave.kms.config import Proof
+from shared.boot_info import BootInfo
+from shared.chain import decision as chain
+from shared.chain.bundle import bundle_from_wire
+from shared.chain.facts import Kind
+from shared.chain.header import BlockRef
+from shared.errors import PolicyDenied, ProtocolError, UnavailableError
+from shared.net.fetch import HttpClient, Response
+from shared.net.quorum import ChainQuorum
+
+MAX_REMEMBERED_ALLOWS = 1024
+"""Enough for every instance of a large fleet to restart within one minute; beyond it the oldest goes."""
+
+QUOTED_BODY = 512
+"""Upstream quotes this much of a failed answer (spec kms section 6.1)."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer. `finalized_block` is None where no block stands behind it."""
+
+    is_allowed: bool
+    reason: str
+    gateway_app_id: str
+    finalized_block: int | None = None
+
+
+class ChainInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The contract facts of GetMeta; None where the mode has no contract."""
+
+    gateway_app_id: str | None = None
+    kms_contract_address: str | None = None
+    chain_id: int | None = None
+    app_implementation: str | None = None
+    finalized_block: int = 0
+
+
+class Authorizer(Protocol):
+    """One mode. Both methods raise `DstackError` when no answer can be had; that is a refusal too."""
+
+    mode: str
+
+    def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
+        """Decide whether this workload may have keys."""
+        ...
+
+    def info(self) -> ChainInfo:
+        """Return the contract's facts."""
+        ...
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a webhook must answer; a string where a bool belongs is a malformed answer."""
+
+    is_allowed: bool = msgspec.field(name="isAllowed")
+    gateway_app_id: str = msgspec.field(name="gatewayAppId")
+    reason: str
+    proof: Any = None
+
+
+class _Info(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+    kms_contract_addr: str = msgspec.field(name="kmsContractAddr")
+    gateway_app_id: str = msgspec.field(name="gatewayAppId")
+    chain_id: int = msgspec.field(name="chainId")
+    app_implementation: str = msgspec.field(name="appImplementation")
+
+
+class _ProofOnly(msgspec.Struct, frozen=True):
+    proof: Any
+
+
+def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
+    return f"?proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+
+
+def _checked(url: str, response: Response) -> bytes:
+    if not 200 <= response.status < 300:
+        quoted = response.body[:QUOTED_BODY].decode(errors="replace")
+        raise UnavailableError("auth.api.status", f"auth api {url} returned {response.status}: {quoted}")
+    return response.body
+
+
+def _ask(http: HttpClient, base: str, kind: Kind, boot_info: BootInfo, query: str = "") -> _Answer:
+    url = f"{base.rstrip('/')}/bootAuth/{kind}"
+    headers = {"content-type": "application/json"}
+    response = http.request(
+        "POST", url + query, body=msgspec.json.encode(boot_info.to_wire()), headers=headers
+    )
+    try:
+        return msgspec.json.decode(_checked(url, response), type=_Answer)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}") from error
+
+
+class ProofAuthorizer:
+    """Mode `proof`: two proven views, one refusal is enough."""
+
+    mode = "proof"
+
+    def __init__(
+        self,
+        settings: Proof,
+        policy: chain.ChainPolicy,
+        quorum: ChainQuorum,
+        http: HttpClient,
+        now: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._quorum = quorum
+        self._http = http
+        self._now = now
+        self._allows: OrderedDict[tuple[Kind, BootInfo], tuple[int, Decision]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
+        """Ask the quorum for the two blocks, the function for the bundle, and decide here.
+
+        Raises what `ChainQuorum.blocks` and `decide` raise, and `auth.api.status`, `auth.api.malformed`,
+        `auth.proof.absent`, `auth.proof.disagrees`.
+        """
+        key = (kind, boot_info)
+        remembered = self._recall(key)
+        if remembered is not None:
+            return remembered
+        proven, answer = self._prove(kind, boot_info)
+        if proven.is_allowed and not answer.is_allowed:
+            raise PolicyDenied(
+                "auth.proof.disagrees",
+                f"the authorize function refuses ({answer.reason or 'no reason'}) what its proof allows",
+            )
+        decision = Decision(
+            is_allowed=proven.is_allowed,
+            reason=proven.reason,
+            gateway_app_id=proven.gateway_app_id,
+            finalized_block=proven.finalized_number,
+        )
+        if decision.is_allowed and self._settings.allow_cache:
+            self._remember(key, min(proven.expires_at, self._now() + self._settings.allow_cache), decision)
+        return decision
+
+    def info(self) -> ChainInfo:
+        """Return the contract's facts as a bundle proves them."""
+        finalized, head = self._quorum.blocks()
+        url = f"{self._settings.url.rstrip('/')}/"
+        body = _checked(url, self._http.request("GET", url + _proof_query(finalized, head)))
+        try:
+            proof = msgspec.json.decode(body, type=_ProofOnly).proof
+        except msgspec.DecodeError as error:
+            raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}") from error
+        proven = chain.contract_facts(
+            bundle_from_wire(proof), chain=self._policy, finalized=finalized, head=head, now=self._now()
+        )
+        return ChainInfo(
+            gateway_app_id=proven.gateway_app_id,
+            kms_contract_address="0x" + self._policy.kms_contract.hex(),
+            chain_id=self._policy.chain_id,
+            app_implementation="0x" + proven.app_implementation.hex(),
+            finalized_block=proven.finalized_number,
+        )
+
+    def _prove(self, kind: Kind, boot_info: BootInfo) -> tuple[chain.Decision, _Answer]:
+        finalized, head = self._quorum.blocks()
+        answer = _ask(self._http, self._settings.url, kind, boot_info, _proof_query(finalized, head))
+        if answer.proof is None:
+            raise PolicyDenied(
+                "auth.proof.absent", answer.reason or "the authorize function answered without a proof"
+            )
+        proven = chain.decide(
+            bundle_from_wire(answer.proof),
+            kind=kind,
+            boot_info=boot_info,
+            chain=self._policy,
+            finalized=finalized,
+            head=head,
+            now=self._now(),
+        )
+        return proven, answer
+
+    def _recall(self, key: tuple[Kind, BootInfo]) -> Decision | None:
+        if not self._settings.allow_cache:
+            return None
+        now = self._now()
+        with self._lock:
+            expires_at, decision = self._allows.get(key, (0, None))
+            if now < expires_at:
+                return decision
+            self._allows.pop(key, None)
+            return None
+
+    def _remember(self, key: tuple[Kind, BootInfo], expires_at: int, decision: Decision) -> None:
+        with self._lock:
+            self._allows[key] = (expires_at, decision)
+            while len(self._allows) > MAX_REMEMBERED_ALLOWS:
+                self._allows.popitem(last=False)
+
+
+class WebhookAuthorizer:
+    """Mode `webhook`: upstream's. The server's word is believed, and GetMeta says so."""
+
+    mode = "webhook"
+
+    def __init__(self, url: str, http: HttpClient) -> None:
+        self._url = url
+        self._http = http
+
+    def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
+        """Return the server's answer. Raises `auth.api.status`, `auth.api.malformed` and `net.*`."""
+        answer = _ask(self._http, self._url, kind, boot_info)
+        return Decision(
+            is_allowed=answer.is_allowed, reason=answer.reason, gateway_app_id=answer.gateway_app_id
+        )
+
+    def info(self) -> ChainInfo:
+        """Return what the server says of itself."""
+        body = _checked(self._url, self._http.request("GET", self._url))
+        try:
+            answer = msgspec.json.decode(body, type=_Info)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(
+                "auth.api.malformed", f"failed to decode response from {self._url}"
+            ) from error
+        return ChainInfo(
+            gateway_app_id=answer.gateway_app_id,
+            kms_contract_address=answer.kms_contract_addr,
+            chain_id=answer.chain_id,
+            app_implementation=answer.app_implementation,
+        )
+
+
+class DevAuthorizer:
+    """Mode `dev`: allows everything. `assemble` refuses to make one outside a simulated enclave."""
+
+    mode = "dev"
+
+    def __init__(self, gateway_app_id: str) -> None:
+        self._gateway_app_id = gateway_app_id
+
+    def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
+        """Allow."""
+        del kind, boot_info
+        return Decision(is_allowed=True, reason="", gateway_app_id=self._gateway_app_id)
+
+    def info(self) -> ChainInfo:
+        """Return no facts: there is no contract."""
+        return ChainInfo()

@@ -1,0 +1,97 @@
+"""Making root keys, once (spec kms section 5.2)."""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from enclave.devices.attestor import NitroAttestor
+from enclave.devices.nsm import Nsm
+from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.log import log_event
+from shared.attestation.report_data import bootstrap_report_data
+from shared.errors import ProtocolError, StorageError
+from shared.keys.k256 import public_key
+from shared.keys.kdf import hkdf_sha256
+from shared.ratls.certificates import (
+    BACKDATE,
+    CA_LIFETIME,
+    ROOT_CA_NAME,
+    TEMP_CA_NAME,
+    self_signed_ca,
+    spki_der,
+)
+from shared.rpc import kms_pb2 as pb
+from shared.rpc.codec import to_json
+
+MAX_DOMAIN = 253
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+
+def check_domain(domain: str) -> None:
+    """Raise `ProtocolError("kms.domain")` unless `domain` is a DNS name (spec kms section 2.4)."""
+    if not domain or len(domain) > MAX_DOMAIN or not all(map(_LABEL.fullmatch, domain.split("."))):
+        raise ProtocolError("kms.domain", "domain is not a valid DNS name")
+
+
+class Bootstrapper:
+    """Makes and stores the first root keys. At most one bootstrap runs, and only where no key exists."""
+
+    def __init__(self, *, store: KeyStore, nsm: Nsm, attestor: NitroAttestor, now: Callable[[], int]) -> None:
+        self._store = store
+        self._nsm = nsm
+        self._attestor = attestor
+        self._now = now
+        self._lock = threading.Lock()
+
+    def bootstrap(self, domain: str, *, check_self: Callable[[], None], attest: bool) -> pb.BootstrapResponse:
+        """Make root keys for `domain`, store them, and return the public half with its attestation.
+
+        `check_self` raises unless the policy allows this KMS. `attest` is false for auto-bootstrap, which
+        keeps no public record. Raises `kms.domain`, `kms.bootstrapped`, `kms.keys.write`.
+        """
+        check_domain(domain)
+        with self._lock:
+            if self._store.bootstrapped():
+                raise StorageError("kms.bootstrapped", "KMS has already been bootstrapped")
+            check_self()
+            material, record = self._make(domain, attest=attest)
+            self._store.create(material)
+        log_event("kms.bootstrapped", domain=domain, k256_pubkey=record.k256_pubkey.hex())
+        return record
+
+    def _make(self, domain: str, *, attest: bool) -> tuple[KeyMaterial, pb.BootstrapResponse]:
+        root = self._p256_key("root-ca")
+        temporary = self._p256_key("temp-ca")
+        k256 = self._scalar("root-k256", K256_ORDER).to_bytes(32, "big")
+        now = self._now()
+        spki = spki_der(root.public_key())
+        record = pb.BootstrapResponse(ca_pubkey=spki, k256_pubkey=public_key(k256))
+        if attest:
+            record.attestation = self._attestor.attest(bootstrap_report_data(spki, record.k256_pubkey))
+        material = KeyMaterial(
+            root_ca_key=root,
+            temp_ca_key=temporary,
+            k256=k256,
+            root_ca_cert=self_signed_ca(root, ROOT_CA_NAME, 1, now - BACKDATE, now + CA_LIFETIME),
+            temp_ca_cert=self_signed_ca(temporary, TEMP_CA_NAME, 0, now - BACKDATE, now + CA_LIFETIME),
+            domain=domain,
+            bootstrap_info=to_json(record) if attest else None,
+        )
+        return material, record
+
+    def _p256_key(self, label: str) -> ec.EllipticCurvePrivateKey:
+        return ec.derive_private_key(self._scalar(label, P256_ORDER), ec.SECP256R1())
+
+    def _scalar(self, label: str, order: int) -> int:
+        """Draw a scalar from the kernel's and the NSM's randomness, so that neither alone decides it."""
+        while True:
+            seed = os.urandom(32) + self._nsm.get_random()
+            scalar = int.from_bytes(hkdf_sha256(seed, [b"dstack-cloud-root:", label.encode()], 32), "big")
+            if 0 < scalar < order:
+                return scalar

@@ -1,0 +1,161 @@
+"""`kms.toml`, compatible with upstream's file (spec kms section 5.1).
+
+Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own section,
+`[core.auth_api.proof]`, is policy, so a misspelt key there is refused instead of silently defaulted.
+"""
+
+import tomllib
+from typing import Any, Literal
+
+import msgspec
+
+from shared.errors import ConfigError
+from shared.hex import decode_hex
+
+CONFIG_PATH = "/etc/kms/kms.toml"
+
+MAX_ALLOW_CACHE = 60
+"""Seconds. An allow older than this could outlive a revocation by more than an operator would notice."""
+
+
+class Rpc(msgspec.Struct, frozen=True, kw_only=True):
+    """`[rpc]`: the main listener. In an enclave `port` is a vsock port and `address` has no meaning."""
+
+    address: str = "0.0.0.0"
+    port: int = 8000
+
+
+class Onboard(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.onboard]`: the plain HTTP listener that runs only while root keys are missing."""
+
+    enabled: bool = True
+    auto_bootstrap_domain: str = ""
+    address: str = "0.0.0.0"
+    port: int = 8000
+
+
+class RootCa(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.attestation.root_ca]`: extra trust anchors, paths inside the image."""
+
+    aws_nitro_enclave: str = ""
+
+
+class Attestation(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.attestation]`."""
+
+    insecure_allow_external_trust_anchors: bool = False
+    root_ca: RootCa = RootCa()
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.auth_api.webhook]`: upstream's mode, where the answer of an HTTP server is believed."""
+
+    url: str = "http://auth-api:8000"
+
+
+class Dev(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.auth_api.dev]`: everything is allowed; only a simulated KMS may run it."""
+
+    gateway_app_id: str = "any"
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[core.auth_api.proof]`: the chain is believed, and only by proof (DESIGN section 2).
+
+    `url` is the authorize function that fetches proof bundles. `quorum` of the `rpc_urls` must agree on the
+    blocks. Ages are in seconds. `implementations` are rows of `shared.chain.known_builds.KnownBuild` that the
+    operator pins besides the known ones. `rpc_roots` is a PEM file of the image with the TLS roots for the
+    RPC hosts. `allow_cache` is how long an allow may be reused, at most 60.
+    """
+
+    url: str
+    chain_id: int
+    kms_contract: str
+    rpc_urls: tuple[str, ...]
+    quorum: int = 2
+    max_block_age: int = 1800
+    max_head_age: int = 120
+    implementations: tuple[dict[str, Any], ...] = ()
+    rpc_roots: str = ""
+    allow_cache: int = 0
+    timeout: float = 10.0
+
+    def contract(self) -> bytes:
+        """Return the DstackKms proxy's address, 20 bytes."""
+        return decode_hex(self.kms_contract, what="core.auth_api.proof.kms_contract", length=20)
+
+
+class AuthApi(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.auth_api]`."""
+
+    type: Literal["proof", "webhook", "dev"] = "proof"
+    webhook: Webhook = Webhook()
+    dev: Dev = Dev()
+    proof: Proof | None = None
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.metrics]`."""
+
+    enabled: bool = True
+
+
+class Core(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core]`."""
+
+    cert_dir: str = "/etc/kms/certs"
+    site_name: str = ""
+    enforce_self_authorization: bool = True
+    attest_rpc_cert: bool = True
+    sev_snp_key_release: bool = False
+    aws_nitro_tpm_key_release: bool = False
+    aws_nitro_enclave_key_release: bool = False
+    treat_nitro_as_up_to_date: bool = False
+    attestation: Attestation = Attestation()
+    auth_api: AuthApi = AuthApi()
+    onboard: Onboard = Onboard()
+    metrics: Metrics = Metrics()
+
+
+class KmsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    rpc: Rpc = Rpc()
+    core: Core = Core()
+
+
+def parse_config(text: bytes) -> KmsConfig:
+    """Parse and check `kms.toml`.
+
+    Raises `ConfigError`: `config.syntax`, `config.invalid`, `config.proof.missing`,
+    `config.allow_cache`, `config.anchors.flag`.
+    """
+    try:
+        document = tomllib.loads(text.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("config.syntax", f"kms.toml is not valid toml: {error}") from error
+    try:
+        config = msgspec.convert(document, KmsConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError("config.invalid", f"kms.toml: {error}") from error
+    core = config.core
+    if core.auth_api.type == "proof":
+        proof = core.auth_api.proof
+        if proof is None:
+            raise ConfigError(
+                "config.proof.missing",
+                "auth_api.type is proof (the default), so [core.auth_api.proof] must name the contract",
+            )
+        if not 0 <= proof.allow_cache <= MAX_ALLOW_CACHE:
+            raise ConfigError(
+                "config.allow_cache", f"allow_cache is {proof.allow_cache}, expected 0 to {MAX_ALLOW_CACHE}"
+            )
+    if (
+        core.attestation.root_ca.aws_nitro_enclave
+        and not core.attestation.insecure_allow_external_trust_anchors
+    ):
+        raise ConfigError(
+            "config.anchors.flag",
+            "attestation.root_ca is set, which needs insecure_allow_external_trust_anchors = true",
+        )
+    return config

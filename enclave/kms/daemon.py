@@ -1,0 +1,95 @@
+"""The KMS process: onboarding while there are no keys, then the main listener."""
+
+import sys
+from collections.abc import Callable
+
+from enclave.kms.assembly import Parts, assemble
+from enclave.kms.bootstrap import Bootstrapper
+from enclave.kms.callers import CallerVerifier
+from enclave.kms.http import main_app, onboard_app
+from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.kms.rpc_identity import RpcIdentity
+from enclave.kms.service import KmsService, check_self, context, kms_boot_info
+from enclave.log import log_event
+from enclave.platform import Platform
+from enclave.serving.attested_tls import build_plain_server, build_server, run_server
+from shared.errors import ConfigError, DstackError, ExitCode
+from shared.rpc import kms_pb2 as pb
+from shared.version import __version__
+
+
+def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
+    """Run until stopped. Takes no arguments: what it does is fixed by the measured image."""
+    del argv
+    platform = platform or Platform.nitro()
+    try:
+        parts = assemble(platform)
+        log_event(
+            "kms.assembled",
+            auth_mode=parts.authorizer.mode,
+            clock_source=parts.environment.clock_source,
+            evidence_anchor=parts.environment.evidence_anchor,
+            simulated=parts.environment.simulated,
+            disabled_checks=", ".join(parts.own.verdict.disabled_checks),
+        )
+        store = KeyStore(platform.writable_path(parts.config.core.cert_dir))
+        keys = store.load() or _onboard(platform, parts, store)
+        _serve(platform, parts, keys)
+    except DstackError as error:
+        log_event("kms.failed", code=error.code, message=error.message)
+        sys.stderr.write(f"kms: {error} [{error.code}]\n")
+        return error.exit_code
+    return ExitCode.OK
+
+
+def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
+    """Make the first keys, from configuration or through the onboard listener."""
+    core = parts.config.core
+    if not core.onboard.enabled:
+        raise ConfigError("kms.onboard.disabled", "Failed to onboard: no keys, and onboarding is disabled")
+    bootstrapper = Bootstrapper(store=store, nsm=parts.nsm, attestor=parts.attestor, now=parts.now)
+
+    def check() -> None:
+        if core.enforce_self_authorization:
+            with context("KMS is not allowed to bootstrap"):
+                check_self(parts.authorizer, kms_boot_info(parts.own, core))
+
+    if core.onboard.auto_bootstrap_domain:
+        bootstrapper.bootstrap(core.onboard.auto_bootstrap_domain, check_self=check, attest=False)
+    else:
+        _serve_onboarding(platform, parts, bootstrapper, check)
+    keys = store.load()
+    if keys is None:
+        raise ConfigError("kms.onboard.unfinished", "Failed to onboard: finish came before bootstrap")
+    return keys
+
+
+def _serve_onboarding(
+    platform: Platform, parts: Parts, bootstrapper: Bootstrapper, check: Callable[[], None]
+) -> None:
+    def bootstrap(domain: str) -> pb.BootstrapResponse:
+        return bootstrapper.bootstrap(domain, check_self=check, attest=True)
+
+    def finish() -> None:
+        server.should_exit = True
+
+    server = build_plain_server(onboard_app(bootstrap, finish))
+    port = parts.config.core.onboard.port
+    listener = platform.vsock.listen(port)
+    log_event("kms.onboarding", port=port)
+    run_server(server, [listener])
+
+
+def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
+    core = parts.config.core
+    service = KmsService(
+        core=core, keys=keys, authorizer=parts.authorizer, own=parts.own, environment=parts.environment
+    )
+    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=parts.anchors, now=parts.now)
+    identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.now)
+    app = main_app(
+        service, callers, version=__version__, metrics=core.metrics.enabled, lifespan=identity.renewing
+    )
+    listener = platform.vsock.listen(parts.config.rpc.port)
+    log_event("kms.ready", port=parts.config.rpc.port, domain=keys.domain)
+    run_server(build_server(app, context_factory=identity.context), [listener])

@@ -1,0 +1,115 @@
+"""The KMS's two HTTP faces: the main listener behind attested TLS, and the plain onboarding one."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from google.protobuf.empty_pb2 import Empty
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from enclave.kms.callers import CallerVerifier
+from enclave.kms.service import KmsService, context
+from enclave.serving.prpc import Procedure, PrpcService
+from shared.attestation.verify import VerifiedAttestation
+from shared.rpc import kms_pb2 as pb
+
+Caller = VerifiedAttestation | None
+
+COUNTED = frozenset({"GetAppKey", "GetKmsKey", "SignCert"})
+"""The methods that upstream's two counters count (spec kms section 1.1)."""
+
+SERVER_HEADER = (b"server", b"DStack KMS")
+
+
+class Counted:
+    """ASGI middleware: the response headers of spec kms section 1.1, and its two counters."""
+
+    def __init__(self, app: ASGIApp, version: str) -> None:
+        self._app = app
+        self._version = (b"x-app-version", version.encode())
+        self.requests = 0
+        self.failures = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        counted = scope["path"].removeprefix("/prpc/").removeprefix("KMS.") in COUNTED
+        self.requests += counted
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.failures += counted and message["status"] >= 400
+                message["headers"] = [*message["headers"], SERVER_HEADER, self._version]
+            await send(message)
+
+        await self._app(scope, receive, observed)
+
+    def text(self) -> str:
+        """Return the counters in Prometheus's text format."""
+        return (
+            "# TYPE dstack_kms_attestation_requests_total counter\n"
+            f"dstack_kms_attestation_requests_total {self.requests}\n"
+            "# TYPE dstack_kms_attestation_failures_total counter\n"
+            f"dstack_kms_attestation_failures_total {self.failures}\n"
+        )
+
+
+def main_app(
+    service: KmsService,
+    callers: CallerVerifier,
+    *,
+    version: str,
+    metrics: bool,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+) -> ASGIApp:
+    """Return the ASGI application of the main listener. `lifespan` runs beside it."""
+
+    def identify(chain: list[bytes]) -> Caller:
+        with context("invalid quote"):
+            return callers.verify(chain)
+
+    procedures: dict[str, Procedure[Caller]] = {
+        "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key),
+        "GetMeta": Procedure(Empty, lambda _request, _caller: service.get_meta()),
+        "GetTempCaCert": Procedure(Empty, lambda _request, _caller: service.get_temp_ca_cert()),
+    }
+
+    async def metrics_page(_request: Request) -> Response:
+        return PlainTextResponse(counted.text())
+
+    routes = [PrpcService("KMS", procedures, identify).route(), Route("/health", _health)]
+    if metrics:
+        routes.append(Route("/metrics", metrics_page))
+    counted = Counted(Starlette(routes=routes, lifespan=lifespan), version)
+    return counted
+
+
+def onboard_app(bootstrap: Callable[[str], pb.BootstrapResponse], finish: Callable[[], None]) -> Starlette:
+    """Return the ASGI application that runs while no root keys exist.
+
+    `bootstrap` takes the domain; `finish` asks the listener to stop so that the KMS goes on.
+    """
+
+    def finish_call(_request: object, _caller: None) -> Empty:
+        finish()
+        return Empty()
+
+    async def finish_page(_request: Request) -> Response:
+        finish()
+        return PlainTextResponse("OK")
+
+    procedures: dict[str, Procedure[None]] = {
+        "Bootstrap": Procedure(pb.BootstrapRequest, lambda request, _caller: bootstrap(request.domain)),
+        "Finish": Procedure(Empty, finish_call),
+    }
+    service = PrpcService("Onboard", procedures, lambda _chain: None)
+    return Starlette(routes=[service.route(), Route("/health", _health), Route("/finish", finish_page)])
+
+
+async def _health(_request: Request) -> Response:
+    return PlainTextResponse("OK")

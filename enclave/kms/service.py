@@ -1,0 +1,218 @@
+"""The KMS's methods, in upstream's order of checks and with its error texts (spec kms section 2).
+
+This is the code that releases keys. It opens no socket and parses no HTTP: the caller's evidence arrives
+verified and bound to its TLS key, policy arrives as an `Authorizer`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from enclave.kms.authorization import Authorizer
+from enclave.kms.config import Core
+from enclave.kms.key_store import KeyMaterial
+from enclave.log import log_event
+from shared.attestation.identity import boot_info
+from shared.attestation.verify import VerifiedAttestation
+from shared.boot_info import BootInfo
+from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
+from shared.keys.app_keys import derive_app_keys
+from shared.keys.k256 import public_key
+from shared.rpc import kms_pb2 as pb
+from shared.rpc.codec import from_json
+
+MAX_API_VERSION = 1
+
+NITRO_ENCLAVE = "dstack-nitro-enclave"
+UP_TO_DATE = "UpToDate"
+
+ANY_GATEWAY = "any"
+"""The wildcard that turns off a guest's check of its gateway."""
+
+RELEASE_GATES = {
+    NITRO_ENCLAVE: "aws_nitro_enclave_key_release",
+    "dstack-aws-nitro-tpm": "aws_nitro_tpm_key_release",
+    "dstack-amd-sev-snp": "sev_snp_key_release",
+}
+"""Platforms that get keys only if `[core]` opts in (spec kms section 2.2; drift #1303 for Nitro)."""
+
+
+@contextmanager
+def context(text: str) -> Iterator[None]:
+    """Prefix the message of an error on its way out, as upstream's error chains read. The code stays."""
+    try:
+        yield
+    except DstackError as error:
+        raise type(error)(error.code, f"{text}: {error.message}") from error
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """What GetMeta tells of this KMS beyond its keys and its contract."""
+
+    clock_source: str
+    simulated: bool
+    evidence_anchor: str
+    quorum: int
+    quorum_plain_http: bool
+    max_block_age: int
+
+
+class KmsService:
+    """One bootstrapped KMS.
+
+    `own` is verified evidence about this very enclave, made at start over zero report data and kept for the
+    life of the process (spec kms section 5.4).
+    """
+
+    def __init__(
+        self,
+        *,
+        core: Core,
+        keys: KeyMaterial,
+        authorizer: Authorizer,
+        own: VerifiedAttestation,
+        environment: Environment,
+    ) -> None:
+        self._core = core
+        self._keys = keys
+        self._root = keys.root_keys()
+        self._ca_cert = keys.root_ca_cert.public_bytes(Encoding.PEM).decode()
+        self._authorizer = authorizer
+        self._own = kms_boot_info(own, core)
+        self._environment = environment
+
+    def get_app_key(
+        self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
+    ) -> pb.AppKeyResponse:
+        """Release an app's keys to its attested enclave.
+
+        Checks, in order: API version; this KMS is allowed; evidence is present (it was verified and bound to
+        the TLS key before dispatch); image and app id; policy, whose gateway may not be the wildcard; the
+        platform's release gate.
+        """
+        _check_api_version(request.api_version)
+        self._check_self()
+        with context("App not allowed"):
+            verified = _present(caller)
+            subject = boot_info(verified, vm_config=request.vm_config)
+            if len(subject.app_id) != 20:
+                raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
+            decision = self._authorizer.authorize("app", subject)
+            if not decision.is_allowed:
+                raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
+            if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
+                raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
+            self._check_gate(subject.tee_variant)
+        keys = derive_app_keys(self._root, subject.app_id, subject.instance_id)
+        log_event(
+            "kms.app_key.released",
+            app_id=subject.app_id.hex(),
+            compose_hash=subject.compose_hash.hex(),
+            tee_variant=subject.tee_variant,
+            simulated=verified.verdict.simulated,
+            auth_mode=self._authorizer.mode,
+            finalized_block=decision.finalized_block,
+        )
+        return pb.AppKeyResponse(
+            ca_cert=self._ca_cert,
+            disk_crypt_key=keys.disk_crypt_key,
+            env_crypt_key=keys.env_crypt_key,
+            k256_key=keys.k256_key,
+            k256_signature=keys.k256_signature,
+            tproxy_app_id=decision.gateway_app_id,
+            gateway_app_id=decision.gateway_app_id,
+            os_image_hash=subject.os_image_hash,
+        )
+
+    def get_meta(self) -> pb.GetMetaResponse:
+        """Describe this KMS: keys, contract facts, and how strict it is."""
+        info = self._authorizer.info()
+        development = self._authorizer.mode == "dev"
+        policy = pb.KmsPolicy(
+            auth_mode=self._authorizer.mode,
+            clock_source=self._environment.clock_source,
+            simulated=self._environment.simulated,
+            nitro_enclave_key_release=self._core.aws_nitro_enclave_key_release,
+            treat_nitro_as_up_to_date=self._core.treat_nitro_as_up_to_date,
+            image_verification=True,  # not optional here: core.image.verify is ignored
+            quorum=self._environment.quorum,
+            quorum_plain_http=self._environment.quorum_plain_http,
+            finalized_block=info.finalized_block,
+            max_block_age=self._environment.max_block_age,
+            evidence_anchor=self._environment.evidence_anchor,
+        )
+        meta = pb.GetMetaResponse(
+            ca_cert=self._ca_cert,
+            allow_any_upgrade=development,
+            is_dev=development,
+            k256_pubkey=public_key(self._keys.k256),
+            policy=policy,
+        )
+        if self._keys.bootstrap_info is not None:
+            meta.bootstrap_info.CopyFrom(from_json(pb.BootstrapResponse, self._keys.bootstrap_info))
+        if info.gateway_app_id is not None:
+            meta.gateway_app_id = info.gateway_app_id
+        if info.kms_contract_address is not None:
+            meta.kms_contract_address = info.kms_contract_address
+        if info.chain_id is not None:
+            meta.chain_id = info.chain_id
+        if info.app_implementation is not None:
+            meta.app_auth_implementation = info.app_implementation
+        return meta
+
+    def get_temp_ca_cert(self) -> pb.GetTempCaCertResponse:
+        """Hand out the temporary CA with its key. It authenticates nobody: only evidence does (trap 14)."""
+        self._check_self()
+        if self._core.enforce_self_authorization:
+            self._check_gate(self._own.tee_variant)
+        return pb.GetTempCaCertResponse(
+            temp_ca_cert=self._keys.temp_ca_cert.public_bytes(Encoding.PEM).decode(),
+            temp_ca_key=self._keys.temp_ca_pem().decode(),
+            ca_cert=self._ca_cert,
+        )
+
+    def _check_self(self) -> None:
+        """Refuse to serve when the contract no longer allows this KMS, so that a revocation stops it."""
+        if not self._core.enforce_self_authorization:
+            return
+        with context("KMS self authorization failed"):
+            check_self(self._authorizer, self._own)
+
+    def _check_gate(self, tee_variant: str) -> None:
+        gate = RELEASE_GATES.get(tee_variant)
+        if gate is not None and not getattr(self._core, gate):
+            raise PolicyDenied(
+                "kms.release.gate", f"key release to {tee_variant} is off: set core.{gate} = true to allow it"
+            )
+
+
+def kms_boot_info(verified: VerifiedAttestation, core: Core) -> BootInfo:
+    """Return what `isKmsAllowed` is asked about.
+
+    Nitro evidence carries no TCB status, and the contract wants `UpToDate` of every KMS:
+    `core.treat_nitro_as_up_to_date` fills it in here and nowhere else, so no app profits from it.
+    """
+    info = boot_info(verified)
+    if core.treat_nitro_as_up_to_date and info.tee_variant == NITRO_ENCLAVE and not info.tcb_status:
+        return msgspec.structs.replace(info, tcb_status=UP_TO_DATE)
+    return info
+
+
+def check_self(authorizer: Authorizer, own: BootInfo) -> None:
+    """Raise `PolicyDenied("kms.self.denied")` unless the policy allows a KMS with this boot info."""
+    decision = authorizer.authorize("kms", own)
+    if not decision.is_allowed:
+        raise PolicyDenied("kms.self.denied", f"KMS is not allowed: {decision.reason}")
+
+
+def _check_api_version(version: int) -> None:
+    if version > MAX_API_VERSION:
+        raise ProtocolError("kms.api_version", f"Unsupported API version: {version}")
+
+
+def _present(caller: VerifiedAttestation | None) -> VerifiedAttestation:
+    if caller is None:
+        raise InvalidEvidence("kms.no_attestation", "No attestation provided")
+    return caller

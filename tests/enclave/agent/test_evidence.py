@@ -1,0 +1,69 @@
+"""POST /evidence answers a deployer's challenge with fresh evidence (DESIGN section 4)."""
+
+import msgspec
+import pytest
+
+from enclave.agent.evidence import evidence_app
+from enclave.devices.attestor import NitroAttestor
+from enclave.serving.attested_tls import build_plain_server
+from shared.attestation.report_data import deploy_challenge
+from shared.attestation.verify import verify_attestation
+from shared.errors import UnavailableError
+from shared.net.fetch import HttpClient, Response
+
+NOW = 1_900_000_000
+APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
+CHALLENGE = bytes(range(32))
+
+
+class BrokenAttestor:
+    def attest(self, _report_data: bytes) -> bytes:
+        raise UnavailableError("nsm.unavailable", "the module does not answer")
+
+
+@pytest.fixture
+def ask(app_enclave, serve):
+    return _client(app_enclave.attestor, serve)
+
+
+def _client(attestor: NitroAttestor, serve):
+    http = HttpClient(serve(build_plain_server(evidence_app(attestor, APP_ID))), timeout=20)
+
+    def ask(body: bytes) -> Response:
+        return http.request("POST", "http://app.test/evidence", body)
+
+    return ask
+
+
+def _code(response: Response) -> str:
+    return msgspec.json.decode(response.body, type=dict[str, str])["code"]
+
+
+def test_answers_with_evidence_over_the_challenge_and_the_app_id(ask, anchors) -> None:
+    response = ask(msgspec.json.encode({"challenge": CHALLENGE.hex()}))
+    envelope = bytes.fromhex(msgspec.json.decode(response.body)["attestation"])
+    expected = deploy_challenge(CHALLENGE, APP_ID)
+    assert verify_attestation(envelope, now=NOW, anchors=anchors, report_data=expected).verdict.simulated
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{}", "evidence.malformed"),
+        (b"", "evidence.malformed"),
+        (b'{"challenge":5}', "evidence.malformed"),
+        (b'{"challenge":"00","more":1}', "evidence.malformed"),
+        (msgspec.json.encode({"challenge": "00" * 31}), "hex.length"),
+        (msgspec.json.encode({"challenge": "00" * 33}), "hex.length"),
+        (msgspec.json.encode({"challenge": "zz" * 32}), "hex.invalid"),
+        (b" " * 1025, "evidence.oversize"),
+    ],
+)
+def test_refuses_what_is_no_challenge(ask, body: bytes, code: str) -> None:
+    response = ask(body)
+    assert (response.status, _code(response)) == (400, code)
+
+
+def test_says_when_it_cannot_attest(serve) -> None:
+    response = _client(BrokenAttestor(), serve)(msgspec.json.encode({"challenge": CHALLENGE.hex()}))
+    assert (response.status, _code(response)) == (503, "nsm.unavailable")

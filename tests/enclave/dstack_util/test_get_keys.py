@@ -1,0 +1,260 @@
+"""get-keys believes one pinned, attested KMS and nobody else (spec kms section 4.7, deploy section 6.2)."""
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from enclave.dstack_util.get_keys import get_keys
+from enclave.dstack_util.main import main
+from enclave.kms.authorization import Decision
+from enclave.kms.callers import CallerVerifier
+from enclave.kms.config import Core
+from enclave.kms.http import main_app
+from enclave.kms.key_store import KeyMaterial
+from enclave.kms.rpc_identity import RpcIdentity
+from enclave.kms.service import Environment, KmsService
+from enclave.platform import Platform
+from enclave.serving.attested_tls import build_server
+from enclave.simulator.nsm import SimulatedNsm
+from shared.attestation.report_data import RATLS_CERT, report_data
+from shared.errors import DstackError, ExitCode
+from shared.keys.app_keys import RootKeys, derive_app_keys
+from shared.keys.k256 import public_key
+from shared.ratls.certificates import client_certificate, rpc_certificate, spki_der
+from shared.ratls.tls import server_context
+from shared.rpc import kms_pb2 as pb
+
+NOW = 1_900_000_000
+APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
+CORE = Core(aws_nitro_enclave_key_release=True)
+ENVIRONMENT = Environment(
+    clock_source="nsm (simulated)",
+    simulated=True,
+    evidence_anchor="external",
+    quorum=1,
+    quorum_plain_http=True,
+    max_block_age=600,
+)
+
+
+@dataclass(frozen=True)
+class DirectPlatform(Platform):
+    """A platform whose way out leads straight to the KMS under test."""
+
+    out: Any = None
+
+    def dialer(self) -> Any:
+        return self.out
+
+
+class World:
+    """A KMS that tests can bend, and an app image that names it."""
+
+    def __init__(
+        self, keys: KeyMaterial, kms_enclave, policy, anchors, authority, directory: Path, serve
+    ) -> None:
+        self.keys = keys
+        self.policy = policy
+        self._enclave = kms_enclave
+        self._anchors = anchors
+        self._authority = authority
+        self._directory = directory
+        self._serve = serve
+        self.config: dict[str, str] = {
+            "app_id": f'"0x{APP_ID.hex()}"',
+            "kms": '{ url = "https://kms.test:8000", root_ca = "/root-ca.pem" }',
+            "trust": '{ nitro_roots = ["/simulated.pem"] }',
+        }
+        self.root_pem = keys.root_ca_cert.public_bytes(Encoding.PEM)
+        self.context_factory: Callable[[], Any] = RpcIdentity(keys, kms_enclave.attestor, lambda: NOW).context
+        self.app_clock = NOW
+        self.service = KmsService(
+            core=CORE,
+            keys=keys,
+            authorizer=policy,
+            own=kms_enclave.evidence(anchors),
+            environment=ENVIRONMENT,
+        )
+
+    def platform(self) -> Platform:
+        """Start the KMS, write the app's image and return its platform."""
+        callers = CallerVerifier(temp_ca_der=self.keys.temp_ca_der(), anchors=self._anchors, now=lambda: NOW)
+        app = main_app(self.service, callers, version="1", metrics=False)
+        dialer = self._serve(build_server(app, context_factory=self.context_factory))
+        image = self._directory / "image"
+        (image / "etc/dstack").mkdir(parents=True)
+        text = "".join(f"{name} = {value}\n" for name, value in self.config.items())
+        (image / "etc/dstack/enclave.toml").write_text(text)
+        (image / "root-ca.pem").write_bytes(self.root_pem)
+        (image / "simulated.pem").write_bytes(self._authority.root_pem)
+        registers = {index: bytes([2, index]) * 24 for index in range(3)}
+        nsm = SimulatedNsm(registers, self._authority, clock=lambda: self.app_clock)
+        return DirectPlatform(image=image, writable=image, nsm=nsm, vsock=None, out=dialer)  # type: ignore[arg-type]
+
+    def serve_certificate(self, **changes: Any) -> None:
+        """Have the KMS present another certificate: `issuer`, `domain`, `attestation`, `client`, `over`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        attested = changes.pop("over", key)
+        envelope = self._enclave.attestor.attest(report_data(RATLS_CERT, spki_der(attested.public_key())))
+        options = {
+            "issuer": (self.keys.root_ca_cert, self.keys.root_ca_key),
+            "attestation": envelope,
+            "now": NOW,
+            **changes,
+        }
+        if options.pop("client", False):
+            certificate = client_certificate(key, **options)
+        else:
+            certificate = rpc_certificate(key, **{"domain": "kms.test", **options})
+        context = server_context(key=key, chain=(certificate,), client_ca=self.keys.temp_ca_cert)
+        self.context_factory = lambda: context
+
+    def refusal(self) -> DstackError:
+        """Return why get-keys refuses."""
+        with pytest.raises(DstackError) as refusal:
+            get_keys(self.platform())
+        return refusal.value
+
+
+@pytest.fixture
+def world(bootstrap, kms_enclave, policy, anchors, authority, tmp_path: Path, serve) -> World:
+    return World(bootstrap(), kms_enclave, policy, anchors, authority, tmp_path, serve)
+
+
+def test_gets_the_keys_that_the_roots_derive(world: World) -> None:
+    bundle = get_keys(world.platform())
+    assert bundle.keys == derive_app_keys(world.keys.root_keys(), APP_ID)
+    assert bundle.k256_root == public_key(world.keys.k256)
+    assert bundle.gateway_app_id == "gateway"
+    kind, asked = world.policy.asked[-1]
+    assert (kind, asked.app_id) == ("app", APP_ID)
+
+
+def test_writes_upstreams_file_for_its_owner_alone(world: World, tmp_path: Path) -> None:
+    output = tmp_path / "appkeys.json"
+    assert main(["get-keys", "-o", str(output)], world.platform()) == ExitCode.OK
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    document = msgspec.json.decode(output.read_bytes())
+    expected = derive_app_keys(world.keys.root_keys(), APP_ID)
+    assert document["disk_crypt_key"] == expected.disk_crypt_key.hex()
+    assert document["k256_signature"] == expected.k256_signature.hex()
+    provider = document["key_provider"]["Kms"]
+    assert provider["url"] == "https://kms.test:8000/prpc"
+    assert provider["pubkey"] == spki_der(world.keys.root_ca_key.public_key()).hex()
+    assert set(document) == {
+        "ca_cert",
+        "disk_crypt_key",
+        "env_crypt_key",
+        "k256_key",
+        "k256_signature",
+        "gateway_app_id",
+        "key_provider",
+    }
+
+
+def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None:
+    world.policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
+    assert main(["get-keys"], world.platform()) == ExitCode.REFUSED
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "dstack-util: the KMS refused: App not allowed: Boot denied: Compose hash not allowed [kms.refused]\n"
+    )
+
+
+def test_refuses_to_run_without_a_root_pin(world: World) -> None:
+    world.config["kms"] = '{ url = "https://kms.test:8000" }'
+    assert world.refusal().code == "get_keys.root_pin"
+
+
+@pytest.mark.parametrize("url", ["http://kms.test:8000", "kms.test", "https://", "https://kms.test:99999"])
+def test_refuses_a_kms_url_that_is_not_https(world: World, url: str) -> None:
+    world.config["kms"] = f'{{ url = "{url}", root_ca = "/root-ca.pem" }}'
+    assert world.refusal().code == "image.kms_url"
+
+
+def test_refuses_a_zero_app_id(world: World) -> None:
+    world.config["app_id"] = f'"0x{"00" * 20}"'
+    assert world.refusal().code == "image.app_id"
+
+
+def test_refuses_an_unknown_key_in_the_image(world: World) -> None:
+    world.config["app_idd"] = '""'
+    assert world.refusal().code == "image.config"
+
+
+def test_refuses_a_kms_under_another_root(world: World) -> None:
+    world.serve_certificate(issuer=(world.keys.temp_ca_cert, world.keys.temp_ca_key))
+    assert world.refusal().code == "ratls.issuer"
+
+
+def test_n51_refuses_an_app_certificate_posing_as_the_kms(world: World) -> None:
+    world.serve_certificate(client=True)
+    assert world.refusal().code.startswith("ratls.")
+
+
+def test_refuses_a_kms_without_evidence(world: World) -> None:
+    world.serve_certificate(attestation=None)
+    assert world.refusal().code == "ratls.attestation.missing"
+
+
+def test_refuses_a_kms_whose_evidence_is_for_another_key(world: World) -> None:
+    world.serve_certificate(over=ec.generate_private_key(ec.SECP256R1()))
+    assert world.refusal().code == "attestation.report_data"
+
+
+def test_refuses_a_kms_under_another_name(world: World) -> None:
+    world.serve_certificate(domain="other.test")
+    assert world.refusal().code == "ratls.hostname"
+
+
+def test_refuses_stale_evidence_by_the_enclaves_own_clock(world: World) -> None:
+    world.app_clock = NOW + 3601
+    assert world.refusal().code == "nitro.stale"
+
+
+def test_refuses_an_unknown_attestation_root(world: World) -> None:
+    world.config["trust"] = "{ nitro_roots = [] }"
+    assert world.refusal().code.startswith("nitro.chain")
+
+
+def test_n38_refuses_keys_of_another_app(world: World) -> None:
+    """A response for app A presented as B's: the k256 signature covers the app id."""
+    root = public_key(world.keys.k256)
+    world.config["kms"] = (
+        f'{{ url = "https://kms.test:8000", root_ca = "/root-ca.pem", k256_pubkey = "0x{root.hex()}" }}'
+    )
+    world.service.get_app_key = lambda *_: _response(world, bytes([9]) * 20)  # type: ignore[method-assign]
+    assert world.refusal().code == "get_keys.signature"
+
+
+def test_refuses_an_answer_with_another_root_ca(world: World) -> None:
+    answer = _response(world, APP_ID)
+    answer.ca_cert = world.keys.temp_ca_cert.public_bytes(Encoding.PEM).decode()
+    world.service.get_app_key = lambda *_: answer  # type: ignore[method-assign]
+    assert world.refusal().code == "get_keys.ca_changed"
+
+
+def test_the_bundle_hides_its_secrets(world: World) -> None:
+    bundle = get_keys(world.platform())
+    shown = repr(bundle) + str(bundle)
+    assert bundle.keys.k256_key.hex() not in shown
+    assert repr(bundle.keys.k256_key) not in shown
+
+
+def _response(world: World, app_id: bytes) -> pb.AppKeyResponse:
+    root: RootKeys = world.keys.root_keys()
+    keys = derive_app_keys(root, app_id)
+    return pb.AppKeyResponse(
+        ca_cert=world.root_pem.decode(),
+        disk_crypt_key=keys.disk_crypt_key,
+        env_crypt_key=keys.env_crypt_key,
+        k256_key=keys.k256_key,
+        k256_signature=keys.k256_signature,
+    )

@@ -1,0 +1,267 @@
+"""Doubt is refusal: what a dead, slow or lying function, or a stale allow, gets (N-57, N-58, N-59)."""
+
+import json
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from enclave.kms import authorization
+from enclave.kms.authorization import DevAuthorizer, ProofAuthorizer, WebhookAuthorizer
+from enclave.kms.config import Proof
+from shared.boot_info import BootInfo
+from shared.chain import decision as chain
+from shared.chain.code import code_list
+from shared.chain.header import BlockRef
+from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
+from shared.net.fetch import Response
+
+NOW = 1_900_000_000
+BOOT_INFO = BootInfo(
+    tee_variant="dstack-nitro-enclave",
+    mr_aggregated=bytes([1]) * 32,
+    os_image_hash=bytes([1]) * 32,
+    mr_system=bytes([1]) * 32,
+    app_id=bytes([2]) * 20,
+    compose_hash=bytes([1]) * 32,
+    instance_id=b"",
+    device_id=bytes([3]) * 32,
+    key_provider_info=b"",
+    tcb_status="",
+    advisory_ids=(),
+)
+EMPTY_PROOF = {"headers": [], "nodes": [], "codes": []}
+
+
+class Function:
+    """An HTTP client whose other end answers what a test says."""
+
+    def __init__(self, body: object = None, status: int = 200) -> None:
+        self.status = status
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.asked: list[str] = []
+
+    def request(self, method: str, url: str, body: bytes | None = None, headers: object = None) -> Response:
+        del body, headers
+        self.asked.append(f"{method} {url}")
+        return Response(self.status, {}, self.body)
+
+
+class DeadFunction(Function):
+    """Nobody answers."""
+
+    def request(self, *_arguments: object, **_options: object) -> Response:
+        raise UnavailableError("net.timeout", "no answer in time")
+
+
+class Quorum:
+    """Names two blocks, or fails."""
+
+    def __init__(self, failure: DstackError | None = None) -> None:
+        self.failure = failure
+
+    def blocks(self) -> tuple[BlockRef, BlockRef]:
+        if self.failure is not None:
+            raise self.failure
+        return BlockRef(5, bytes([5]) * 32), BlockRef(7, bytes([7]) * 32)
+
+
+def _proof(
+    http: Function,
+    *,
+    quorum: Quorum | None = None,
+    allow_cache: int = 0,
+    now: Callable[[], int] = lambda: NOW,
+) -> ProofAuthorizer:
+    settings = Proof(
+        url="https://authorize.example/",
+        chain_id=1,
+        kms_contract="0x" + "11" * 20,
+        rpc_urls=("https://a.example", "https://b.example"),
+        allow_cache=allow_cache,
+    )
+    policy = chain.ChainPolicy(chain_id=1, kms_contract=bytes([0x11]) * 20, codes=code_list())
+    return ProofAuthorizer(settings, policy, quorum or Quorum(), http, now)  # type: ignore[arg-type]
+
+
+def _decided(*, is_allowed: bool = True, expires_at: int = NOW + 60) -> chain.Decision:
+    return chain.Decision(
+        is_allowed=is_allowed,
+        reason="" if is_allowed else "Compose hash not allowed",
+        gateway_app_id="gateway",
+        app_implementation=bytes(20),
+        finalized_number=5,
+        expires_at=expires_at,
+    )
+
+
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> list[chain.Decision]:
+    """Replace the proof check by a list of answers; the last one stays."""
+    answers = [_decided()]
+
+    def decide(*_arguments: object, **_options: object) -> chain.Decision:
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    monkeypatch.setattr(authorization.chain, "decide", decide)
+    return answers
+
+
+def _answer(**changes: object) -> dict[str, object]:
+    return {"isAllowed": True, "gatewayAppId": "", "reason": "", "proof": EMPTY_PROOF, **changes}
+
+
+def _refusal(call: Callable[[], object], kind: type[DstackError]) -> str:
+    with pytest.raises(kind) as refusal:
+        call()
+    return refusal.value.code
+
+
+def test_names_the_quorums_blocks_to_the_function(decided) -> None:  # noqa: ARG001
+    http = Function(_answer())
+    assert _proof(http).authorize("app", BOOT_INFO).is_allowed
+    assert http.asked == [
+        f"POST https://authorize.example/bootAuth/app?proof=1&finalized=0x{'05' * 32}&head=0x{'07' * 32}"
+    ]
+
+
+def test_the_proof_decides_and_not_the_function(decided: list[chain.Decision]) -> None:
+    decided[0] = _decided(is_allowed=False)
+    decision = _proof(Function(_answer(isAllowed=True))).authorize("app", BOOT_INFO)
+    assert (decision.is_allowed, decision.reason) == (False, "Compose hash not allowed")
+
+
+def test_an_answer_that_contradicts_its_proof_is_refused(decided) -> None:  # noqa: ARG001
+    http = Function(_answer(isAllowed=False, reason="no"))
+    assert _refusal(lambda: _proof(http).authorize("app", BOOT_INFO), PolicyDenied) == "auth.proof.disagrees"
+
+
+def test_n57_a_proof_that_proves_nothing_is_refused() -> None:
+    with pytest.raises(DstackError) as refusal:
+        _proof(Function(_answer())).authorize("app", BOOT_INFO)
+    assert refusal.value.code.startswith("proof.")
+
+
+def test_n57_an_allow_without_a_proof_is_refused() -> None:
+    http = Function(_answer(proof=None))
+    assert _refusal(lambda: _proof(http).authorize("app", BOOT_INFO), PolicyDenied) == "auth.proof.absent"
+
+
+def test_n57_a_backend_that_is_down_refuses_in_its_own_words() -> None:
+    http = Function({"isAllowed": False, "gatewayAppId": "", "reason": "authorization backend unavailable"})
+    with pytest.raises(PolicyDenied) as refusal:
+        _proof(http).authorize("app", BOOT_INFO)
+    assert refusal.value.message == "authorization backend unavailable"
+
+
+def test_n57_a_dead_or_slow_function_is_a_refusal() -> None:
+    assert (
+        _refusal(lambda: _proof(DeadFunction()).authorize("app", BOOT_INFO), UnavailableError)
+        == "net.timeout"
+    )
+
+
+@pytest.mark.parametrize("make", [_proof, lambda http: WebhookAuthorizer("http://hook", http)])
+def test_n57_a_500_is_a_refusal_that_quotes_it(make) -> None:
+    with pytest.raises(UnavailableError) as refusal:
+        make(Function(b"x" * 2000, 500)).authorize("app", BOOT_INFO)
+    assert refusal.value.code == "auth.api.status"
+    assert refusal.value.message.endswith(f"/bootAuth/app returned 500: {'x' * 512}")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"isAllowed":"true","gatewayAppId":"","reason":""}',
+        b'{"isAllowed":1,"gatewayAppId":"","reason":""}',
+        b'{"isAllowed":true,"gatewayAppId":""}',
+        b'{"isAllowed":true,"gatewayAppId":"","reas',
+        b"",
+        b"[]",
+    ],
+)
+@pytest.mark.parametrize("make", [_proof, lambda http: WebhookAuthorizer("http://hook", http)])
+def test_n57_a_malformed_answer_is_a_refusal(make, body: bytes) -> None:
+    call = make(Function(body)).authorize
+    assert _refusal(lambda: call("app", BOOT_INFO), ProtocolError) == "auth.api.malformed"
+
+
+def test_n57_a_quorum_that_disagrees_is_a_refusal() -> None:
+    quorum = Quorum(UnavailableError("quorum.disagreement", "1 of 2"))
+    http = Function(_answer())
+    assert (
+        _refusal(lambda: _proof(http, quorum=quorum).authorize("app", BOOT_INFO), UnavailableError)
+        == "quorum.disagreement"
+    )
+    assert http.asked == []
+
+
+def test_allows_are_asked_for_again_by_default(decided) -> None:  # noqa: ARG001
+    http = Function(_answer())
+    authorizer = _proof(http)
+    authorizer.authorize("app", BOOT_INFO)
+    authorizer.authorize("app", BOOT_INFO)
+    assert len(http.asked) == 2
+
+
+def test_n58_a_cached_allow_expires(decided) -> None:  # noqa: ARG001
+    clock = [NOW]
+    http = Function(_answer())
+    authorizer = _proof(http, allow_cache=60, now=lambda: clock[0])
+    for _ in range(3):
+        authorizer.authorize("app", BOOT_INFO)
+    assert len(http.asked) == 1
+    clock[0] = NOW + 60
+    authorizer.authorize("app", BOOT_INFO)
+    assert len(http.asked) == 2
+
+
+def test_n58_a_cached_allow_ends_with_its_blocks(decided: list[chain.Decision]) -> None:
+    clock = [NOW]
+    decided[0] = _decided(expires_at=NOW + 5)
+    http = Function(_answer())
+    authorizer = _proof(http, allow_cache=60, now=lambda: clock[0])
+    authorizer.authorize("app", BOOT_INFO)
+    clock[0] = NOW + 5
+    authorizer.authorize("app", BOOT_INFO)
+    assert len(http.asked) == 2
+
+
+def test_n58_an_allow_is_cached_for_exactly_what_was_asked(decided) -> None:  # noqa: ARG001
+    http = Function(_answer())
+    authorizer = _proof(http, allow_cache=60)
+    authorizer.authorize("app", BOOT_INFO)
+    authorizer.authorize("kms", BOOT_INFO)
+    authorizer.authorize("app", msgspec.structs.replace(BOOT_INFO, compose_hash=bytes([8]) * 32))
+    assert len(http.asked) == 3
+
+
+def test_a_refusal_is_never_cached(decided: list[chain.Decision]) -> None:
+    decided[:] = [_decided(is_allowed=False), _decided()]
+    authorizer = _proof(Function(_answer()), allow_cache=60)
+    assert not authorizer.authorize("app", BOOT_INFO).is_allowed
+    assert authorizer.authorize("app", BOOT_INFO).is_allowed
+
+
+def test_the_webhook_is_believed_and_says_so() -> None:
+    webhook = WebhookAuthorizer("http://hook/", Function(_answer(gatewayAppId="g")))
+    assert webhook.mode == "webhook"
+    assert webhook.authorize("app", BOOT_INFO).gateway_app_id == "g"
+
+
+def test_webhook_info_is_what_the_server_says() -> None:
+    body = {
+        "status": "ok",
+        "kmsContractAddr": "0x11",
+        "gatewayAppId": "g",
+        "chainId": 5,
+        "appImplementation": "0x22",
+        "appAuthImplementation": "0x22",
+    }
+    info = WebhookAuthorizer("http://hook", Function(body)).info()
+    assert (info.chain_id, info.kms_contract_address, info.finalized_block) == (5, "0x11", 0)
+
+
+def test_dev_mode_has_no_contract() -> None:
+    assert DevAuthorizer("any").info().chain_id is None
+    assert DevAuthorizer("any").authorize("app", BOOT_INFO).gateway_app_id == "any"

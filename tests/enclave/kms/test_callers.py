@@ -1,0 +1,77 @@
+"""A caller is who its evidence says, bound to the key of its TLS connection (N-50)."""
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from enclave.kms.callers import CallerVerifier
+from shared.errors import InvalidEvidence
+from shared.ratls.certificates import client_certificate
+
+NOW = 1_900_000_000
+
+
+@pytest.fixture
+def keys(bootstrap):
+    return bootstrap()
+
+
+@pytest.fixture
+def clock() -> list[int]:
+    return [NOW]
+
+
+@pytest.fixture
+def callers(keys, anchors, clock: list[int]) -> CallerVerifier:
+    return CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=anchors, now=lambda: clock[0])
+
+
+def test_a_certificate_under_the_temporary_ca_is_verified(callers, keys, app_enclave) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    assert callers.verify([leaf]).verdict.simulated
+
+
+def test_a_self_issued_certificate_is_verified(callers, app_enclave) -> None:
+    leaf, _ = app_enclave.certificate(None)
+    assert callers.verify([leaf]) is not None
+
+
+def test_n50_no_certificate_is_no_caller(callers) -> None:
+    assert callers.verify([]) is None
+
+
+def test_n50_the_temporary_ca_alone_is_no_caller(callers, keys) -> None:
+    bare = client_certificate(
+        ec.generate_private_key(ec.SECP256R1()),
+        attestation=None,
+        issuer=(keys.temp_ca_cert, keys.temp_ca_key),
+        now=NOW,
+    )
+    assert callers.verify([bare.public_bytes(Encoding.DER)]) is None
+
+
+def test_n50_refuses_evidence_for_another_key(callers, keys, app_enclave) -> None:
+    other = ec.generate_private_key(ec.SECP256R1())
+    leaf, _ = app_enclave.certificate(keys, over=other)
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify([leaf])
+    assert refusal.value.code == "attestation.report_data"
+
+
+def test_n50_refuses_another_kms_temporary_ca(callers) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    issuer = client_certificate(stranger, attestation=None, issuer=None, now=NOW)
+    leaf = client_certificate(key, attestation=None, issuer=(issuer, stranger), now=NOW)
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify([leaf.public_bytes(Encoding.DER)])
+    assert refusal.value.code.startswith("ratls.")
+
+
+def test_a_verified_caller_goes_stale(callers, keys, app_enclave, clock: list[int]) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    callers.verify([leaf])
+    clock[0] = NOW + 3601
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify([leaf])
+    assert refusal.value.code == "nitro.stale"

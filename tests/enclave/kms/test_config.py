@@ -1,0 +1,89 @@
+"""kms.toml: upstream's file is taken as it is, and ours is refused when it is misspelt."""
+
+import pytest
+
+from enclave.kms.config import parse_config
+from shared.errors import ConfigError
+
+PROOF = """
+[core.auth_api.proof]
+url = "https://authorize.example"
+chain_id = 1
+kms_contract = "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"
+rpc_urls = ["https://a.example", "https://b.example"]
+"""
+
+UPSTREAM = """
+workers = 8
+[rpc]
+address = "0.0.0.0"
+port = 8000
+[rpc.tls]
+key = "/etc/kms/certs/rpc.key"
+[core]
+cert_dir = "/etc/kms/certs"
+subject_postfix = ".dstack"
+[core.image]
+verify = true
+cache_dir = "/usr/share/dstack/images"
+[core.auth_api]
+type = "webhook"
+[core.auth_api.webhook]
+url = "http://auth-api:8000"
+[core.auth_api.dev]
+gateway_app_id = "any"
+[core.onboard]
+enabled = true
+quote_enabled = true
+auto_bootstrap_domain = ""
+"""
+
+
+def _code(text: str) -> str:
+    with pytest.raises(ConfigError) as refusal:
+        parse_config(text.encode())
+    return refusal.value.code
+
+
+def test_the_default_mode_is_proof() -> None:
+    config = parse_config(PROOF.encode())
+    assert config.core.auth_api.type == "proof"
+    assert config.core.auth_api.proof.quorum == 2
+    assert len(config.core.auth_api.proof.contract()) == 20
+
+
+def test_honours_upstreams_file_with_its_webhook() -> None:
+    config = parse_config(UPSTREAM.encode())
+    assert config.core.auth_api.type == "webhook"
+    assert config.core.auth_api.webhook.url == "http://auth-api:8000"
+    assert not config.core.aws_nitro_enclave_key_release
+
+
+def test_refuses_the_default_mode_without_a_contract() -> None:
+    assert _code("") == "config.proof.missing"
+
+
+def test_refuses_a_misspelt_policy_key() -> None:
+    assert _code(PROOF + "max_block_ago = 5\n") == "config.invalid"
+
+
+def test_refuses_an_unknown_mode() -> None:
+    assert _code('[core.auth_api]\ntype = "none"\n') == "config.invalid"
+
+
+def test_refuses_an_allow_cache_beyond_a_minute() -> None:
+    assert _code(PROOF + "allow_cache = 61\n") == "config.allow_cache"
+
+
+def test_refuses_extra_anchors_without_the_flag() -> None:
+    assert (
+        _code(PROOF + '[core.attestation.root_ca]\naws_nitro_enclave = "/root.pem"\n')
+        == "config.anchors.flag"
+    )
+
+
+@pytest.mark.parametrize("text", ["[core", "\xff\xfe"])
+def test_refuses_what_is_not_toml(text: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_config(text.encode("latin-1"))
+    assert refusal.value.code == "config.syntax"
