@@ -1,0 +1,1 @@
+"""How daemons serve ASGI applications: attested TLS or plain, over TCP, unix sockets or VSOCK."""
