@@ -4,13 +4,15 @@ Parsers disagree on a key that occurs twice, so a document with one means two th
 """
 
 import json
+import re
 from typing import Any, Final, NoReturn
 
 from shared.errors import ProtocolError
 
-MAX_DEPTH: Final = 64  # far above what any of our documents nest, far below what recursion can take
+MAX_DEPTH: Final = 64  # far above what any of our documents nest
 
 _SHOWN: Final = 64  # characters of a key that an error repeats
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 
 
 class _DuplicateKeyError(ValueError):
@@ -25,17 +27,14 @@ def decode_json(raw: bytes, *, what: str, code: str, max_bytes: int, max_depth: 
     """
     if len(raw) > max_bytes:
         raise ProtocolError(f"{code}.size", f"{what} has {len(raw)} bytes, expected at most {max_bytes}")
+    if raw.count(b"{") + raw.count(b"[") > max_depth:
+        _check_depth(raw, what, code, max_depth)
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise _too_deep(what, code, max_depth) from error
+        return json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except _DuplicateKeyError as error:
         raise ProtocolError(f"{code}.duplicate_key", f"{what} has the key {error} twice") from error
     except ValueError as error:
         raise ProtocolError(f"{code}.syntax", f"{what} is not utf-8 json") from error
-    if raw.count(b"{") + raw.count(b"[") > max_depth:
-        _check_depth(value, what, code, max_depth)
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,21 +50,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not json")
 
 
-def _check_depth(value: object, what: str, code: str, max_depth: int) -> None:
-    level = [value]
+def _check_depth(raw: bytes, what: str, code: str, max_depth: int) -> None:
+    """Refuse by nesting before the parser recurses: how deep it may go depends on the process it runs in."""
     depth = 0
-    while level:
-        below: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-        level = below
-        depth += 1
-        if depth > max_depth + 1:
-            raise _too_deep(what, code, max_depth)
-
-
-def _too_deep(what: str, code: str, max_depth: int) -> ProtocolError:
-    return ProtocolError(f"{code}.depth", f"{what} nests deeper than {max_depth} levels")
+    for token in _STRING_OR_BRACKET.finditer(raw):
+        first = token[0][:1]
+        if first in b"{[":
+            depth += 1
+            if depth > max_depth:
+                raise ProtocolError(f"{code}.depth", f"{what} nests deeper than {max_depth} levels")
+        elif first in b"}]":
+            depth -= 1

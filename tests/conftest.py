@@ -1,13 +1,27 @@
 """Fixtures that every room's tests share."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cli.devchain.launcher import Chain, start_chain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+RECURSION_LIMIT = 1000
+
+settings.register_profile("dstack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dstack")
+
+
+@pytest.fixture(autouse=True)
+def own_recursion_limit() -> None:
+    """Run each test at Python's own limit: importing py-evm raises it for the whole process."""
+    sys.setrecursionlimit(RECURSION_LIMIT)
 
 
 @pytest.fixture(scope="session")

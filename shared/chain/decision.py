@@ -1,0 +1,243 @@
+"""The key-release decision from a proof bundle: DESIGN section 2, step by step.
+
+The caller still owes: that the evidence behind `boot_info` is verified, that a quorum of endpoints
+of the right chain named `finalized` and `head`, that `now` comes from a clock the host cannot set, and that
+the policy comes from measured bytes.
+"""
+
+import msgspec
+
+from shared.boot_info import BootInfo
+from shared.chain import code, rules
+from shared.chain.bundle import ProofBundle, Witness
+from shared.chain.facts import Deployed, Kind, ViewFacts, read_view
+from shared.chain.header import BlockRef, Header
+from shared.errors import InvalidEvidence, PolicyDenied
+
+# An allow is asked for again after this long, however fresh its blocks are.
+MAX_CACHE_SECONDS = 60
+# How far a header may lie ahead of the trusted clock: block producers and clocks drift, but not by minutes.
+MAX_FUTURE_SECONDS = 300
+# Ethereum finalises 13 to 19 minutes behind its head; an epoch or two without finality is not an attack.
+DEFAULT_MAX_BLOCK_AGE = 1800
+# Ten slots of the slowest chain we know of: a head that is older hides revocations.
+DEFAULT_MAX_HEAD_AGE = 120
+
+_NITRO = "dstack-nitro-enclave"
+# The wildcard that turns off the guest's check of its gateway; it is for development, and proof mode is not.
+_ANY_GATEWAY = "any"
+
+
+class ChainPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Which contract decides, which code it may run, and how old its blocks may be (seconds).
+
+    `kms_contract` is 20 bytes. `chain_id` is enforced where blocks are named (`shared.net.quorum`).
+    """
+
+    chain_id: int
+    kms_contract: bytes
+    codes: code.CodeList
+    max_block_age: int = DEFAULT_MAX_BLOCK_AGE
+    max_head_age: int = DEFAULT_MAX_HEAD_AGE
+
+
+class ContractFacts(msgspec.Struct, frozen=True):
+    """Proven facts of the KMS contract that do not depend on who asks.
+
+    A value on which the two views disagree is left empty: it is no longer, or not yet, the contract's word.
+    `app_implementation` is 20 bytes, zero when unset. `expires_at` is in unix seconds.
+    """
+
+    gateway_app_id: str
+    app_implementation: bytes
+    finalized_number: int
+    expires_at: int
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The contracts' answer; `reason` is their exact string, empty when allowed.
+
+    `expires_at` (unix seconds) is when an allow must be asked for again. The other fields are as in
+    `ContractFacts`.
+    """
+
+    is_allowed: bool
+    reason: str
+    gateway_app_id: str
+    app_implementation: bytes
+    finalized_number: int
+    expires_at: int
+
+
+def decide(
+    bundle: ProofBundle,
+    *,
+    kind: Kind,
+    boot_info: BootInfo,
+    chain: ChainPolicy,
+    finalized: BlockRef,
+    head: BlockRef,
+    now: int,
+    treat_nitro_as_up_to_date: bool = False,
+) -> Decision:
+    """Decide whether the contracts allow `boot_info`, in the finalised block and at the head.
+
+    A refusal by either view is a `Decision` that is not allowed; the head's reason comes first, because it is
+    the newer word. Raises `InvalidEvidence("proof.*")` where the bundle does not support a decision, and
+    `PolicyDenied("proof.zero_hash")` or `PolicyDenied("proof.gateway.any")` for what no contract can allow.
+    """
+    _check_boot_info(kind, boot_info)
+    views = _Views(bundle, chain, finalized, head, now, kind=kind, boot_info=boot_info)
+    tcb_status = boot_info.tcb_status
+    if treat_nitro_as_up_to_date and kind == "kms" and boot_info.tee_variant == _NITRO and not tcb_status:
+        tcb_status = rules.UP_TO_DATE
+    reasons = [views.reason(view, kind, tcb_status) for view in (views.head, views.finalized)]
+    facts = views.contract_facts()
+    reason = next((text for text in reasons if text != rules.ALLOWED), rules.ALLOWED)
+    return Decision(
+        is_allowed=reason == rules.ALLOWED,
+        reason=reason,
+        gateway_app_id=facts.gateway_app_id,
+        app_implementation=facts.app_implementation,
+        finalized_number=facts.finalized_number,
+        expires_at=facts.expires_at,
+    )
+
+
+def contract_facts(
+    bundle: ProofBundle, *, chain: ChainPolicy, finalized: BlockRef, head: BlockRef, now: int
+) -> ContractFacts:
+    """Prove the KMS contract's facts alone, for GetMeta. Raises as `decide` does."""
+    return _Views(bundle, chain, finalized, head, now, kind=None, boot_info=None).contract_facts()
+
+
+class _Views:
+    """The two views of one bundle: fresh, of the blocks that were named, complete, and of known KMS code."""
+
+    def __init__(
+        self,
+        bundle: ProofBundle,
+        chain: ChainPolicy,
+        finalized: BlockRef,
+        head: BlockRef,
+        now: int,
+        *,
+        kind: Kind | None,
+        boot_info: BootInfo | None,
+    ) -> None:
+        self._codes = chain.codes
+        self._known: dict[tuple[str, bytes | None, bytes | None], bool] = {}
+        witness = Witness(bundle)
+        # 1. the headers are those that the quorum named, in order, neither old nor from the future
+        headers = [
+            _check_header(witness.header(ref.hash), ref, age, now)
+            for ref, age in ((finalized, chain.max_block_age), (head, chain.max_head_age))
+        ]
+        if head.number < finalized.number:
+            raise InvalidEvidence(
+                "proof.header.order", f"head {head.number} is below finalised block {finalized.number}"
+            )
+        # 2. every fact of a view comes from that view's header
+        self.finalized, self.head = (
+            read_view(
+                witness, header.state_root, kms_contract=chain.kms_contract, kind=kind, boot_info=boot_info
+            )
+            for header in headers
+        )
+        # 3. nothing else is in the bundle
+        witness.check_all_used()
+        # 4. the KMS contract runs code whose rules we know
+        for view in (self.finalized, self.head):
+            if not self._runs(code.KMS, view.kms):
+                raise InvalidEvidence("proof.code.unknown", _unknown("the kms contract", code.KMS, view.kms))
+        self._finalized_number = finalized.number
+        self._expires_at = min(
+            now + MAX_CACHE_SECONDS,
+            headers[0].timestamp + chain.max_block_age,
+            headers[1].timestamp + chain.max_head_age,
+        )
+
+    def reason(self, view: ViewFacts, kind: Kind, tcb_status: str) -> str:
+        """Return why `view` refuses, or the empty string; an unknown app contract cannot be re-decided."""
+        if kind == "kms":
+            return rules.kms(view, tcb_status)
+        reason = rules.kms_half_of_app(view)
+        if reason != rules.ALLOWED or view.app is None:
+            return reason
+        if not self._runs(code.APP, view.app.deployed):
+            raise InvalidEvidence(
+                "proof.app.custom", _unknown("the app contract", code.APP, view.app.deployed)
+            )
+        return rules.app_half(view.app, tcb_status)
+
+    def contract_facts(self) -> ContractFacts:
+        """Return what both views say of the KMS contract; what they disagree on is left empty."""
+        gateways = {self.finalized.gateway_app_id, self.head.gateway_app_id}
+        if _ANY_GATEWAY in gateways:
+            raise PolicyDenied(
+                "proof.gateway.any", "the contract's gateway app id is the wildcard any, expected an app id"
+            )
+        implementations = {self.finalized.app_implementation, self.head.app_implementation}
+        return ContractFacts(
+            gateway_app_id=gateways.pop() if len(gateways) == 1 else "",
+            app_implementation=implementations.pop() if len(implementations) == 1 else bytes(20),
+            finalized_number=self._finalized_number,
+            expires_at=self._expires_at,
+        )
+
+    def _runs(self, contract: str, deployed: Deployed) -> bool:
+        """Whether a known proxy delegates to a known build of `contract`."""
+        if deployed.implementation is None or deployed.code is None:
+            return False
+        key = (contract, deployed.implementation, deployed.code_hash_there)
+        if key not in self._known:
+            self._known[key] = self._codes.is_implementation(contract, deployed.code, deployed.implementation)
+        return self._known[key] and self._codes.is_proxy(deployed.code_hash)
+
+
+def _check_header(header: Header, ref: BlockRef, max_age: int, now: int) -> Header:
+    if header.number != ref.number:
+        raise InvalidEvidence(
+            "proof.header.mismatch", f"the header's number is {header.number}, expected {ref.number}"
+        )
+    age = now - header.timestamp
+    if age > max_age:
+        raise InvalidEvidence(
+            "proof.header.stale", f"block {ref.number} is {age} seconds old, expected at most {max_age}"
+        )
+    if -age > MAX_FUTURE_SECONDS:
+        raise InvalidEvidence(
+            "proof.header.future",
+            f"block {ref.number} is {-age} seconds in the future, expected at most {MAX_FUTURE_SECONDS}",
+        )
+    return header
+
+
+def _check_boot_info(kind: Kind, boot_info: BootInfo) -> None:
+    """Refuse identities that a contract could list by mistake, and lengths that have no slot.
+
+    `isKmsAllowed` reads neither app id nor compose hash, so a KMS may lack them; it may not set them to zero.
+    """
+    needed = {"os_image_hash": 32, "device_id": 32}
+    optional: dict[str, int] = {}
+    if kind == "app":
+        needed |= {"app_id": 20, "compose_hash": 32}
+    else:
+        needed |= {"mr_aggregated": 32}
+        optional = {"app_id": 20, "compose_hash": 32}
+    for name, length in (needed | optional).items():
+        value: bytes = getattr(boot_info, name)
+        if name in optional and not value:
+            continue
+        # an absent hash is a zero hash once it is padded to a word
+        if name != "device_id" and not any(value):
+            raise PolicyDenied("proof.zero_hash", f"{name} is zero or empty, which no contract may allow")
+        if len(value) != length:
+            raise InvalidEvidence(
+                "proof.boot_info.length", f"{name} has {len(value)} bytes, expected {length}"
+            )
+
+
+def _unknown(what: str, contract: str, deployed: Deployed) -> str:
+    at = f"0x{deployed.implementation.hex()}" if deployed.implementation else "no implementation"
+    return f"{what} (proxy code 0x{deployed.code_hash.hex()}, {at}) does not run a known build of {contract}"

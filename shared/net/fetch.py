@@ -1,0 +1,269 @@
+"""A bounded HTTP/1.1 client over a dialer: one deadline, one size limit, no redirects, no environment.
+
+The deadline covers connecting, TLS, headers and body together, also against a peer that sends one byte at a
+time. TLS is checked against the roots that were given; the system's roots are used only when none were.
+Parsing is the standard library's, because importing it costs a third of what urllib3 costs a cold function.
+"""
+
+import base64
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
+from shared.net.dialer import Dialer
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+DEFAULT_TIMEOUT = 10.0
+# A JSON-RPC batch of proofs and two codes is below 300 KiB on the largest chain.
+DEFAULT_MAX_BYTES = 2 * 1024 * 1024
+# Connections kept open per origin; a quorum asks each of its origins from one thread.
+_MAX_IDLE = 2
+_CHUNK = 64 * 1024
+_PORTS = {"http": 80, "https": 443}
+
+_Origin = tuple[str, str, int]
+_Request = tuple[str, str, bytes | None, dict[str, str]]
+
+
+class Response(msgspec.Struct, frozen=True):
+    """An HTTP answer; header names are lowercase and the last of a repeated one counts."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class HttpClient:
+    """Requests to any origin, over connections that `dialer` opens.
+
+    `ca_roots` is PEM text of the only roots that TLS may chain to; None takes the system's. `timeout` is in
+    seconds for a whole request, `max_bytes` bounds a body. Safe to share between threads. Raises
+    `ConfigError("net.roots.invalid")`.
+    """
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        ca_roots: bytes | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self._dialer = dialer
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._idle: dict[_Origin, list[_Connection]] = {}
+        self._lock = threading.Lock()
+        # the system's roots take long to read, so they are read when they are needed
+        self._tls = None if ca_roots is None else _tls_context(ca_roots)
+
+    def __del__(self) -> None:
+        # idle sockets are this object's own business: whoever drops it need not know of them
+        self.close()
+
+    def request(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Send one request and read its whole answer; a redirect is an answer like any other.
+
+        A request on a kept connection that the peer had just closed is sent once more, on a new one: send
+        only what may be done twice.
+
+        Raises `UnavailableError`: `net.timeout`, `net.unreachable`, `net.tls.refused`
+        and what the dialer raises; `ProtocolError`: `net.http.malformed`, `net.http.truncated`,
+        `net.http.size`; `ConfigError("net.url.invalid")`.
+        """
+        deadline = time.monotonic() + self._timeout
+        parts, origin = _split(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        request = (method, target, body, {**_authorization(parts), **(headers or {})})
+        try:
+            kept = self._take(origin)
+            if kept is not None:
+                with contextlib.suppress(ConnectionError):
+                    return self._exchange(origin, kept, deadline, request)
+            return self._exchange(origin, self._open(origin, deadline), deadline, request)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _mapped(error, origin, self._timeout) from error
+
+    def _exchange(
+        self, origin: _Origin, connection: "_Connection", deadline: float, request: _Request
+    ) -> Response:
+        method, target, body, headers = request
+        try:
+            connection.socket.deadline = deadline
+            connection.request(method, target, body=body, headers=headers)
+            with connection.getresponse() as answer:
+                response = Response(
+                    status=answer.status,
+                    headers={name.lower(): value for name, value in answer.getheaders()},
+                    body=self._read(answer),
+                )
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(origin, connection)
+        return response
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle = [connection for kept in self._idle.values() for connection in kept]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    def _open(self, origin: _Origin, deadline: float) -> "_Connection":
+        scheme, host, port = origin
+        dialed = self._dialer.dial(host, port, _left(deadline))
+        plain = _TimedSocket(dialed.family, dialed.type, dialed.proto, fileno=dialed.detach())
+        plain.deadline = deadline
+        if scheme == "http":
+            return _Connection(origin, plain)
+        try:
+            # one handshake is one operation to the ssl module: this time limit is its total
+            plain.settimeout(_left(deadline))
+            self._tls = self._tls or _tls_context(None)
+            wrapped = self._tls.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+        return _Connection(origin, cast("_TimedTlsSocket", wrapped))
+
+    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+        body = bytearray()
+        while chunk := answer.read1(_CHUNK):
+            body += chunk
+            if len(body) > self._max_bytes:
+                raise ProtocolError("net.http.size", f"the answer has more than {self._max_bytes} bytes")
+        if answer.length:
+            raise ProtocolError(
+                "net.http.truncated", f"the answer ended {answer.length} bytes before its declared end"
+            )
+        return bytes(body)
+
+    def _take(self, origin: _Origin) -> "_Connection | None":
+        with self._lock:
+            idle = self._idle.get(origin, [])
+            while idle:
+                connection = idle.pop()
+                if connection.is_quiet():
+                    return connection
+                connection.close()
+        return None
+
+    def _give_back(self, origin: _Origin, connection: "_Connection") -> None:
+        if connection.sock is None:  # the peer asked for it to be closed
+            return
+        with self._lock:
+            idle = self._idle.setdefault(origin, [])
+            if len(idle) < _MAX_IDLE:
+                idle.append(connection)
+                return
+        connection.close()
+
+
+class _TimedSocket(socket.socket):
+    """A socket whose every operation ends at one deadline (monotonic seconds), however many there are."""
+
+    deadline: float
+
+    def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(_left(self.deadline))
+        # "all of it" is 0 to plain sockets and None to TLS ones
+        return super().recv_into(buffer) if nbytes is None else super().recv_into(buffer, nbytes, flags)
+
+    def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().send(data, flags)
+
+    def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
+        self.settimeout(_left(self.deadline))
+        super().sendall(data, flags)
+
+
+class _TimedTlsSocket(_TimedSocket, ssl.SSLSocket):
+    """The same over TLS."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """The standard library's HTTP/1.1 over a socket that is connected already."""
+
+    def __init__(self, origin: _Origin, sock: _TimedSocket) -> None:
+        scheme, host, port = origin
+        super().__init__(host, port)
+        self.default_port = _PORTS[scheme]  # what the Host header leaves out
+        self.auto_open = 0
+        self.sock = sock
+        self.socket = sock
+
+    def is_quiet(self) -> bool:
+        """Whether an idle connection is still open: the peer neither closed it nor sent anything."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return not poll.poll(0)
+
+
+def _split(url: str) -> tuple[SplitResult, _Origin]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError("net.url.invalid", f"the url is malformed: {error}") from error
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError("net.url.invalid", f"got a url of scheme {parts.scheme!r}, expected http or https")
+    return parts, (parts.scheme, parts.hostname, port or _PORTS[parts.scheme])
+
+
+def _authorization(parts: SplitResult) -> dict[str, str]:
+    if parts.username is None:
+        return {}
+    credentials = f"{parts.username}:{parts.password or ''}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+
+
+def _tls_context(ca_roots: bytes | None) -> ssl.SSLContext:
+    # not create_default_context: that one lets the environment name a file for the session keys
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _TimedTlsSocket
+    if ca_roots is None:
+        context.load_default_certs()
+        return context
+    try:
+        context.load_verify_locations(cadata=ca_roots.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError("net.roots.invalid", f"the ca roots are not pem certificates: {error}") from error
+    return context
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _mapped(error: Exception, origin: _Origin, timeout: float) -> DstackError:
+    scheme, host, port = origin
+    peer = f"{scheme}://{host}:{port}"
+    if isinstance(error, TimeoutError):
+        return UnavailableError("net.timeout", f"{peer} did not answer within {timeout:g} seconds")
+    if isinstance(error, ssl.SSLError):
+        return UnavailableError("net.tls.refused", f"tls with {peer} failed: {error.reason or error}")
+    if isinstance(error, http.client.IncompleteRead):
+        return ProtocolError("net.http.truncated", f"the answer of {peer} ended before its declared end")
+    if isinstance(error, OSError):
+        return UnavailableError("net.unreachable", f"cannot talk to {peer}: {error}")
+    return ProtocolError("net.http.malformed", f"{peer} did not answer in http/1.1: {error!r}"[:300])

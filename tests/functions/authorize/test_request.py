@@ -1,0 +1,136 @@
+"""The request body is read as leniently as the reference reads it, and no more."""
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from functions.authorize.request import parse_boot_info
+from shared.errors import ProtocolError
+
+BODY: dict[str, Any] = {
+    "mrAggregated": "aa" * 32,
+    "osImageHash": "0x" + "bb" * 32,
+    "appId": "cc" * 20,
+    "composeHash": "",
+    "instanceId": "",
+    "deviceId": "dd" * 32,
+}
+
+
+def refused(body: object) -> bool:
+    with pytest.raises(ProtocolError) as caught:
+        parse_boot_info(body)
+    return caught.value.code == "authorize.request.invalid"
+
+
+def test_reads_both_forms_of_hex() -> None:
+    boot_info = parse_boot_info(BODY)
+    assert (boot_info.mr_aggregated, boot_info.os_image_hash) == (b"\xaa" * 32, b"\xbb" * 32)
+
+
+def test_optional_fields_have_defaults() -> None:
+    boot_info = parse_boot_info(BODY)
+    assert (boot_info.tcb_status, boot_info.advisory_ids, boot_info.mr_system) == ("", (), bytes(32))
+
+
+@pytest.mark.parametrize(
+    "name", ["mrAggregated", "osImageHash", "appId", "composeHash", "instanceId", "deviceId"]
+)
+def test_six_fields_are_required(name: str) -> None:
+    assert refused({key: value for key, value in BODY.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("value", "digits"),
+    [
+        ("789", "789"),
+        ("0x789", "789"),
+        ("0x", "0"),
+        ("", "0"),
+        (None, "0"),
+        (5, "5"),
+        (5.0, "5"),
+        (10**20, "1" + "0" * 20),
+        (2**53 + 1, "9007199254740992"),
+        (["0x12"], "12"),
+        ([12], "12"),
+    ],
+)
+def test_hex_is_coerced_and_padded_on_the_left(value: object, digits: str) -> None:
+    """A number is written in decimal as JavaScript writes it, and its digits are read as hex."""
+    assert parse_boot_info({**BODY, "composeHash": value}).compose_hash.hex() == digits.rjust(64, "0")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0X01",
+        "zz",
+        "0x0x1",
+        " 1",
+        "1 ",
+        "1" * 65,
+        True,
+        1.5,
+        -1,
+        1e21,
+        {},
+        [],
+        ["1", "2"],
+        [["1"]],
+        "é",
+        "\uff11",
+    ],
+)
+def test_refuses_what_is_no_hex_of_the_field(value: object) -> None:
+    assert refused({**BODY, "composeHash": value})
+
+
+@pytest.mark.parametrize("value", ["1" * 41, "0x" + "1" * 41])
+def test_refuses_an_app_id_above_20_bytes(value: str) -> None:
+    assert refused({**BODY, "appId": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("INTEL-SA-1", ("INTEL-SA-1",)),
+        (None, ("",)),
+        (7, ("7",)),
+        ([], ()),
+        (["a", None, 1, True], ("a", "", "1", "true")),
+    ],
+)
+def test_advisories_are_coerced(value: object, expected: tuple[str, ...]) -> None:
+    assert parse_boot_info({**BODY, "advisoryIds": value}).advisory_ids == expected
+
+
+@pytest.mark.parametrize("value", [{}, ["a"] * 129, ["a" * 257], [{}], [["a", "b"]]])
+def test_n03_refuses_advisories_out_of_bounds(value: object) -> None:
+    assert refused({**BODY, "advisoryIds": value})
+
+
+def test_n03_refuses_a_long_tcb_status() -> None:
+    assert parse_boot_info({**BODY, "tcbStatus": "a" * 128}).tcb_status == "a" * 128
+    assert refused({**BODY, "tcbStatus": "a" * 129})
+
+
+@pytest.mark.parametrize("body", [None, [], "text", 1, [BODY]])
+def test_refuses_a_body_that_is_no_object(body: object) -> None:
+    assert refused(body)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*BODY, "tcbStatus", "advisoryIds", "mrSystem", "teeVariant"]), JSON))
+def test_garbage_raises_no_error_but_ours(changes: dict[str, object]) -> None:
+    with contextlib.suppress(ProtocolError):
+        parse_boot_info({**BODY, **changes})

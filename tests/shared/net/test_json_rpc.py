@@ -1,0 +1,128 @@
+"""JSON-RPC: answers are matched by id, and everything else is an error with its own code."""
+
+import socket
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import JsonRpc, data, quantity
+
+RawServer = Callable[[Callable[[socket.socket], None]], int]
+
+
+def rpc_that_answers(raw_server: RawServer, body: bytes, status: int = 200) -> JsonRpc:
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+
+    def serve(connection: socket.socket) -> None:
+        received = b""
+        while not received.endswith(b"]"):
+            received += connection.recv(65536)
+        connection.sendall(head + body)
+
+    return JsonRpc(
+        f"http://127.0.0.1:{raw_server(serve)}/secret-path", HttpClient(DirectDialer(), timeout=30)
+    )
+
+
+def answers(*items: object) -> bytes:
+    return msgspec.json.encode(list(items))
+
+
+def result(index: int, value: object) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": index, "result": value}
+
+
+def refusal(rpc: JsonRpc) -> DstackError:
+    with pytest.raises(DstackError) as caught:
+        rpc.batch([("one", []), ("two", [])])
+    return caught.value
+
+
+def test_answers_are_matched_by_id_not_by_order(raw_server: RawServer) -> None:
+    rpc = rpc_that_answers(raw_server, answers(result(2, "second"), result(1, "first")))
+    assert rpc.batch([("one", []), ("two", [])]) == ["first", "second"]
+
+
+def test_a_null_result_is_a_result(raw_server: RawServer) -> None:
+    rpc = rpc_that_answers(raw_server, answers({**result(1, None), "error": None}))
+    assert rpc.call("one") is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        answers(result(1, 0)),
+        answers(result(1, 0), result(1, 0)),
+        answers(result(1, 0), result(3, 0)),
+        answers(result(1, 0), result(2, 0), result(3, 0)),
+        answers({**result(1, 0), "id": "1"}, result(2, 0)),
+        answers({**result(1, 0), "id": True}, result(2, 0)),
+        answers({"jsonrpc": "2.0", "id": 1}, result(2, 0)),
+        answers(1, 2),
+        answers({"id": 1, "error": "text"}, result(2, 0)),
+        msgspec.json.encode(result(1, 0)),
+        b"[",
+        b"",
+        b"<html>",
+        b"[" * 100_000,
+    ],
+)
+def test_n57_malformed_answers_are_refused(raw_server: RawServer, body: bytes) -> None:
+    error = refusal(rpc_that_answers(raw_server, body))
+    assert isinstance(error, ProtocolError)
+    assert error.code == "rpc.malformed"
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_an_error_answer_carries_the_endpoints_text(raw_server: RawServer, batched: bool) -> None:  # noqa: FBT001
+    failed = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "execution\nreverted"}}
+    body = answers(failed, result(2, 0)) if batched else msgspec.json.encode(failed)
+    error = refusal(rpc_that_answers(raw_server, body))
+    assert isinstance(error, UnavailableError)
+    assert error.code == "rpc.error"
+    assert error.message.endswith("execution reverted")
+
+
+def test_an_endpoints_text_is_cut(raw_server: RawServer) -> None:
+    failed = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "x" * 10_000}}
+    assert len(refusal(rpc_that_answers(raw_server, answers(failed, result(2, 0)))).message) < 300
+
+
+@pytest.mark.parametrize("body", [b"", b"overloaded", answers(result(1, 0), result(2, 0))])
+def test_n57_another_status_is_refused(raw_server: RawServer, body: bytes) -> None:
+    error = refusal(rpc_that_answers(raw_server, body, 500))
+    assert (error.code, type(error)) == ("rpc.status", UnavailableError)
+
+
+def test_n74_a_secret_in_the_url_is_in_no_error(raw_server: RawServer) -> None:
+    rpc = rpc_that_answers(raw_server, b"", 500)
+    assert "secret" not in str(refusal(rpc)) + repr(rpc)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8545", "ws://host/", "https://"])
+def test_refuses_other_urls(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        JsonRpc(url, HttpClient(DirectDialer()))
+    assert caught.value.code == "rpc.url.invalid"
+
+
+@pytest.mark.parametrize("value", [None, 1, "", "0x", "1", "0xg", "0x" + "1" * 17, "-0x1", "0x+1", "0x1_0"])
+def test_refuses_what_is_no_quantity(value: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        quantity(value, what="it")
+    assert caught.value.code == "rpc.malformed"
+
+
+@pytest.mark.parametrize("value", [None, 1, "", "00", "0x0", "0xgg", ["0x00"]])
+def test_refuses_what_is_no_data(value: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        data(value, what="it")
+    assert caught.value.code == "rpc.malformed"
+
+
+def test_reads_quantities_and_data() -> None:
+    assert (quantity("0x10", what="it"), data("0x00ff", what="it", length=2)) == (16, b"\x00\xff")
