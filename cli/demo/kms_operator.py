@@ -15,7 +15,8 @@ from shared.errors import InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
 from shared.net.attested_client import AttestedConnection
 from shared.net.dialer import DirectDialer
-from shared.net.fetch import HttpClient, Response
+from shared.net.fetch import HttpClient
+from shared.net.response import Response
 from shared.ratls.peer import check_kms_certificate, ratls_report_data
 
 TIMEOUT = 30.0

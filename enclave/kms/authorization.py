@@ -19,8 +19,9 @@ from shared.chain.bundle import bundle_from_wire
 from shared.chain.facts import Kind
 from shared.chain.header import BlockRef
 from shared.errors import PolicyDenied, ProtocolError, UnavailableError
-from shared.net.fetch import HttpClient, Response
+from shared.net.fetch import HttpClient
 from shared.net.quorum import ChainQuorum
+from shared.net.response import Response
 
 MAX_REMEMBERED_ALLOWS = 1024
 """Enough for every instance of a large fleet to restart within one minute; beyond it the oldest goes."""
@@ -55,6 +56,10 @@ class Authorizer(Protocol):
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
         """Decide whether this workload may have keys."""
+        ...
+
+    def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:
+        """Return an allow that is still good, without waiting; None when `authorize` has to be asked."""
         ...
 
     def info(self) -> ChainInfo:
@@ -133,8 +138,7 @@ class ProofAuthorizer:
         Raises what `ChainQuorum.blocks` and `decide` raise, and `auth.api.status`, `auth.api.malformed`,
         `auth.proof.absent`, `auth.proof.disagrees`.
         """
-        key = (kind, boot_info)
-        remembered = self._recall(key)
+        remembered = self.recall(kind, boot_info)
         if remembered is not None:
             return remembered
         proven, answer = self._prove(kind, boot_info)
@@ -150,7 +154,7 @@ class ProofAuthorizer:
             finalized_block=proven.finalized_number,
         )
         if decision.is_allowed and self._settings.allow_cache:
-            self._remember(key, min(proven.expires_at, self._now() + self._settings.allow_cache), decision)
+            self._remember((kind, boot_info), min(proven.expires_at, self._now() + self._settings.allow_cache), decision)
         return decision
 
     def info(self) -> ChainInfo:
@@ -191,9 +195,11 @@ class ProofAuthorizer:
         )
         return proven, answer
 
-    def _recall(self, key: tuple[Kind, BootInfo]) -> Decision | None:
+    def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:
+        """Return the allow of at most `allow_cache` seconds ago, while its blocks are fresh enough."""
         if not self._settings.allow_cache:
             return None
+        key = (kind, boot_info)
         now = self._now()
         with self._lock:
             expires_at, decision = self._allows.get(key, (0, None))
@@ -225,6 +231,10 @@ class WebhookAuthorizer:
             is_allowed=answer.is_allowed, reason=answer.reason, gateway_app_id=answer.gateway_app_id
         )
 
+    def recall(self, kind: Kind, boot_info: BootInfo) -> None:
+        """Remember nothing: the server is asked each time."""
+        del kind, boot_info
+
     def info(self) -> ChainInfo:
         """Return what the server says of itself."""
         body = _checked(self._url, self._http.request("GET", self._url))
@@ -254,6 +264,10 @@ class DevAuthorizer:
         """Allow."""
         del kind, boot_info
         return Decision(is_allowed=True, reason="", gateway_app_id=self._gateway_app_id)
+
+    def recall(self, kind: Kind, boot_info: BootInfo) -> Decision:
+        """Allow."""
+        return self.authorize(kind, boot_info)
 
     def info(self) -> ChainInfo:
         """Return no facts: there is no contract."""

@@ -1,25 +1,37 @@
 """Who is calling: from the TLS peer's certificate to verified evidence (spec kms section 4.6).
 
 Every request on a connection that presented an attested certificate has it verified in full before dispatch,
-even GetMeta. A verified certificate is remembered until its evidence goes stale, so keep-alive connections
+even GetMeta. A verified certificate is remembered until it or its evidence expires, so keep-alive connections
 do not pay for it again; nothing about policy is remembered here.
 """
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+
+import msgspec
 
 from shared.attestation.chain import ChainCache
 from shared.attestation.nitro import NitroPolicy
 from shared.attestation.trust import NitroAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
-from shared.ratls.peer import check_client_certificate, ratls_report_data
+from shared.ratls.peer import check_client_certificate, ratls_report_data, validity
 
 MAX_REMEMBERED = 1024
-"""Callers with a live connection; one entry holds a few kilobytes."""
+"""Callers with a live connection; one entry holds the certificate and its evidence, some ten kilobytes."""
 
 _DEFAULT_POLICY = NitroPolicy()
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """A certificate that was checked, by exactly its bytes, with its evidence and when both hold."""
+
+    verified: VerifiedAttestation
+    not_before: int
+    not_after: int
+
+    def holds(self, now: int) -> bool:
+        return self.not_before <= now <= self.not_after and now < self.verified.valid_until
 
 
 class CallerVerifier:
@@ -38,7 +50,7 @@ class CallerVerifier:
         self._policy = policy
         self._now = now
         self._chains = ChainCache()
-        self._verified: OrderedDict[bytes, VerifiedAttestation] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def verify(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
@@ -50,14 +62,13 @@ class CallerVerifier:
             return None
         leaf = peer_chain[0]
         now = self._now()
+        with self._lock:
+            known = self._known.get(leaf)
+        if known is not None and known.holds(now):
+            return known.verified
         envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
         if envelope is None:
             return None
-        key = hashlib.sha256(leaf).digest()
-        with self._lock:
-            known = self._verified.get(key)
-            if known is not None and now < known.valid_until:
-                return known
         verified = verify_attestation(
             envelope,
             now=now,
@@ -67,7 +78,7 @@ class CallerVerifier:
             chain_cache=self._chains,
         )
         with self._lock:
-            self._verified[key] = verified
-            while len(self._verified) > MAX_REMEMBERED:
-                self._verified.popitem(last=False)
+            self._known[leaf] = _Known(verified, *validity(leaf))
+            while len(self._known) > MAX_REMEMBERED:
+                self._known.popitem(last=False)
         return verified

@@ -29,11 +29,21 @@ from shared.rpc.codec import (
 CallerT = TypeVar("CallerT")
 
 
+class WouldBlockError(Exception):
+    """What runs on the event loop cannot answer without waiting: a worker thread must."""
+
+
 class Procedure(NamedTuple, Generic[CallerT]):
-    """One method: its request type and its handler, which runs in a worker thread."""
+    """One method: its request type and its handler, which runs in a worker thread.
+
+    `prompt` is the same method for the event loop, tried first where there is one. It answers, refuses, or
+    raises `WouldBlockError` before it has done anything; `handler` then runs. A thread per request costs
+    more than a key release does.
+    """
 
     request: type[Message]
     handler: Callable[[Any, CallerT], Message]
+    prompt: Callable[[Any, CallerT], Message] | None = None
 
 
 class PrpcService(Generic[CallerT]):
@@ -41,6 +51,7 @@ class PrpcService(Generic[CallerT]):
 
     `identify` turns the TLS peer's certificates (DER, leaf first, empty without a client certificate) into
     what handlers take as the caller. It runs before dispatch for every method, and its refusal is final.
+    `recognise` is the same for the event loop, and raises `WouldBlockError` as `Procedure.prompt` does.
     """
 
     def __init__(
@@ -48,10 +59,12 @@ class PrpcService(Generic[CallerT]):
         name: str,
         procedures: Mapping[str, Procedure[CallerT]],
         identify: Callable[[list[bytes]], CallerT],
+        recognise: Callable[[list[bytes]], CallerT] | None = None,
     ) -> None:
         self._name = name
         self._procedures = procedures
         self._identify = identify
+        self._recognise = recognise
 
     def route(self) -> Route:
         """Return the route `/prpc/<method>`."""
@@ -63,25 +76,34 @@ class PrpcService(Generic[CallerT]):
             body = await _bounded_body(request)
         except ProtocolError as error:
             return _refusal(request.path_params["method"], error, _encoding(verb, query, None))
-        return await run_in_threadpool(self._answer, request, verb, query, body)
+        try:
+            return self._answer(request, verb, query, body, on_loop=True)
+        except WouldBlockError:
+            return await run_in_threadpool(self._answer, request, verb, query, body, on_loop=False)
 
-    def _answer(self, request: Request, verb: str, query: str, body: bytes) -> Response:
-        """Identify, decode, call and encode, in a worker thread: all of it is CPU or blocking calls."""
+    def _answer(self, request: Request, verb: str, query: str, body: bytes, *, on_loop: bool) -> Response:
+        """Identify, decode, call and encode."""
         segment = request.path_params["method"]
         # Until the caller is known upstream chooses the form of an error without looking at Content-Type.
         encoding = _encoding(verb, query, None)
         try:
-            caller = self._identify(_peer_chain(request))
+            identify = self._recognise if on_loop else self._identify
+            if identify is None:
+                raise WouldBlockError
+            caller = identify(_peer_chain(request))
             encoding = _encoding(verb, query, request.headers.get("content-type"))
             name = method_name(self._name, segment)
             procedure = self._procedures.get(name)
             if procedure is None:
                 raise ProtocolError("prpc.method", f"Service not found: {name}")
+            call = procedure.prompt if on_loop else procedure.handler
+            if call is None:
+                raise WouldBlockError
             if verb == "GET":
                 message = from_query(procedure.request, query)
             else:
                 message = decode(procedure.request, body, encoding)
-            answer = encode(procedure.handler(message, caller), encoding)
+            answer = encode(call(message, caller), encoding)
         except DstackError as error:
             return _refusal(segment, error, encoding)
         return Response(answer, media_type=encoding.value)

@@ -15,13 +15,13 @@ from socket import socket
 from types import TracebackType
 from typing import Self, cast
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from OpenSSL import SSL, crypto
 
 from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.net.dialer import Dialer
+from shared.net.response import Response, read_response
 from shared.ratls.tls import client_context
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -34,14 +34,6 @@ _TARGET = re.compile(r"/[!-~]*")
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
 _IPV4 = re.compile(r"[0-9.]+")
 _OUR_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
-
-
-class Response(msgspec.Struct, frozen=True):
-    """An HTTP response; header names are lower case, repeated headers joined with a comma."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class AttestedConnection:
@@ -262,29 +254,11 @@ def _read_response(channel: _Channel, method: str, max_bytes: int) -> tuple[Resp
             if answer.status < 200:
                 raise ProtocolError("net.response.malformed", f"got status {answer.status}")
             last = answer.will_close
-            body = _read_body(answer, max_bytes)
+            return read_response(answer, max_bytes), last
         except (http.client.HTTPException, ValueError) as error:
             raise ProtocolError(
                 "net.response.malformed", f"the answer is not http/1 ({type(error).__name__})"
             ) from error
-        headers: dict[str, str] = {}
-        for name, value in answer.getheaders():
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        return Response(answer.status, headers, body), last
-
-
-def _read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    if answer.length is not None and answer.length > max_bytes:
-        raise ProtocolError("net.response.oversize", f"got {answer.length} bytes, expected up to {max_bytes}")
-    body = bytearray()
-    while part := answer.read(min(_READ_SIZE, max_bytes + 1 - len(body))):
-        body += part
-        if len(body) > max_bytes:
-            raise ProtocolError("net.response.oversize", f"got more than the expected {max_bytes} bytes")
-    if answer.length:
-        raise ProtocolError("net.response.truncated", f"{answer.length} bytes of the body are missing")
-    return bytes(body)
 
 
 def _peer_chain(tls: SSL.Connection) -> tuple[bytes, ...]:

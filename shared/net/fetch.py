@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
 
-import msgspec
-
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.dialer import Dialer
+from shared.net.response import Response, read_response
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -35,14 +34,6 @@ _PORTS = {"http": 80, "https": 443}
 
 _Origin = tuple[str, str, int]
 _Request = tuple[str, str, bytes | None, dict[str, str]]
-
-
-class Response(msgspec.Struct, frozen=True):
-    """An HTTP answer; header names are lowercase and the last of a repeated one counts."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class HttpClient:
@@ -81,8 +72,8 @@ class HttpClient:
         only what may be done twice.
 
         Raises `UnavailableError`: `net.timeout`, `net.unreachable`, `net.tls.refused`
-        and what the dialer raises; `ProtocolError`: `net.http.malformed`, `net.http.truncated`,
-        `net.http.size`; `ConfigError("net.url.invalid")`.
+        and what the dialer raises; `ProtocolError`: `net.response.malformed`, `net.response.truncated`,
+        `net.response.oversize`; `ConfigError("net.url.invalid")`.
         """
         deadline = time.monotonic() + self._timeout
         parts, origin = _split(url)
@@ -105,11 +96,7 @@ class HttpClient:
             connection.socket.deadline = deadline
             connection.request(method, target, body=body, headers=headers)
             with connection.getresponse() as answer:
-                response = Response(
-                    status=answer.status,
-                    headers={name.lower(): value for name, value in answer.getheaders()},
-                    body=self._read(answer),
-                )
+                response = read_response(answer, self._max_bytes)
         except BaseException:
             connection.close()
             raise
@@ -140,18 +127,6 @@ class HttpClient:
             plain.close()
             raise
         return _Connection(origin, cast("_TimedTlsSocket", wrapped))
-
-    def _read(self, answer: http.client.HTTPResponse) -> bytes:
-        body = bytearray()
-        while chunk := answer.read1(_CHUNK):
-            body += chunk
-            if len(body) > self._max_bytes:
-                raise ProtocolError("net.http.size", f"the answer has more than {self._max_bytes} bytes")
-        if answer.length:
-            raise ProtocolError(
-                "net.http.truncated", f"the answer ended {answer.length} bytes before its declared end"
-            )
-        return bytes(body)
 
     def _take(self, origin: _Origin) -> "_Connection | None":
         with self._lock:
@@ -263,7 +238,7 @@ def _mapped(error: Exception, origin: _Origin, timeout: float) -> DstackError:
     if isinstance(error, ssl.SSLError):
         return UnavailableError("net.tls.refused", f"tls with {peer} failed: {error.reason or error}")
     if isinstance(error, http.client.IncompleteRead):
-        return ProtocolError("net.http.truncated", f"the answer of {peer} ended before its declared end")
+        return ProtocolError("net.response.truncated", f"the answer of {peer} ended before its declared end")
     if isinstance(error, OSError):
         return UnavailableError("net.unreachable", f"cannot talk to {peer}: {error}")
-    return ProtocolError("net.http.malformed", f"{peer} did not answer in http/1.1: {error!r}"[:300])
+    return ProtocolError("net.response.malformed", f"{peer} did not answer in http/1.1: {error!r}"[:300])

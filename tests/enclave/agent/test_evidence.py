@@ -9,7 +9,8 @@ from enclave.serving.attested_tls import build_plain_server
 from shared.attestation.report_data import deploy_challenge
 from shared.attestation.verify import verify_attestation
 from shared.errors import UnavailableError
-from shared.net.fetch import HttpClient, Response
+from shared.net.fetch import HttpClient
+from shared.net.response import Response
 
 NOW = 1_900_000_000
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")

@@ -14,7 +14,7 @@ from shared.chain import decision as chain
 from shared.chain.code import code_list
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
-from shared.net.fetch import Response
+from shared.net.response import Response
 
 NOW = 1_900_000_000
 BOOT_INFO = BootInfo(

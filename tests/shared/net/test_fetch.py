@@ -196,7 +196,7 @@ def test_n57_a_silent_peer_times_out(raw_server: RawServer) -> None:
     ],
 )
 def test_n20_an_oversize_body_is_refused(raw_server: RawServer, answer: bytes) -> None:
-    assert failure(client(), raw_server(answering(answer))) == "net.http.size"
+    assert failure(client(), raw_server(answering(answer))) == "net.response.oversize"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_n20_an_oversize_body_is_refused(raw_server: RawServer, answer: bytes) -
     ],
 )
 def test_n57_a_truncated_body_is_refused(raw_server: RawServer, answer: bytes) -> None:
-    assert failure(client(), raw_server(answering(answer))) == "net.http.truncated"
+    assert failure(client(), raw_server(answering(answer))) == "net.response.truncated"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_n57_a_truncated_body_is_refused(raw_server: RawServer, answer: bytes) -
 def test_an_answer_that_is_not_http_is_refused(raw_server: RawServer, answer: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         client().request("GET", f"http://127.0.0.1:{raw_server(answering(answer))}/")
-    assert caught.value.code == "net.http.malformed"
+    assert caught.value.code == "net.response.malformed"
 
 
 def test_n57_a_peer_that_closes_is_unavailable(raw_server: RawServer) -> None:
@@ -251,7 +251,7 @@ def test_refuses_to_split_a_request(raw_server: RawServer, path: str) -> None:
     port = raw_server(answering(OK))
     with pytest.raises(DstackError) as caught:
         client().request("GET", f"http://127.0.0.1:{port}{path}", headers={"X": "a\r\nb: c"})
-    assert caught.value.code == "net.http.malformed"
+    assert caught.value.code == "net.response.malformed"
 
 
 def certificate(directory: Path, host: str) -> tuple[Path, bytes]:

@@ -1,0 +1,1 @@
+"""Simulated Nitro enclaves: real formats under a throw-away root. Never part of a production image."""

@@ -1,0 +1,163 @@
+"""A throw-away attestation authority: root, region and zone, as AWS arranges them, made on the spot.
+
+Nothing is secret about its purpose: a verifier believes it only where its root is configured as an extra
+anchor, and then reports `simulated`.
+"""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from shared.errors import StorageError
+
+_CHAIN = "chain.pem"
+_ROOT = "root.pem"
+_ZONE_KEY = "zone.key"
+_ISSUED = datetime(2019, 10, 28, tzinfo=UTC)
+_EXPIRES = datetime(2049, 10, 28, tzinfo=UTC)
+_DOMAIN = "simulated.nitro-enclaves"
+
+
+class Issuer(msgspec.Struct, frozen=True):
+    """A certificate and its key. The root's key is forgotten once the zone exists."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def issue(
+        self,
+        common_name: str,
+        *,
+        not_before: datetime,
+        not_after: datetime,
+        path_length: int | None,
+    ) -> "Issuer":
+        """Issue a CA with that path length, or a leaf when it is None."""
+        key = ec.generate_private_key(ec.SECP384R1())
+        builder = _builder(common_name, self.certificate.subject, key, not_before, not_after)
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(path_length is not None, path_length), critical=True)
+            .add_extension(_usage(ca=path_length is not None), critical=path_length is not None)
+            .sign(self.key, SHA384())
+        )
+        return Issuer(certificate, key)
+
+
+class SimulatedAuthority(msgspec.Struct, frozen=True):
+    """What simulated enclaves share: the certificates of root, region and zone, and the zone's key."""
+
+    chain: tuple[x509.Certificate, ...]
+    zone: Issuer
+
+    @classmethod
+    def create(cls) -> Self:
+        """Make a new authority."""
+        key = ec.generate_private_key(ec.SECP384R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _DOMAIN)])
+        certificate = (
+            _builder(_DOMAIN, name, key, _ISSUED, _EXPIRES)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_usage(ca=True), critical=True)
+            .sign(key, SHA384())
+        )
+        root = Issuer(certificate, key)
+        domain = f"us-east-1.{_DOMAIN}"
+        region = root.issue(domain, not_before=_ISSUED, not_after=_EXPIRES, path_length=2)
+        zone = region.issue(f"zonal.{domain}", not_before=_ISSUED, not_after=_EXPIRES, path_length=1)
+        return cls((root.certificate, region.certificate, zone.certificate), zone)
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate, to be configured as an extra trust anchor."""
+        return self.chain[0].public_bytes(Encoding.PEM)
+
+    def save(self, directory: Path) -> None:
+        """Write root.pem, chain.pem and zone.key (0600) into `directory`, which is made when absent.
+
+        Raises `StorageError("simulator.authority.exists")` rather than replace an authority that enclaves
+        use, `StorageError("simulator.authority.write")`.
+        """
+        chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.chain)
+        key = self.zone.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, content in ((_ZONE_KEY, key), (_CHAIN, chain), (_ROOT, self.root_pem)):
+                descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+        except FileExistsError as error:
+            raise StorageError(
+                "simulator.authority.exists", f"{directory} already holds an authority, expected none"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                "simulator.authority.write", f"cannot write an authority to {directory}: {error.strerror}"
+            ) from error
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote. Raises `StorageError("simulator.authority.read")`."""
+        try:
+            chain = tuple(x509.load_pem_x509_certificates((directory / _CHAIN).read_bytes()))
+            key = load_pem_private_key((directory / _ZONE_KEY).read_bytes(), password=None)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                "simulator.authority.read", f"{directory} holds no readable simulated authority"
+            ) from error
+        if len(chain) != 3 or not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise StorageError("simulator.authority.read", f"{directory} holds another kind of authority")
+        return cls(chain, Issuer(chain[-1], key))
+
+    def issue_instance(self, instance_id: str, now: datetime) -> Issuer:
+        """Issue an instance's CA, valid for a day as the real ones are."""
+        return self.zone.issue(
+            f"{instance_id}.us-east-1.{_DOMAIN}",
+            not_before=now - timedelta(hours=1),
+            not_after=now + timedelta(hours=24),
+            path_length=0,
+        )
+
+
+def _builder(
+    common_name: str,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+    )
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=not ca,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

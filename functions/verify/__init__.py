@@ -1,0 +1,1 @@
+"""The verify function: evidence in, upstream's verifier response out. It decides nothing for a KMS."""

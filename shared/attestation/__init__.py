@@ -1,0 +1,1 @@
+"""Attestation evidence: wire formats, verification, and the identity that verified evidence proves."""

@@ -1,0 +1,231 @@
+"""From a verifier's own anchor down to the leaf of a Nitro document (spec attestation section 4.4 step 4).
+
+The walk is a line, not a search: each certificate must be issued by the one before it, so an extra, missing
+or misplaced certificate is refused. Names and validity come before a signature, extensions after it.
+"""
+
+from collections import OrderedDict
+from threading import Lock
+from typing import Generic, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared.attestation.certificate import Certificate, anchor_key
+from shared.attestation.trust import NitroAnchors, TrustAnchor
+from shared.errors import InvalidEvidence
+
+# AWS uses three intermediates (region, zone, instance); each one costs a P-384 verification.
+MAX_INTERMEDIATES = 8
+
+Key = tuple[NitroAnchors, tuple[bytes, ...]]
+ChainT = TypeVar("ChainT", "VerifiedPath", "VerifiedLeaf")
+
+
+class VerifiedPath(msgspec.Struct, frozen=True):
+    """An anchor and the intermediates below it, verified: the issuer that the next certificate must name.
+
+    The path holds for times in `not_before..not_after`; `path_length` is how many more CAs it allows, None
+    any.
+    """
+
+    anchor: TrustAnchor
+    subject: bytes
+    key: ec.EllipticCurvePublicKey
+    path_length: int | None
+    not_before: int
+    not_after: int
+
+
+class VerifiedLeaf(msgspec.Struct, frozen=True):
+    """A leaf's P-384 key and the anchor above it. The whole chain is valid in `not_before..not_after`."""
+
+    anchor: TrustAnchor
+    key: ec.EllipticCurvePublicKey
+    not_before: int
+    not_after: int
+
+
+class ChainCache:
+    """Remembers verified chains: an enclave keeps its leaf for hours, an instance its CAs for a day.
+
+    A key is everything that the verification depended on, the anchors and the exact certificates; what it
+    finds counts only inside its validity. The numbers are bounded, least recently used first out. Only the
+    document's own signature is verified every time.
+    """
+
+    def __init__(self, size: int = 256) -> None:
+        self.paths = _Recent[VerifiedPath](size)
+        self.leaves = _Recent[VerifiedLeaf](size)
+
+
+class _Recent(Generic[ChainT]):
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[Key, ChainT] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: Key, now: int) -> ChainT | None:
+        """Return what was stored under `key` if it is valid at `now`."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.not_before <= now <= entry.not_after:
+                return None
+            self._entries.move_to_end(key)
+            return entry
+
+    def store(self, key: Key, entry: ChainT) -> None:
+        """Remember a verified entry."""
+        with self._lock:
+            self._entries[key] = entry
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+
+
+def verify_leaf(
+    leaf: bytes,
+    intermediates: tuple[bytes, ...],
+    *,
+    now: int,
+    anchors: NitroAnchors,
+    cache: ChainCache | None = None,
+) -> VerifiedLeaf:
+    """Verify anchor -> intermediates -> leaf at `now` (unix seconds).
+
+    `intermediates` are DER, topmost first, without a root. Raises `InvalidEvidence("nitro.chain.*")`:
+    `length`, `anchor`, `malformed`, `algorithm`, `name`, `not_yet_valid`, `expired`, `signature`, `critical`,
+    `not_ca`, `path_length`, `key_usage`, `eku`, `leaf_is_ca`, `key`.
+    """
+    if len(intermediates) > MAX_INTERMEDIATES:
+        raise InvalidEvidence(
+            "nitro.chain.length",
+            f"chain has {len(intermediates)} intermediates, at most {MAX_INTERMEDIATES} are read",
+        )
+    if cache is None:
+        return _verify_leaf(leaf, intermediates, now, anchors, None)
+    key = (anchors, (*intermediates, leaf))
+    verified = cache.leaves.find(key, now)
+    if verified is None:
+        verified = _verify_leaf(leaf, intermediates, now, anchors, cache.paths)
+        cache.leaves.store(key, verified)
+    return verified
+
+
+def _verify_leaf(
+    leaf: bytes,
+    intermediates: tuple[bytes, ...],
+    now: int,
+    anchors: NitroAnchors,
+    paths: _Recent[VerifiedPath] | None,
+) -> VerifiedLeaf:
+    certificate = Certificate.parse(leaf)
+    path = paths.find((anchors, intermediates), now) if paths is not None else None
+    if path is None:
+        path = _verify_path([Certificate.parse(der) for der in intermediates], certificate, now, anchors)
+        if paths is not None:
+            paths.store((anchors, intermediates), path)
+    _check_issued(certificate, path, now)
+    constraints = certificate.constraints()
+    if constraints.ca:
+        raise InvalidEvidence(
+            "nitro.chain.leaf_is_ca", f"leaf {certificate.name!r} is a certificate authority"
+        )
+    if not constraints.digital_signature:
+        raise InvalidEvidence(
+            "nitro.chain.key_usage", f"leaf {certificate.name!r} may not make digital signatures"
+        )
+    _check_usage(certificate, client_auth=constraints.client_auth)
+    return VerifiedLeaf(
+        anchor=path.anchor,
+        key=certificate.key(),
+        not_before=max(path.not_before, certificate.not_before),
+        not_after=min(path.not_after, certificate.not_after),
+    )
+
+
+def _verify_path(
+    intermediates: list[Certificate], leaf: Certificate, now: int, anchors: NitroAnchors
+) -> VerifiedPath:
+    path = _anchored(intermediates[0] if intermediates else leaf, now, anchors)
+    for certificate in intermediates:
+        path = _extended(path, certificate, now)
+    return path
+
+
+def _anchored(first: Certificate, now: int, anchors: NitroAnchors) -> VerifiedPath:
+    """Pick the anchor that issued the first certificate; several anchors may carry one name."""
+    named = [anchor for anchor in anchors.anchors if anchor.subject == first.issuer]
+    if not named:
+        raise InvalidEvidence(
+            "nitro.chain.anchor",
+            f"certificate {first.name!r} is issued under no trust anchor, "
+            f"expected one of {', '.join(anchor.name for anchor in anchors.anchors)}",
+        )
+    # The one that verifies; when none does the last is reported, by its signature, in the next step.
+    anchor = next((a for a in named[:-1] if first.is_signed_by(anchor_key(a.spki))), named[-1])
+    if not anchor.not_before <= now <= anchor.not_after:
+        raise InvalidEvidence(
+            "nitro.chain.not_yet_valid" if now < anchor.not_before else "nitro.chain.expired",
+            f"anchor {anchor.name} is valid from {anchor.not_before} to {anchor.not_after}, not at {now}",
+        )
+    return VerifiedPath(
+        anchor=anchor,
+        subject=anchor.subject,
+        key=anchor_key(anchor.spki),
+        path_length=None,
+        not_before=anchor.not_before,
+        not_after=anchor.not_after,
+    )
+
+
+def _extended(path: VerifiedPath, certificate: Certificate, now: int) -> VerifiedPath:
+    _check_issued(certificate, path, now)
+    constraints = certificate.constraints()
+    if not constraints.ca:
+        raise InvalidEvidence(
+            "nitro.chain.not_ca", f"intermediate {certificate.name!r} is not a certificate authority"
+        )
+    if not constraints.key_cert_sign:
+        raise InvalidEvidence(
+            "nitro.chain.key_usage", f"intermediate {certificate.name!r} may not sign certificates"
+        )
+    _check_usage(certificate, client_auth=constraints.client_auth)
+    if path.path_length == 0:
+        raise InvalidEvidence(
+            "nitro.chain.path_length", f"intermediate {certificate.name!r} is beyond its issuer's path length"
+        )
+    limits = [constraints.path_length, None if path.path_length is None else path.path_length - 1]
+    return VerifiedPath(
+        anchor=path.anchor,
+        subject=certificate.subject,
+        key=certificate.key(),
+        path_length=min((limit for limit in limits if limit is not None), default=None),
+        not_before=max(path.not_before, certificate.not_before),
+        not_after=min(path.not_after, certificate.not_after),
+    )
+
+
+def _check_issued(certificate: Certificate, path: VerifiedPath, now: int) -> None:
+    if certificate.issuer != path.subject:
+        raise InvalidEvidence(
+            "nitro.chain.name",
+            f"certificate {certificate.name!r} does not name the certificate before it as issuer",
+        )
+    certificate.check_validity(now)
+    if not certificate.is_signed_by(path.key):
+        raise InvalidEvidence(
+            "nitro.chain.signature",
+            f"certificate {certificate.name!r} is not signed by the issuer that it names",
+        )
+
+
+def _check_usage(certificate: Certificate, *, client_auth: bool) -> None:
+    if not client_auth:
+        raise InvalidEvidence(
+            "nitro.chain.eku",
+            f"certificate {certificate.name!r} has an extended key usage without client authentication",
+        )

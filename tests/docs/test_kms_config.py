@@ -1,0 +1,74 @@
+"""docs/kms-config.md has every setting with its default, and no error code that nothing raises."""
+
+import re
+
+import msgspec
+import pytest
+
+from enclave.dstack_util import enclave_config
+from enclave.kms import config
+from enclave.vsock.config import Limits
+from tests.docs.references import REPOSITORY, is_error_code
+
+PAGE = (REPOSITORY / "docs" / "kms-config.md").read_text()
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.splitlines()
+    if line.startswith("|") and not line.startswith("|---")
+]
+
+
+def _keys(cell: str) -> list[str]:
+    return [span.rpartition(".")[2] for span in re.findall(r"`([a-z0-9_.]+)`", cell)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(config.Proof, config.Onboard, config.Rpc, config.RootCa, config.Metrics),
+        *(enclave_config.Kms, enclave_config.Trust, enclave_config.Evidence, Limits),
+    ],
+)
+def test_has_every_setting(settings: type[msgspec.Struct]) -> None:
+    documented = {key for row in ROWS for key in _keys(row[0])}
+    assert not set(settings.__struct_fields__) - documented
+
+
+def test_has_every_setting_of_core() -> None:
+    tables = {"attestation", "auth_api", "onboard", "metrics"}
+    documented = {key for row in ROWS for key in _keys(row[0])}
+    assert not set(config.Core.__struct_fields__) - tables - documented
+
+
+@pytest.mark.parametrize("settings", [config.Proof, config.Core, Limits])
+def test_gives_the_defaults(settings: type[msgspec.Struct]) -> None:
+    checked = 0
+    for field in msgspec.structs.fields(settings):
+        default = field.default
+        if not isinstance(default, bool | int | float):
+            continue
+        expected = str(default).lower() if isinstance(default, bool) else f"{default:g}"
+        given = {row[1] for row in ROWS if _keys(row[0]) == [field.name]}
+        assert expected in given, field.name
+        checked += 1
+    assert checked >= 5
+
+
+def test_shows_what_get_meta_reports() -> None:
+    proto = (REPOSITORY / "shared" / "rpc" / "kms.proto").read_text()
+    message = re.search(r"message KmsPolicy \{(.*?)\}", proto, re.DOTALL)
+    assert message
+    names = re.findall(r"\w+ (\w+) = \d+;", message[1])
+    assert len(names) >= 11
+    assert not [name for name in names if f'"{name}"' not in PAGE]
+
+
+def test_every_error_code_can_be_raised() -> None:
+    codes = {
+        code
+        for row in ROWS
+        for code in re.findall(r"`([a-z_]+(?:\.[a-z0-9_]+)+)`", row[0])
+        if code.partition(".")[0] in {"auth", "chain", "config", "identity", "net", "nitro", "proof", "quorum"}
+    }
+    assert len(codes) >= 30
+    assert not {code for code in codes if not is_error_code(code)}
