@@ -8,20 +8,21 @@ believes the server. `dev` allows everything and starts only in a simulated encl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from enclave.kms.config import Proof
 from shared.boot_info import BootInfo
 from shared.chain import decision as chain
-from shared.chain.bundle import bundle_from_wire
+from shared.chain.bundle import MAX_ANSWER_BYTES, bundle_from_wire
 from shared.chain.facts import Kind
 from shared.chain.header import BlockRef
 from shared.errors import PolicyDenied, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.quorum import ChainQuorum
 from shared.net.response import Response
+from shared.strict_json import decode_json
 
 MAX_REMEMBERED_ALLOWS = 1024
 """Enough for every instance of a large fleet to restart within one minute; beyond it the oldest goes."""
@@ -68,47 +69,56 @@ class Authorizer(Protocol):
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a webhook must answer; a string where a bool belongs is a malformed answer."""
+    """What a webhook must answer; a string where a bool belongs is a malformed answer.
+
+    `code` is our function's: why it could not give a proof.
+    """
 
     is_allowed: bool = msgspec.field(name="isAllowed")
     gateway_app_id: str = msgspec.field(name="gatewayAppId")
     reason: str
+    code: str = ""
     proof: Any = None
 
 
 class _Info(msgspec.Struct, frozen=True, kw_only=True):
+    """What a webhook must tell of itself."""
+
     status: str
     kms_contract_addr: str = msgspec.field(name="kmsContractAddr")
     gateway_app_id: str = msgspec.field(name="gatewayAppId")
     chain_id: int = msgspec.field(name="chainId")
     app_implementation: str = msgspec.field(name="appImplementation")
+    proof: Any = None
 
 
-class _ProofOnly(msgspec.Struct, frozen=True):
-    proof: Any
+AnswerT = TypeVar("AnswerT", _Answer, _Info)
 
 
-def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
-    return f"?proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
-
-
-def _checked(url: str, response: Response) -> bytes:
+def _decoded(url: str, response: Response, kind: type[AnswerT]) -> AnswerT:
     if not 200 <= response.status < 300:
         quoted = response.body[:QUOTED_BODY].decode(errors="replace")
         raise UnavailableError("auth.api.status", f"auth api {url} returned {response.status}: {quoted}")
-    return response.body
+    try:
+        value = decode_json(response.body, what="the answer", code="auth.api", max_bytes=MAX_ANSWER_BYTES)
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ProtocolError) as error:
+        raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}: {error}") from error
 
 
 def _ask(http: HttpClient, base: str, kind: Kind, boot_info: BootInfo, query: str = "") -> _Answer:
     url = f"{base.rstrip('/')}/bootAuth/{kind}"
     headers = {"content-type": "application/json"}
-    response = http.request(
-        "POST", url + query, body=msgspec.json.encode(boot_info.to_wire()), headers=headers
-    )
-    try:
-        return msgspec.json.decode(_checked(url, response), type=_Answer)
-    except msgspec.DecodeError as error:
-        raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}") from error
+    body = msgspec.json.encode(boot_info.to_wire())
+    return _decoded(url, http.request("POST", url + query, body=body, headers=headers), _Answer)
+
+
+def _ask_info(http: HttpClient, url: str) -> _Info:
+    return _decoded(url, http.request("GET", url), _Info)
+
+
+def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
+    return f"?proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
 
 
 class ProofAuthorizer:
@@ -154,20 +164,21 @@ class ProofAuthorizer:
             finalized_block=proven.finalized_number,
         )
         if decision.is_allowed and self._settings.allow_cache:
-            self._remember((kind, boot_info), min(proven.expires_at, self._now() + self._settings.allow_cache), decision)
+            self._remember(
+                (kind, boot_info), min(proven.expires_at, self._now() + self._settings.allow_cache), decision
+            )
         return decision
 
     def info(self) -> ChainInfo:
         """Return the contract's facts as a bundle proves them."""
         finalized, head = self._quorum.blocks()
-        url = f"{self._settings.url.rstrip('/')}/"
-        body = _checked(url, self._http.request("GET", url + _proof_query(finalized, head)))
-        try:
-            proof = msgspec.json.decode(body, type=_ProofOnly).proof
-        except msgspec.DecodeError as error:
-            raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}") from error
+        answer = _ask_info(self._http, f"{self._settings.url.rstrip('/')}/{_proof_query(finalized, head)}")
         proven = chain.contract_facts(
-            bundle_from_wire(proof), chain=self._policy, finalized=finalized, head=head, now=self._now()
+            bundle_from_wire(answer.proof),
+            chain=self._policy,
+            finalized=finalized,
+            head=head,
+            now=self._now(),
         )
         return ChainInfo(
             gateway_app_id=proven.gateway_app_id,
@@ -181,9 +192,8 @@ class ProofAuthorizer:
         finalized, head = self._quorum.blocks()
         answer = _ask(self._http, self._settings.url, kind, boot_info, _proof_query(finalized, head))
         if answer.proof is None:
-            raise PolicyDenied(
-                "auth.proof.absent", answer.reason or "the authorize function answered without a proof"
-            )
+            why = answer.reason or "the authorize function answered without a proof"
+            raise PolicyDenied("auth.proof.absent", f"{why} [{answer.code}]" if answer.code else why)
         proven = chain.decide(
             bundle_from_wire(answer.proof),
             kind=kind,
@@ -237,13 +247,7 @@ class WebhookAuthorizer:
 
     def info(self) -> ChainInfo:
         """Return what the server says of itself."""
-        body = _checked(self._url, self._http.request("GET", self._url))
-        try:
-            answer = msgspec.json.decode(body, type=_Info)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(
-                "auth.api.malformed", f"failed to decode response from {self._url}"
-            ) from error
+        answer = _ask_info(self._http, self._url)
         return ChainInfo(
             gateway_app_id=answer.gateway_app_id,
             kms_contract_address=answer.kms_contract_addr,

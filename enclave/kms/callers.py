@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from enclave.serving.prpc import WouldBlockError
 from shared.attestation.chain import ChainCache
 from shared.attestation.nitro import NitroPolicy
 from shared.attestation.trust import NitroAnchors
@@ -62,10 +63,9 @@ class CallerVerifier:
             return None
         leaf = peer_chain[0]
         now = self._now()
-        with self._lock:
-            known = self._known.get(leaf)
-        if known is not None and known.holds(now):
-            return known.verified
+        known = self._find(leaf, now)
+        if known is not None:
+            return known
         envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
         if envelope is None:
             return None
@@ -82,3 +82,17 @@ class CallerVerifier:
             while len(self._known) > MAX_REMEMBERED:
                 self._known.popitem(last=False)
         return verified
+
+    def recall(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
+        """Return the same for a caller that takes no verification; raise `WouldBlockError` for another."""
+        if not peer_chain:
+            return None
+        known = self._find(peer_chain[0], self._now())
+        if known is None:
+            raise WouldBlockError
+        return known
+
+    def _find(self, leaf: bytes, now: int) -> VerifiedAttestation | None:
+        with self._lock:
+            known = self._known.get(leaf)
+        return known.verified if known is not None and known.holds(now) else None

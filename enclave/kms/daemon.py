@@ -52,7 +52,7 @@ def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
     def check() -> None:
         if core.enforce_self_authorization:
             with context("KMS is not allowed to bootstrap"):
-                check_self(parts.authorizer, kms_boot_info(parts.own, core))
+                check_self(parts.authorizer.authorize, kms_boot_info(parts.own, core))
 
     if core.onboard.auto_bootstrap_domain:
         bootstrapper.bootstrap(core.onboard.auto_bootstrap_domain, check_self=check, attest=False)

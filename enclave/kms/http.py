@@ -73,8 +73,12 @@ def main_app(
         with context("invalid quote"):
             return callers.verify(chain)
 
+    def recognise(chain: list[bytes]) -> Caller:
+        with context("invalid quote"):
+            return callers.recall(chain)
+
     procedures: dict[str, Procedure[Caller]] = {
-        "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key),
+        "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
         "GetMeta": Procedure(Empty, lambda _request, _caller: service.get_meta()),
         "GetTempCaCert": Procedure(Empty, lambda _request, _caller: service.get_temp_ca_cert()),
     }
@@ -82,7 +86,7 @@ def main_app(
     async def metrics_page(_request: Request) -> Response:
         return PlainTextResponse(counted.text())
 
-    routes = [PrpcService("KMS", procedures, identify).route(), Route("/health", _health)]
+    routes = [PrpcService("KMS", procedures, identify, recognise).route(), Route("/health", _health)]
     if metrics:
         routes.append(Route("/metrics", metrics_page))
     counted = Counted(Starlette(routes=routes, lifespan=lifespan), version)

@@ -4,29 +4,31 @@ This is the code that releases keys. It opens no socket and parses no HTTP: the 
 verified and bound to its TLS key, policy arrives as an `Authorizer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.kms.authorization import Authorizer
+from enclave.kms.authorization import Authorizer, Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.log import log_event
+from enclave.serving.prpc import WouldBlockError
 from shared.attestation.identity import boot_info
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import BootInfo
+from shared.chain.facts import Kind
+from shared.chain.rules import NITRO_ENCLAVE, treat_nitro_as_up_to_date
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
 from shared.keys.app_keys import derive_app_keys
 from shared.keys.k256 import public_key
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
 
-MAX_API_VERSION = 1
+Decide = Callable[[Kind, BootInfo], Decision]
 
-NITRO_ENCLAVE = "dstack-nitro-enclave"
-UP_TO_DATE = "UpToDate"
+MAX_API_VERSION = 1
 
 ANY_GATEWAY = "any"
 """The wildcard that turns off a guest's check of its gateway."""
@@ -92,14 +94,25 @@ class KmsService:
         the TLS key before dispatch); image and app id; policy, whose gateway may not be the wildcard; the
         platform's release gate.
         """
+        return self._app_key(request, caller, self._authorizer.authorize)
+
+    def get_app_key_promptly(
+        self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
+    ) -> pb.AppKeyResponse:
+        """Do the same from remembered allows alone; raise `WouldBlockError` where policy has to be asked."""
+        return self._app_key(request, caller, self._recall)
+
+    def _app_key(
+        self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None, decide: Decide
+    ) -> pb.AppKeyResponse:
         _check_api_version(request.api_version)
-        self._check_self()
+        self._check_self(decide)
         with context("App not allowed"):
             verified = _present(caller)
             subject = boot_info(verified, vm_config=request.vm_config)
             if len(subject.app_id) != 20:
                 raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
-            decision = self._authorizer.authorize("app", subject)
+            decision = decide("app", subject)
             if not decision.is_allowed:
                 raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
             if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
@@ -164,7 +177,7 @@ class KmsService:
 
     def get_temp_ca_cert(self) -> pb.GetTempCaCertResponse:
         """Hand out the temporary CA with its key. It authenticates nobody: only evidence does (trap 14)."""
-        self._check_self()
+        self._check_self(self._authorizer.authorize)
         if self._core.enforce_self_authorization:
             self._check_gate(self._own.tee_variant)
         return pb.GetTempCaCertResponse(
@@ -173,12 +186,18 @@ class KmsService:
             ca_cert=self._ca_cert,
         )
 
-    def _check_self(self) -> None:
+    def _recall(self, kind: Kind, subject: BootInfo) -> Decision:
+        decision = self._authorizer.recall(kind, subject)
+        if decision is None:
+            raise WouldBlockError
+        return decision
+
+    def _check_self(self, decide: Decide) -> None:
         """Refuse to serve when the contract no longer allows this KMS, so that a revocation stops it."""
         if not self._core.enforce_self_authorization:
             return
         with context("KMS self authorization failed"):
-            check_self(self._authorizer, self._own)
+            check_self(decide, self._own)
 
     def _check_gate(self, tee_variant: str) -> None:
         gate = RELEASE_GATES.get(tee_variant)
@@ -189,20 +208,14 @@ class KmsService:
 
 
 def kms_boot_info(verified: VerifiedAttestation, core: Core) -> BootInfo:
-    """Return what `isKmsAllowed` is asked about.
-
-    Nitro evidence carries no TCB status, and the contract wants `UpToDate` of every KMS:
-    `core.treat_nitro_as_up_to_date` fills it in here and nowhere else, so no app profits from it.
-    """
+    """Return what `isKmsAllowed` is asked about, for this KMS or another. No app profits from the option."""
     info = boot_info(verified)
-    if core.treat_nitro_as_up_to_date and info.tee_variant == NITRO_ENCLAVE and not info.tcb_status:
-        return msgspec.structs.replace(info, tcb_status=UP_TO_DATE)
-    return info
+    return treat_nitro_as_up_to_date(info) if core.treat_nitro_as_up_to_date else info
 
 
-def check_self(authorizer: Authorizer, own: BootInfo) -> None:
+def check_self(decide: Decide, own: BootInfo) -> None:
     """Raise `PolicyDenied("kms.self.denied")` unless the policy allows a KMS with this boot info."""
-    decision = authorizer.authorize("kms", own)
+    decision = decide("kms", own)
     if not decision.is_allowed:
         raise PolicyDenied("kms.self.denied", f"KMS is not allowed: {decision.reason}")
 

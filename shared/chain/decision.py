@@ -23,7 +23,6 @@ DEFAULT_MAX_BLOCK_AGE = 1800
 # Ten slots of the slowest chain we know of: a head that is older hides revocations.
 DEFAULT_MAX_HEAD_AGE = 120
 
-_NITRO = "dstack-nitro-enclave"
 # The wildcard that turns off the guest's check of its gateway; it is for development, and proof mode is not.
 _ANY_GATEWAY = "any"
 
@@ -78,7 +77,6 @@ def decide(
     finalized: BlockRef,
     head: BlockRef,
     now: int,
-    treat_nitro_as_up_to_date: bool = False,
 ) -> Decision:
     """Decide whether the contracts allow `boot_info`, in the finalised block and at the head.
 
@@ -88,10 +86,7 @@ def decide(
     """
     _check_boot_info(kind, boot_info)
     views = _Views(bundle, chain, finalized, head, now, kind=kind, boot_info=boot_info)
-    tcb_status = boot_info.tcb_status
-    if treat_nitro_as_up_to_date and kind == "kms" and boot_info.tee_variant == _NITRO and not tcb_status:
-        tcb_status = rules.UP_TO_DATE
-    reasons = [views.reason(view, kind, tcb_status) for view in (views.head, views.finalized)]
+    reasons = [views.reason(view, kind, boot_info.tcb_status) for view in (views.head, views.finalized)]
     facts = views.contract_facts()
     reason = next((text for text in reasons if text != rules.ALLOWED), rules.ALLOWED)
     return Decision(

@@ -72,6 +72,15 @@ def check_client_certificate(leaf_der: bytes, *, temp_ca_der: bytes, now: int) -
     return read_attestation(leaf.extensions)
 
 
+def validity(certificate_der: bytes) -> tuple[int, int]:
+    """Return the first and the last unix second at which a certificate is valid.
+
+    For a caller that keeps the outcome of a check: nothing else in it depends on the time. Raises as parsing
+    does in the checks.
+    """
+    return _validity(_parse(certificate_der))
+
+
 def check_kms_certificate(leaf_der: bytes, *, root_ca_pem: bytes, hostname: str, now: int) -> bytes:
     """Return the attestation envelope of a KMS server, after these checks.
 
@@ -193,16 +202,17 @@ def _check_extended_usage(extensions: x509.Extensions, wanted: x509.ObjectIdenti
 
 
 def _check_validity(certificate: x509.Certificate, now: int, code: str) -> None:
-    not_before, not_after = (
-        _unix(certificate.not_valid_before_utc),
-        _unix(certificate.not_valid_after_utc),
-    )
+    not_before, not_after = _validity(certificate)
     if now < not_before:
         raise InvalidEvidence(
             f"{code}.not_yet_valid", f"certificate is valid from {not_before}, now is {now}"
         )
     if now > not_after:
         raise InvalidEvidence(f"{code}.expired", f"certificate was valid until {not_after}, now is {now}")
+
+
+def _validity(certificate: x509.Certificate) -> tuple[int, int]:
+    return _unix(certificate.not_valid_before_utc), _unix(certificate.not_valid_after_utc)
 
 
 def _check_issuer(certificate: x509.Certificate, issuer: x509.Certificate) -> None:

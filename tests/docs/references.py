@@ -16,6 +16,7 @@ _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"\.?[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_.-]*)*")
 _SUFFIX = re.compile(r"\w\.(?:py|md|sol|proto|mjs|txt|run)$")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_COMPOSED = re.compile(r"[a-z]+\.[a-z0-9_.\0]*")
 _CODE = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+")
 
 
@@ -94,9 +95,11 @@ def _codes() -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
                     if _CODE.fullmatch(node.value):
                         literals.add(node.value)
                 elif isinstance(node, ast.JoinedStr):
-                    pieces = [str(piece.value) if isinstance(piece, ast.Constant) else "" for piece in node.values]
-                    if "." in "".join(pieces) and all(re.fullmatch(r"[a-z0-9_.]*", piece) for piece in pieces):
-                        patterns.add("".join(re.escape(piece) if piece else r"[a-z0-9_.]+" for piece in pieces))
+                    pieces = [
+                        str(piece.value) if isinstance(piece, ast.Constant) else "" for piece in node.values
+                    ]
+                    if _COMPOSED.fullmatch("\0".join(pieces)):
+                        patterns.add("".join(re.escape(piece) if piece else "[a-z0-9_]+" for piece in pieces))
     return frozenset(literals), tuple(re.compile(pattern) for pattern in sorted(patterns))
 
 

@@ -68,7 +68,8 @@ def test_every_error_code_can_be_raised() -> None:
         code
         for row in ROWS
         for code in re.findall(r"`([a-z_]+(?:\.[a-z0-9_]+)+)`", row[0])
-        if code.partition(".")[0] in {"auth", "chain", "config", "identity", "net", "nitro", "proof", "quorum"}
+        if code.partition(".")[0]
+        in {"auth", "chain", "config", "identity", "net", "nitro", "proof", "quorum"}
     }
     assert len(codes) >= 30
     assert not {code for code in codes if not is_error_code(code)}

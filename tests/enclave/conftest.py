@@ -109,6 +109,9 @@ class Policy:
         self.asked.append((kind, boot_info))
         return self.app if kind == "app" else self.kms
 
+    def recall(self, kind: str, boot_info: BootInfo) -> None:
+        del kind, boot_info
+
     def info(self) -> ChainInfo:
         return ChainInfo(
             gateway_app_id="gateway",

@@ -147,6 +147,13 @@ def test_n57_an_allow_without_a_proof_is_refused() -> None:
     assert _refusal(lambda: _proof(http).authorize("app", BOOT_INFO), PolicyDenied) == "auth.proof.absent"
 
 
+def test_n57_a_function_without_a_proof_says_why() -> None:
+    http = Function(_answer(isAllowed=False, reason="no", code="proof.provider.cannot_prove", proof=None))
+    with pytest.raises(PolicyDenied) as refusal:
+        _proof(http).authorize("app", BOOT_INFO)
+    assert refusal.value.message == "no [proof.provider.cannot_prove]"
+
+
 def test_n57_a_backend_that_is_down_refuses_in_its_own_words() -> None:
     http = Function({"isAllowed": False, "gatewayAppId": "", "reason": "authorization backend unavailable"})
     with pytest.raises(PolicyDenied) as refusal:
@@ -178,6 +185,8 @@ def test_n57_a_500_is_a_refusal_that_quotes_it(make) -> None:
         b'{"isAllowed":true,"gatewayAppId":"","reas',
         b"",
         b"[]",
+        b'{"isAllowed":true,"gatewayAppId":"","reason":"","isAllowed":true}',
+        b'{"isAllowed":true,"gatewayAppId":"","reason":"","proof":' + b"[" * 100_000,
     ],
 )
 @pytest.mark.parametrize("make", [_proof, lambda http: WebhookAuthorizer("http://hook", http)])

@@ -9,6 +9,7 @@ from shared.boot_info import BootInfo
 from shared.chain.decision import contract_facts
 from shared.chain.facts import Kind
 from shared.chain.header import BlockRef, parse_header
+from shared.chain.rules import treat_nitro_as_up_to_date
 from shared.errors import InvalidEvidence, PolicyDenied
 from tests.shared.chain.world import COMPOSE, DEVICE, GATEWAY, OS_IMAGE, World
 
@@ -62,25 +63,25 @@ def test_denies_an_app_that_is_registered_but_has_no_code(own_world: World) -> N
     assert (decision.is_allowed, decision.reason) == (False, "App not deployed or invalid address")
 
 
-def test_denies_an_app_that_requires_tcb_on_nitro_even_when_nitro_is_trusted(own_world: World) -> None:
+def test_denies_an_app_that_requires_tcb_on_nitro(own_world: World) -> None:
     app_id = own_world.owner.deploy_app(compose_hash=COMPOSE, device_id=DEVICE, require_tcb_up_to_date=True)
     own_world.finalize()
-    boot_info = own_world.boot(app_id=app_id, tcb_status="")
-    decision = own_world.decide("app", boot_info, treat_nitro_as_up_to_date=True)
+    decision = own_world.decide("app", own_world.boot(app_id=app_id, tcb_status=""))
     assert decision.reason == "TCB status is not up to date"
 
 
-def test_treats_nitro_as_up_to_date_for_a_kms_when_told_so(world: World) -> None:
-    decision = world.decide("kms", world.boot(tcb_status=""), treat_nitro_as_up_to_date=True)
-    assert decision.is_allowed
+def test_denies_a_nitro_kms_unless_it_is_treated_as_up_to_date(world: World) -> None:
+    bare = world.boot(tcb_status="")
+    assert world.decide("kms", bare).reason == "TCB status is not up to date"
+    assert world.decide("kms", treat_nitro_as_up_to_date(bare)).is_allowed
 
 
 @pytest.mark.parametrize(
     "changes", [{"tee_variant": "dstack-tdx", "tcb_status": ""}, {"tcb_status": "OutOfDate"}]
 )
 def test_treats_nothing_else_as_up_to_date(world: World, changes: dict[str, Any]) -> None:
-    decision = world.decide("kms", world.boot(**changes), treat_nitro_as_up_to_date=True)
-    assert decision.reason == "TCB status is not up to date"
+    boot_info = world.boot(**changes)
+    assert treat_nitro_as_up_to_date(boot_info) == boot_info
 
 
 def test_n57_a_grant_counts_only_when_final(own_world: World) -> None:

@@ -110,8 +110,6 @@ class World:
         kind: Kind,
         boot_info: BootInfo,
         evidence: Evidence | None = None,
-        *,
-        treat_nitro_as_up_to_date: bool = False,
         **changes: Any,
     ) -> Decision:
         """Decide about `boot_info` as the KMS would, on fresh evidence unless other is given."""
@@ -126,7 +124,6 @@ class World:
             shown.bundle,
             kind=kind,
             boot_info=boot_info,
-            treat_nitro_as_up_to_date=treat_nitro_as_up_to_date,
             **values | changes,
         )
 
