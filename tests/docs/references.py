@@ -16,7 +16,7 @@ _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"\.?[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_.-]*)*")
 _SUFFIX = re.compile(r"\w\.(?:py|md|sol|proto|mjs|txt|run)$")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
-_COMPOSED = re.compile(r"[a-z]+\.[a-z0-9_.\0]*")
+_COMPOSED = re.compile(r"[a-z]+\.[a-z0-9_.\0]*|\0\.[a-z_]+")  # f"nitro.{name}", f"{code}.expired"
 _CODE = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+")
 
 
@@ -74,7 +74,7 @@ def has_symbol(path: str, symbol: str) -> bool:
     return True
 
 
-def test_functions() -> Iterator[tuple[str, str]]:
+def all_tests() -> Iterator[tuple[str, str]]:
     """Yield (path, name) of every test function below tests/."""
     for file in sorted((REPOSITORY / "tests").rglob("test_*.py")):
         path = file.relative_to(REPOSITORY).as_posix()
@@ -99,7 +99,9 @@ def _codes() -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
                         str(piece.value) if isinstance(piece, ast.Constant) else "" for piece in node.values
                     ]
                     if _COMPOSED.fullmatch("\0".join(pieces)):
-                        patterns.add("".join(re.escape(piece) if piece else "[a-z0-9_]+" for piece in pieces))
+                        patterns.add(
+                            "".join(re.escape(piece) if piece else "[a-z0-9_.]+" for piece in pieces)
+                        )
     return frozenset(literals), tuple(re.compile(pattern) for pattern in sorted(patterns))
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs.references import REPOSITORY, has_symbol, is_error_code, test_functions
+from tests.docs.references import REPOSITORY, has_symbol, is_error_code, all_tests
 
 LEDGER = (REPOSITORY / "docs" / "security-ledger.md").read_text()
 REQUIRED = (
@@ -17,9 +17,7 @@ SECTIONS = {
     if section.startswith("N-")
 }
 NUMBERED = [
-    (f"N-{number}", path, name)
-    for path, name in test_functions()
-    for number in re.findall(r"_n(\d\d)_", name)
+    (f"N-{number}", path, name) for path, name in all_tests() for number in re.findall(r"_n(\d\d)_", name)
 ]
 
 

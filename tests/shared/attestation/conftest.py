@@ -4,6 +4,7 @@ import pytest
 
 from tests.shared.attestation.forgery import Forge
 
+
 @pytest.fixture(scope="session")
 def forge() -> Forge:
     """A chain without a fault."""
