@@ -30,7 +30,6 @@ port = 8000
 
 [core]
 cert_dir = "/var/lib/kms"
-site_name = "demo"
 enforce_self_authorization = true
 # An enclave has no TCB status, and this contract wants one of its KMS: say so, and GetMeta shows it.
 treat_nitro_as_up_to_date = true

@@ -97,11 +97,13 @@ class KmsClient:
 
 class _ErrorBody(msgspec.Struct, frozen=True):
     error: str
+    code: str = ""
 
 
 def _refusal(status: int, body: bytes) -> PolicyDenied | ProtocolError:
     try:
-        text = msgspec.json.decode(body, type=_ErrorBody).error
+        refusal = msgspec.json.decode(body, type=_ErrorBody)
     except msgspec.DecodeError:
         return ProtocolError("kms.malformed", f"the KMS answered {status} without an error text")
-    return PolicyDenied("kms.refused", f"the KMS refused: {text[:MAX_REFUSAL]}")
+    code = f" ({refusal.code})" if refusal.code else ""  # upstream's KMS has none
+    return PolicyDenied("kms.refused", f"the KMS refused: {refusal.error[:MAX_REFUSAL]}{code}")

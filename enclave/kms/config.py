@@ -104,7 +104,6 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     """`[core]`."""
 
     cert_dir: str = "/etc/kms/certs"
-    site_name: str = ""
     enforce_self_authorization: bool = True
     attest_rpc_cert: bool = True
     sev_snp_key_release: bool = False

@@ -164,7 +164,8 @@ def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None
     assert main(["get-keys"], world.platform()) == ExitCode.REFUSED
     captured = capsys.readouterr()
     assert captured.err == (
-        "dstack-util: the KMS refused: App not allowed: Boot denied: Compose hash not allowed [kms.refused]\n"
+        "dstack-util: the KMS refused: App not allowed: Boot denied: Compose hash not allowed "
+        "(kms.app.denied) [kms.refused]\n"
     )
 
 
