@@ -7,7 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enclave.kms.callers import CallerVerifier
@@ -65,7 +65,7 @@ def main_app(
     *,
     version: str,
     metrics: bool,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+    lifespan: Callable[[object], AbstractAsyncContextManager[None]] | None = None,
 ) -> ASGIApp:
     """Return the ASGI application of the main listener. `lifespan` runs beside it."""
 
@@ -89,7 +89,7 @@ def main_app(
     routes = [PrpcService("KMS", procedures, identify, recognise).route(), Route("/health", _health)]
     if metrics:
         routes.append(Route("/metrics", metrics_page))
-    counted = Counted(Starlette(routes=routes, lifespan=lifespan), version)
+    counted = Counted(Router(routes=routes, lifespan=lifespan), version)
     return counted
 
 

@@ -9,9 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from enclave.log import log_event
 from shared.errors import DstackError, ProtocolError
@@ -27,6 +26,9 @@ from shared.rpc.codec import (
 )
 
 CallerT = TypeVar("CallerT")
+
+PROMPT_BODY_BYTES = 64 * 1024
+"""A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
 
 
 class WouldBlockError(Exception):
@@ -46,8 +48,27 @@ class Procedure(NamedTuple, Generic[CallerT]):
     prompt: Callable[[Any, CallerT], Message] | None = None
 
 
+class _Request(NamedTuple):
+    """One request, read."""
+
+    verb: str
+    segment: str
+    query: str
+    content_type: str | None
+    peer_chain: list[bytes]
+    body: bytes
+
+
+class _Answer(NamedTuple):
+    """One response."""
+
+    status: int
+    encoding: Encoding
+    body: bytes
+
+
 class PrpcService(Generic[CallerT]):
-    """The methods of one service.
+    """The methods of one service, as an ASGI application behind one route.
 
     `identify` turns the TLS peer's certificates (DER, leaf first, empty without a client certificate) into
     what handlers take as the caller. It runs before dispatch for every method, and its refusal is final.
@@ -68,30 +89,44 @@ class PrpcService(Generic[CallerT]):
 
     def route(self) -> Route:
         """Return the route `/prpc/<method>`."""
-        return Route("/prpc/{method}", self._serve, methods=["GET", "POST"])
+        return Route("/prpc/{method}", self, methods=["GET", "POST"])
 
-    async def _serve(self, request: Request) -> Response:
-        verb, query = request.method, request.url.query
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request of the route."""
+        status, encoding, body = await self._serve(scope, receive)
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", encoding.value.encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _serve(self, scope: Scope, receive: Receive) -> _Answer:
+        verb, segment, query = (
+            scope["method"],
+            scope["path_params"]["method"],
+            scope["query_string"].decode(errors="replace"),
+        )
         try:
-            body = await _bounded_body(request)
+            body = await _bounded_body(receive)
         except ProtocolError as error:
-            return _refusal(request.path_params["method"], error, _encoding(verb, query, None))
+            return _refusal(segment, error, _encoding(verb, query, None))
+        peer_chain = scope.get("state", {}).get("peer_chain", [])
+        request = _Request(verb, segment, query, _content_type(scope), peer_chain, body)
         try:
-            return self._answer(request, verb, query, body, on_loop=True)
+            return self._answer(request, on_loop=True)
         except WouldBlockError:
-            return await run_in_threadpool(self._answer, request, verb, query, body, on_loop=False)
+            return await run_in_threadpool(self._answer, request, on_loop=False)
 
-    def _answer(self, request: Request, verb: str, query: str, body: bytes, *, on_loop: bool) -> Response:
+    def _answer(self, request: _Request, *, on_loop: bool) -> _Answer:
         """Identify, decode, call and encode."""
-        segment = request.path_params["method"]
+        verb, segment, query, content_type, peer_chain, body = request
         # Until the caller is known upstream chooses the form of an error without looking at Content-Type.
         encoding = _encoding(verb, query, None)
         try:
             identify = self._recognise if on_loop else self._identify
-            if identify is None:
+            if identify is None or (on_loop and len(body) > PROMPT_BODY_BYTES):
                 raise WouldBlockError
-            caller = identify(_peer_chain(request))
-            encoding = _encoding(verb, query, request.headers.get("content-type"))
+            caller = identify(peer_chain)
+            if encoding is not Encoding.JSON:  # which no header changes
+                encoding = _encoding(verb, query, content_type)
             name = method_name(self._name, segment)
             procedure = self._procedures.get(name)
             if procedure is None:
@@ -103,15 +138,14 @@ class PrpcService(Generic[CallerT]):
                 message = from_query(procedure.request, query)
             else:
                 message = decode(procedure.request, body, encoding)
-            answer = encode(call(message, caller), encoding)
+            return _Answer(200, encoding, encode(call(message, caller), encoding))
         except DstackError as error:
             return _refusal(segment, error, encoding)
-        return Response(answer, media_type=encoding.value)
 
 
-def _refusal(method: str, error: DstackError, encoding: Encoding) -> Response:
+def _refusal(method: str, error: DstackError, encoding: Encoding) -> _Answer:
     log_event("prpc.refused", method=method, code=error.code, message=error.message)
-    return Response(error_body(error.message, error.code, encoding), 400, media_type=encoding.value)
+    return _Answer(400, encoding, error_body(error.message, error.code, encoding))
 
 
 def _encoding(verb: str, query: str, content_type: str | None) -> Encoding:
@@ -121,20 +155,23 @@ def _encoding(verb: str, query: str, content_type: str | None) -> Encoding:
         return Encoding.JSON
 
 
-def _peer_chain(request: Request) -> list[bytes]:
-    chain = getattr(request.state, "peer_chain", [])
-    return list(chain)
+def _content_type(scope: Scope) -> str | None:
+    value: bytes | None = next((value for name, value in scope["headers"] if name == b"content-type"), None)
+    return None if value is None else value.decode("latin-1")
 
 
-async def _bounded_body(request: Request) -> bytes:
+async def _bounded_body(receive: Receive) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise ProtocolError("prpc.size", "failed to read data: payload too large")
-            chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise ProtocolError("prpc.disconnected", "the client left before its request was complete") from error
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ProtocolError("prpc.disconnected", "the client left before its request was complete")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise ProtocolError("prpc.size", "failed to read data: payload too large")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
     return b"".join(chunks)

@@ -55,7 +55,7 @@ def reference() -> Callable[[str], dict[str, Any]]:
 def boot() -> Callable[..., BootInfo]:
     """Make boot info that the contracts allow once app, image, compose and device are added."""
 
-    def make(**changes: Any) -> BootInfo:  # noqa: ANN401 - any field of BootInfo
+    def make(**changes: Any) -> BootInfo:
         fields: dict[str, Any] = {
             "tee_variant": "dstack-nitro-enclave",
             "mr_aggregated": b"m" * 32,

@@ -5,8 +5,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.callers import CallerVerifier
+from enclave.serving.prpc import WouldBlockError
+from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.errors import InvalidEvidence
-from shared.ratls.certificates import client_certificate
+from shared.ratls.certificates import client_certificate, spki_der
 
 NOW = 1_900_000_000
 
@@ -75,3 +77,39 @@ def test_a_verified_caller_goes_stale(callers, keys, app_enclave, clock: list[in
     with pytest.raises(InvalidEvidence) as refusal:
         callers.verify([leaf])
     assert refusal.value.code == "nitro.stale"
+
+
+def test_a_remembered_certificate_expires(callers, keys, app_enclave, clock: list[int]) -> None:
+    """The certificate's own validity counts as well, which ends here before that of the evidence."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    envelope = app_enclave.attestor.attest(report_data(RATLS_CERT, spki_der(key.public_key())))
+    issuer = (keys.temp_ca_cert, keys.temp_ca_key)
+    certificate = client_certificate(key, attestation=envelope, issuer=issuer, now=NOW, lifetime=60)
+    leaf = certificate.public_bytes(Encoding.DER)
+    callers.verify([leaf])
+    clock[0] = int(certificate.not_valid_after_utc.timestamp())
+    assert callers.recall([leaf]) is not None
+    clock[0] += 1
+    with pytest.raises(WouldBlockError):
+        callers.recall([leaf])
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify([leaf])
+    assert refusal.value.code == "ratls.certificate.expired"
+
+
+def test_a_remembered_certificate_is_not_valid_early(callers, keys, app_enclave, clock: list[int]) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    callers.verify([leaf])
+    clock[0] = NOW - 7 * 24 * 3600
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify([leaf])
+    assert refusal.value.code == "ratls.certificate.not_yet_valid"
+
+
+def test_only_a_verified_caller_is_recalled(callers, keys, app_enclave) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    with pytest.raises(WouldBlockError):
+        callers.recall([leaf])
+    assert callers.recall([]) is None
+    verified = callers.verify([leaf])
+    assert callers.recall([leaf]) is verified
