@@ -1,0 +1,28 @@
+"""No daemon and no function pays at start for what it does not use (DEPENDENCIES.md, import budgets)."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "requests", "rich")
+ENTRIES = (
+    "enclave.agent.daemon",
+    "enclave.dstack_util.main",
+    "enclave.kms.daemon",
+    "enclave.vsock.forwarder",
+    "functions.authorize.aws",
+    "functions.verify.aws",
+    "cli.main",
+)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_loads_nothing_heavy(entry: str) -> None:
+    script = (
+        f"import sys; before = set(sys.modules); import {entry}; "
+        f"loaded = set(sys.modules) - before; assert {entry!r} in loaded; "
+        f"print(*(name for name in {HEAVY} if name in loaded))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
