@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "requests", "rich")
+HEAVY = ("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "rich")
 ENTRIES = (
     "enclave.agent.daemon",
     "enclave.dstack_util.main",
