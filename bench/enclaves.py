@@ -22,7 +22,7 @@ from enclave.kms.config import Core, Proof
 from enclave.kms.http import main_app
 from enclave.kms.key_store import KeyMaterial, KeyStore
 from enclave.kms.rpc_identity import RpcIdentity
-from enclave.kms.service import Environment, KmsService, kms_boot_info
+from enclave.kms.service import KmsService, kms_boot_info
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from shared.attestation.identity import boot_info
@@ -32,6 +32,7 @@ from shared.attestation.verify import verify_attestation
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
 from shared.ratls.certificates import client_certificate, spki_der
+from shared.rpc import kms_pb2 as pb
 
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
 ALLOWED_FOR = 24 * 3600  # seconds; production caps it at 60, a bench must not expire half way
@@ -74,16 +75,8 @@ class Kms:
         own = verify_attestation(attestor.attest(bytes(64)), now=clock.now(), anchors=self.anchors)
         core = Core(aws_nitro_enclave_key_release=True, treat_nitro_as_up_to_date=True)
         authorizer = _authorizer(clock.now)
-        environment = Environment(
-            clock_source=clock.source,
-            simulated=True,
-            evidence_anchor=own.nitro.anchor,
-            quorum=1,
-            quorum_plain_http=True,
-            max_block_age=1800,
-        )
         self.service = KmsService(
-            core=core, keys=self.keys, authorizer=authorizer, own=own, environment=environment
+            core=core, keys=self.keys, authorizer=authorizer, own=own, policy=pb.KmsPolicy(auth_mode="proof")
         )
         self.identity = RpcIdentity(self.keys, attestor, clock.now)
         self.client = self.new_client()

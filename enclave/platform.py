@@ -5,13 +5,13 @@ bytes the platform measured. Environment, arguments and vsock may not set any of
 In production `image` is the enclave's own root file system; the simulator passes a directory it measured.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from socket import socket
 
 from enclave.devices.nsm import DevNsm, NsmDevice
 from enclave.vsock.transport import AfVsock, VsockTransport
+from shared.attestation.trust import NitroAnchors
 from shared.errors import ConfigError
 from shared.net.dialer import ConnectDialer
 
@@ -53,13 +53,21 @@ class Platform:
             raise ConfigError("image.oversize", f"{path} is larger than {MAX_IMAGE_FILE} bytes")
         return content
 
+    def has_measured(self, path: str) -> bool:
+        """Tell whether the measured image has a file of this absolute path."""
+        return (self.image / path.lstrip("/")).exists()
+
+    def anchors(self, roots: tuple[str, ...]) -> NitroAnchors:
+        """Return the production trust anchors and the image's extra ones, PEM files by path."""
+        anchors = NitroAnchors.production()
+        for path in roots:
+            anchors = anchors.with_extra(self.read_measured(path))
+        return anchors
+
     def writable_path(self, path: str) -> Path:
         """Return where the absolute in-enclave path `path` may be written."""
         return self.writable / path.lstrip("/")
 
     def dialer(self) -> ConnectDialer:
         """Return the way out: CONNECT through the parent's forwarder, which sees host and port only."""
-        open_proxy: Callable[[float], socket] = lambda timeout: self.vsock.connect(  # noqa: E731
-            PARENT_CID, PROXY_PORT, timeout
-        )
-        return ConnectDialer(open_proxy)
+        return ConnectDialer(partial(self.vsock.connect, PARENT_CID, PROXY_PORT))

@@ -5,6 +5,9 @@ It is the one structure that crosses from attestation to the chain, so it import
 
 import msgspec
 
+# How BootInfo, a verdict and a policy name the platform.
+NITRO_ENCLAVE = "dstack-nitro-enclave"
+
 
 class BootInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Identity of one booted workload, as taken from verified evidence.

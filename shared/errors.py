@@ -43,7 +43,7 @@ class InvalidEvidence(DstackError):  # noqa: N818 - the tree names the thing ref
     exit_code = ExitCode.REFUSED
 
 
-class PolicyDenied(DstackError):  # noqa: N818
+class PolicyDenied(DstackError):  # noqa: N818 - a verdict, as DESIGN names it
     """Everything is authentic, and the policy says no: the policy's owner may change it."""
 
     exit_code = ExitCode.REFUSED

@@ -1,6 +1,6 @@
 """Hex at the edge: bytes are `bytes` inside, and text only where a wire format wants text."""
 
-from shared.errors import ProtocolError
+from shared.errors import ConfigError, ProtocolError
 
 _DIGITS = frozenset("0123456789abcdefABCDEF")
 
@@ -19,3 +19,11 @@ def decode_hex(text: str, *, what: str, length: int | None = None, prefix: bool 
     if length is not None and len(raw) != length:
         raise ProtocolError("hex.length", f"{what} has {len(raw)} bytes, expected {length}")
     return raw
+
+
+def decode_hex_setting(text: str, *, what: str, length: int, code: str) -> bytes:
+    """Decode hex that an operator wrote; raises `ConfigError(code)` where `decode_hex` refuses."""
+    try:
+        return decode_hex(text, what=what, length=length)
+    except ProtocolError as error:
+        raise ConfigError(code, error.message) from error

@@ -12,7 +12,8 @@ from shared.errors import ProtocolError
 MAX_DEPTH: Final = 64  # far above what any of our documents nest
 
 _SHOWN: Final = 64  # characters of a key that an error repeats
-_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+# Possessive: the regex engine would otherwise keep a hundred bytes of state per character of a string.
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
 
 class _DuplicateKeyError(ValueError):

@@ -1,13 +1,11 @@
 """Evidence about this enclave: a V0 envelope around an NSM document (spec attestation 1.5, kms 8.2)."""
 
-import hashlib
-
 import msgspec
 
 from enclave.devices.nsm import Nsm
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, RuntimeEvent, encode_v0
-
-IMAGE_PCRS = (0, 1, 2)
+from shared.attestation.identity import os_image_hash_of
+from shared.attestation.nitro import IMAGE_PCRS
 
 
 class NitroAttestor:
@@ -24,9 +22,9 @@ class NitroAttestor:
     def attest(self, report_data: bytes) -> bytes:
         """Return an envelope whose document's user_data is the 64 bytes of `report_data`."""
         if self._config is None:  # the image's registers are locked at boot
-            pcrs = [self._nsm.describe_pcr(index) for index in IMAGE_PCRS]
-            debug = not any(any(pcr) for pcr in pcrs)
-            image_hash = bytes(32) if debug else hashlib.sha256(b"".join(pcrs)).digest()
+            pcrs = {index: self._nsm.describe_pcr(index) for index in IMAGE_PCRS}
+            debug = not any(any(pcr) for pcr in pcrs.values())
+            image_hash = bytes(32) if debug else os_image_hash_of(pcrs)
             self._config = msgspec.json.encode({"os_image_hash": image_hash.hex()}).decode()
         return encode_v0(
             Attestation(

@@ -1,10 +1,9 @@
-"""Clocks. The parent sets an enclave's system clock, so time comes from the NSM (DESIGN section 2)."""
+"""The clock. The parent sets an enclave's system clock, so time comes from the NSM (DESIGN section 2)."""
 
 import secrets
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Protocol
 
 from enclave.devices.nsm import Nsm
 from shared.attestation.chain import ChainCache
@@ -14,19 +13,6 @@ from shared.attestation.trust import NitroAnchors
 # How long the monotonic clock is believed between two documents, seconds.
 RENEW_AFTER = 60
 _NONCE_LENGTH = 32
-
-
-class Clock(Protocol):
-    """Unix seconds, and where they come from."""
-
-    @property
-    def source(self) -> str:
-        """A short name for reports (`nsm`, `nsm (simulated)`, `system`)."""
-        ...
-
-    def now(self) -> int:
-        """Return the time in unix seconds."""
-        ...
 
 
 class TrustedClock:
@@ -77,13 +63,3 @@ class TrustedClock:
         )
         self._simulated = verified.simulated
         return document.timestamp_ms / 1000
-
-
-class SystemClock:
-    """The machine's clock: for development outside an enclave, and reported as such."""
-
-    source = "system"
-
-    def now(self) -> int:
-        """Return the time in unix seconds."""
-        return int(time.time())

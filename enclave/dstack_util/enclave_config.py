@@ -12,14 +12,13 @@ port = 8080
 """
 
 import tomllib
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from enclave.platform import Platform
-from shared.attestation.trust import NitroAnchors
 from shared.errors import ConfigError
-from shared.hex import decode_hex
+from shared.hex import decode_hex_setting
 
 CONFIG_PATH = "/etc/dstack/enclave.toml"
 DEFAULT_KMS_PORT = 443
@@ -45,7 +44,15 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def pinned_k256(self) -> bytes | None:
         """Return the pinned k256 root key (compressed, 33 bytes), or None."""
-        return decode_hex(self.k256_pubkey, what="kms.k256_pubkey", length=33) if self.k256_pubkey else None
+        if not self.k256_pubkey:
+            return None
+        return decode_hex_setting(
+            self.k256_pubkey, what="kms.k256_pubkey", length=33, code="image.k256_pubkey"
+        )
+
+    def method_url(self) -> str:
+        """Return the URL that methods hang below, as `.appkeys.json` names it."""
+        return urlunsplit(urlsplit(self.url)._replace(path=self.base_path(), query="", fragment=""))
 
     def base_path(self) -> str:
         """Return the path that methods hang below, always ending in `/prpc` (spec kms section 8.2)."""
@@ -75,7 +82,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def app_id_bytes(self) -> bytes:
         """Return the 20 bytes of the app id. Raises `ConfigError("image.app_id")` when absent or zero."""
-        app_id = decode_hex(self.app_id, what="app_id", length=20)
+        app_id = decode_hex_setting(self.app_id, what="app_id", length=20, code="image.app_id")
         if not any(app_id):
             raise ConfigError("image.app_id", "app_id is zero")
         return app_id
@@ -88,11 +95,3 @@ def load_enclave_config(platform: Platform) -> EnclaveConfig:
         return msgspec.convert(tomllib.loads(text.decode()), EnclaveConfig)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError("image.config", f"{CONFIG_PATH}: {error}") from error
-
-
-def load_anchors(platform: Platform, roots: tuple[str, ...]) -> NitroAnchors:
-    """Return the production anchors plus the image's extra ones."""
-    anchors = NitroAnchors.production()
-    for path in roots:
-        anchors = anchors.with_extra(platform.read_measured(path))
-    return anchors

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from enclave.devices.attestor import NitroAttestor
 from enclave.devices.clock import TrustedClock
 from enclave.devices.nsm import Nsm
-from enclave.dstack_util.enclave_config import load_anchors, load_enclave_config
+from enclave.dstack_util.enclave_config import load_enclave_config
 from enclave.dstack_util.kms_client import ClientIdentity, KmsClient
 from enclave.platform import Platform
 from shared.attestation.report_data import RATLS_CERT, report_data
@@ -73,7 +73,7 @@ def get_keys(platform: Platform) -> KeyBundle:
     """
     config = load_enclave_config(platform)
     app_id = config.app_id_bytes()
-    anchors = load_anchors(platform, config.trust.nitro_roots)
+    anchors = platform.anchors(config.trust.nitro_roots)
     nsm = Nsm(platform.nsm)
     clock = TrustedClock(nsm, anchors)
     client = KmsClient(platform, config, anchors, clock.now)
@@ -103,7 +103,7 @@ def get_keys(platform: Platform) -> KeyBundle:
         k256_root=issuer,
         ca_cert=response.ca_cert,
         gateway_app_id=response.gateway_app_id,
-        kms_url=config.kms.url.rstrip("/") + "/prpc",
+        kms_url=config.kms.method_url(),
         temp_ca_key=temporary.temp_ca_key,
         temp_ca_cert=temporary.temp_ca_cert,
     )

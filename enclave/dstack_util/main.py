@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enclave.dstack_util.get_keys import get_keys
 from enclave.platform import Platform
-from shared.errors import DstackError, ExitCode
+from shared.errors import DstackError, ExitCode, StorageError
 
 
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
@@ -34,10 +34,17 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
 def _write_private(path: Path, content: bytes) -> None:
     """Write next to `path` and rename, so that a reader sees all of it or nothing."""
     staged = path.with_name(path.name + ".new")
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    try:
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.replace(path)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError("get_keys.write", f"{path} cannot be written: {error.strerror}") from error

@@ -1,30 +1,30 @@
 """From configuration to a running KMS's parts: the one place where policy becomes objects.
 
-Everything here follows the trust rule (DESIGN section 2): what weakens a check works only in a simulated
-enclave, and is reported.
+Everything here follows the trust rule (DESIGN section 2): what would leave a decision to somebody else
+works only in a simulated enclave, and whatever makes this KMS laxer than another is told by GetMeta.
 """
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import msgspec
 
 from enclave.devices.attestor import NitroAttestor
 from enclave.devices.clock import TrustedClock
 from enclave.devices.nsm import Nsm
-from enclave.dstack_util.enclave_config import load_anchors
 from enclave.kms.authorization import Authorizer, DevAuthorizer, ProofAuthorizer, WebhookAuthorizer
 from enclave.kms.config import CONFIG_PATH, KmsConfig, Proof, parse_config
-from enclave.kms.service import Environment
 from enclave.platform import Platform
 from shared.attestation.trust import NitroAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
 from shared.errors import ConfigError
-from shared.hex import decode_hex
+from shared.hex import decode_hex_setting
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
 from shared.net.quorum import ChainQuorum
+from shared.rpc import kms_pb2 as pb
 
 APP_ID_PATH = "/etc/dstack/app-id"
 """The KMS's own app id in its image, 40 hex digits; optional, for evidence that names it."""
@@ -40,7 +40,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     own: VerifiedAttestation
     now: Callable[[], int]
     authorizer: Authorizer
-    environment: Environment
+    policy: pb.KmsPolicy
 
 
 def assemble(platform: Platform) -> Parts:
@@ -51,7 +51,7 @@ def assemble(platform: Platform) -> Parts:
     """
     config = parse_config(platform.read_measured(CONFIG_PATH))
     extra = config.core.attestation.root_ca.aws_nitro_enclave
-    anchors = load_anchors(platform, (extra,) if extra else ())
+    anchors = platform.anchors((extra,) if extra else ())
     nsm = Nsm(platform.nsm)
     clock = TrustedClock(nsm, anchors)
     attestor = NitroAttestor(nsm, _own_app_id(platform))
@@ -68,15 +68,6 @@ def assemble(platform: Platform) -> Parts:
             "this enclave is real, so extra trust anchors would let simulated callers have real keys",
         )
     authorizer = _authorizer(platform, config, clock.now, simulated=simulated)
-    proof = config.core.auth_api.proof if authorizer.mode == "proof" else None
-    environment = Environment(
-        clock_source=clock.source,
-        simulated=simulated,
-        evidence_anchor=own.nitro.anchor,
-        quorum=proof.quorum if proof else 0,
-        quorum_plain_http=any(url.startswith("http://") for url in proof.rpc_urls) if proof else False,
-        max_block_age=proof.max_block_age if proof else 0,
-    )
     return Parts(
         config=config,
         anchors=anchors,
@@ -85,16 +76,40 @@ def assemble(platform: Platform) -> Parts:
         own=own,
         now=clock.now,
         authorizer=authorizer,
-        environment=environment,
+        policy=_policy(config, own, clock.source, authorizer.mode),
     )
 
 
+def _policy(config: KmsConfig, own: VerifiedAttestation, clock_source: str, mode: str) -> pb.KmsPolicy:
+    """Return what GetMeta tells: every setting that makes this KMS laxer than another."""
+    core = config.core
+    policy = pb.KmsPolicy(
+        auth_mode=mode,
+        clock_source=clock_source,
+        simulated=own.verdict.simulated,
+        evidence_anchor=own.nitro.anchor,
+        nitro_enclave_key_release=core.aws_nitro_enclave_key_release,
+        treat_nitro_as_up_to_date=core.treat_nitro_as_up_to_date,
+        self_authorization=core.enforce_self_authorization,
+        attested_certificate=core.attest_rpc_cert,
+        image_verification=True,  # not optional here: core.image.verify is ignored
+    )
+    proof = core.auth_api.proof
+    if mode == ProofAuthorizer.mode and proof is not None:
+        policy.quorum = proof.quorum
+        policy.quorum_plain_http = any(urlsplit(url).scheme.lower() != "https" for url in proof.rpc_urls)
+        policy.max_block_age = proof.max_block_age
+        policy.max_head_age = proof.max_head_age
+        policy.allow_cache = proof.allow_cache
+        policy.pinned_implementations = len(proof.implementations)
+    return policy
+
+
 def _own_app_id(platform: Platform) -> bytes | None:
-    try:
-        text = platform.read_measured(APP_ID_PATH).decode().strip()
-    except ConfigError:
+    if not platform.has_measured(APP_ID_PATH):
         return None
-    return decode_hex(text, what=APP_ID_PATH, length=20)
+    text = platform.read_measured(APP_ID_PATH).decode("ascii", errors="replace").strip()
+    return decode_hex_setting(text, what=APP_ID_PATH, length=20, code="image.app_id")
 
 
 def _authorizer(
@@ -117,6 +132,12 @@ def _authorizer(
 def _proof_authorizer(
     platform: Platform, proof: Proof, now: Callable[[], int], *, simulated: bool
 ) -> ProofAuthorizer:
+    urls = (proof.url, *proof.rpc_urls)
+    if not proof.rpc_roots and any(urlsplit(url).scheme.lower() == "https" for url in urls):
+        raise ConfigError(
+            "config.proof.rpc_roots",
+            "an https url needs rpc_roots: the roots that tls may chain to are part of the measured image",
+        )
     roots = platform.read_measured(proof.rpc_roots) if proof.rpc_roots else None
     http = HttpClient(platform.dialer(), ca_roots=roots, timeout=proof.timeout)
     quorum = ChainQuorum(

@@ -8,11 +8,12 @@ believes the server. `dev` allows everything and starts only in a simulated encl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
-from enclave.kms.config import Proof
+from enclave.kms.config import MAX_CHAIN_ID, Proof
 from shared.boot_info import BootInfo
 from shared.chain import decision as chain
 from shared.chain.bundle import MAX_ANSWER_BYTES, bundle_from_wire
@@ -23,9 +24,16 @@ from shared.net.fetch import HttpClient
 from shared.net.quorum import ChainQuorum
 from shared.net.response import Response
 from shared.strict_json import decode_json
+from shared.version import __version__
 
 MAX_REMEMBERED_ALLOWS = 1024
 """Enough for every instance of a large fleet to restart within one minute; beyond it the oldest goes."""
+
+USER_AGENT = {"user-agent": f"dstack-kms/{__version__}"}
+
+INFO_MEMORY = 5
+"""Seconds. GetMeta is anonymous and decides nothing; asking the chain for each call would let anyone spend
+the endpoints' quota."""
 
 QUOTED_BODY = 512
 """Upstream quotes this much of a failed answer (spec kms section 6.1)."""
@@ -87,7 +95,7 @@ class _Info(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     kms_contract_addr: str = msgspec.field(name="kmsContractAddr")
     gateway_app_id: str = msgspec.field(name="gatewayAppId")
-    chain_id: int = msgspec.field(name="chainId")
+    chain_id: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHAIN_ID)] = msgspec.field(name="chainId")
     app_implementation: str = msgspec.field(name="appImplementation")
     proof: Any = None
 
@@ -96,25 +104,35 @@ AnswerT = TypeVar("AnswerT", _Answer, _Info)
 
 
 def _decoded(url: str, response: Response, kind: type[AnswerT]) -> AnswerT:
+    url = _shown(url)
     if not 200 <= response.status < 300:
         quoted = response.body[:QUOTED_BODY].decode(errors="replace")
         raise UnavailableError("auth.api.status", f"auth api {url} returned {response.status}: {quoted}")
     try:
         value = decode_json(response.body, what="the answer", code="auth.api", max_bytes=MAX_ANSWER_BYTES)
-        return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, ProtocolError) as error:
+        answer = msgspec.convert(value, kind)
+        answer.gateway_app_id.encode()  # a lone surrogate has no place in any encoding of ours
+    except (msgspec.ValidationError, ProtocolError, UnicodeEncodeError) as error:
         raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}: {error}") from error
+    return answer
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be secret in it: credentials, path and query."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
 
 
 def _ask(http: HttpClient, base: str, kind: Kind, boot_info: BootInfo, query: str = "") -> _Answer:
     url = f"{base.rstrip('/')}/bootAuth/{kind}"
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", **USER_AGENT}
     body = msgspec.json.encode(boot_info.to_wire())
     return _decoded(url, http.request("POST", url + query, body=body, headers=headers), _Answer)
 
 
 def _ask_info(http: HttpClient, url: str) -> _Info:
-    return _decoded(url, http.request("GET", url), _Info)
+    return _decoded(url, http.request("GET", url, headers=USER_AGENT), _Info)
 
 
 def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
@@ -141,6 +159,8 @@ class ProofAuthorizer:
         self._now = now
         self._allows: OrderedDict[tuple[Kind, BootInfo], tuple[int, Decision]] = OrderedDict()
         self._lock = threading.Lock()
+        self._info: tuple[int, ChainInfo | None] = (0, None)
+        self._info_lock = threading.Lock()
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
         """Ask the quorum for the two blocks, the function for the bundle, and decide here.
@@ -170,7 +190,16 @@ class ProofAuthorizer:
         return decision
 
     def info(self) -> ChainInfo:
-        """Return the contract's facts as a bundle proves them."""
+        """Return the contract's facts as a bundle proves them, at most a few seconds old."""
+        with self._info_lock:  # one question at a time: the others find its answer
+            known_until, info = self._info
+            if info is not None and self._now() < known_until:
+                return info
+            info = self._prove_info()
+            self._info = (self._now() + INFO_MEMORY, info)
+            return info
+
+    def _prove_info(self) -> ChainInfo:
         finalized, head = self._quorum.blocks()
         answer = _ask_info(self._http, f"{self._settings.url.rstrip('/')}/{_proof_query(finalized, head)}")
         proven = chain.contract_facts(

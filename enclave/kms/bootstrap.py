@@ -13,13 +13,15 @@ from enclave.kms.key_store import KeyMaterial, KeyStore
 from enclave.log import log_event
 from shared.attestation.report_data import bootstrap_report_data
 from shared.errors import ProtocolError, StorageError
+from shared.keys.k256 import ORDER as K256_ORDER
 from shared.keys.k256 import public_key
-from shared.keys.kdf import hkdf_sha256
+from shared.keys.kdf import P256_ORDER, hkdf_sha256
 from shared.ratls.certificates import (
     BACKDATE,
     CA_LIFETIME,
     ROOT_CA_NAME,
     TEMP_CA_NAME,
+    rpc_certificate,
     self_signed_ca,
     spki_der,
 )
@@ -28,9 +30,6 @@ from shared.rpc.codec import to_json
 
 MAX_DOMAIN = 253
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
-
-P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 def check_domain(domain: str) -> None:
@@ -83,6 +82,9 @@ class Bootstrapper:
             domain=domain,
             bootstrap_info=to_json(record) if attest else None,
         )
+        # a domain that no certificate can carry must fail here, before any key is stored
+        issuer = (material.root_ca_cert, root)
+        rpc_certificate(temporary, domain=domain, issuer=issuer, attestation=None, now=now)
         return material, record
 
     def _p256_key(self, label: str) -> ec.EllipticCurvePrivateKey:

@@ -21,6 +21,9 @@ from shared.ratls.peer import check_client_certificate, ratls_report_data, valid
 MAX_REMEMBERED = 1024
 """Callers with a live connection; one entry holds the certificate and its evidence, some ten kilobytes."""
 
+MAX_REMEMBERED_LEAF = 16 * 1024
+"""A Nitro certificate has some five kilobytes; a larger one is verified each time instead of kept."""
+
 _DEFAULT_POLICY = NitroPolicy()
 
 
@@ -77,10 +80,12 @@ class CallerVerifier:
             report_data=ratls_report_data(leaf),
             chain_cache=self._chains,
         )
-        with self._lock:
-            self._known[leaf] = _Known(verified, *validity(leaf))
-            while len(self._known) > MAX_REMEMBERED:
-                self._known.popitem(last=False)
+        if len(leaf) <= MAX_REMEMBERED_LEAF:
+            entry = _Known(verified, *validity(leaf))
+            with self._lock:
+                self._known[leaf] = entry
+                while len(self._known) > MAX_REMEMBERED:
+                    self._known.popitem(last=False)
         return verified
 
     def recall(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:

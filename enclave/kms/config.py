@@ -5,24 +5,36 @@ Keys that upstream knows and we do not need are ignored, as upstream ignores unk
 """
 
 import tomllib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared.chain.decision import DEFAULT_MAX_BLOCK_AGE, DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError
-from shared.hex import decode_hex
+from shared.hex import decode_hex_setting
 
 CONFIG_PATH = "/etc/kms/kms.toml"
 
 MAX_ALLOW_CACHE = 60
 """Seconds. An allow older than this could outlive a revocation by more than an operator would notice."""
 
+MAX_HEAD_AGE = 3600
+"""Seconds a revocation may stay hidden at most, however the operator sets it."""
+
+MAX_BLOCK_AGE = 7 * 86_400
+"""Chains that finalise through another one take up to a week."""
+
+MAX_CHAIN_ID = (1 << 63) - 1
+"""What GetMeta's field and every JSON reader of it can hold."""
+
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
 
 class Rpc(msgspec.Struct, frozen=True, kw_only=True):
     """`[rpc]`: the main listener. In an enclave `port` is a vsock port and `address` has no meaning."""
 
     address: str = "0.0.0.0"
-    port: int = 8000
+    port: _Port = 8000
 
 
 class Onboard(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +43,7 @@ class Onboard(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     auto_bootstrap_domain: str = ""
     address: str = "0.0.0.0"
-    port: int = 8000
+    port: _Port = 8000
 
 
 class RootCa(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,20 +81,22 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     url: str
-    chain_id: int
+    chain_id: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHAIN_ID)]
     kms_contract: str
-    rpc_urls: tuple[str, ...]
-    quorum: int = 2
-    max_block_age: int = 1800
-    max_head_age: int = 120
+    rpc_urls: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    quorum: Annotated[int, msgspec.Meta(ge=1)] = 2
+    max_block_age: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOCK_AGE)] = DEFAULT_MAX_BLOCK_AGE
+    max_head_age: Annotated[int, msgspec.Meta(ge=1, le=MAX_HEAD_AGE)] = DEFAULT_MAX_HEAD_AGE
     implementations: tuple[dict[str, Any], ...] = ()
     rpc_roots: str = ""
-    allow_cache: int = 0
-    timeout: float = 10.0
+    allow_cache: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALLOW_CACHE)] = 0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
 
     def contract(self) -> bytes:
         """Return the DstackKms proxy's address, 20 bytes."""
-        return decode_hex(self.kms_contract, what="core.auth_api.proof.kms_contract", length=20)
+        return decode_hex_setting(
+            self.kms_contract, what="core.auth_api.proof.kms_contract", length=20, code="config.invalid"
+        )
 
 
 class AuthApi(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +141,7 @@ def parse_config(text: bytes) -> KmsConfig:
     """Parse and check `kms.toml`.
 
     Raises `ConfigError`: `config.syntax`, `config.invalid`, `config.proof.missing`,
-    `config.allow_cache`, `config.anchors.flag`.
+    `config.anchors.flag`.
     """
     try:
         document = tomllib.loads(text.decode())
@@ -145,10 +159,7 @@ def parse_config(text: bytes) -> KmsConfig:
                 "config.proof.missing",
                 "auth_api.type is proof (the default), so [core.auth_api.proof] must name the contract",
             )
-        if not 0 <= proof.allow_cache <= MAX_ALLOW_CACHE:
-            raise ConfigError(
-                "config.allow_cache", f"allow_cache is {proof.allow_cache}, expected 0 to {MAX_ALLOW_CACHE}"
-            )
+        proof.contract()
     if (
         core.attestation.root_ca.aws_nitro_enclave
         and not core.attestation.insecure_allow_external_trust_anchors

@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         parts = assemble(platform)
         log_event(
             "kms.assembled",
-            auth_mode=parts.authorizer.mode,
-            clock_source=parts.environment.clock_source,
-            evidence_anchor=parts.environment.evidence_anchor,
-            simulated=parts.environment.simulated,
+            auth_mode=parts.policy.auth_mode,
+            clock_source=parts.policy.clock_source,
+            evidence_anchor=parts.policy.evidence_anchor,
+            simulated=parts.policy.simulated,
             disabled_checks=", ".join(parts.own.verdict.disabled_checks),
         )
         store = KeyStore(platform.writable_path(parts.config.core.cert_dir))
@@ -83,7 +83,7 @@ def _serve_onboarding(
 def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     core = parts.config.core
     service = KmsService(
-        core=core, keys=keys, authorizer=parts.authorizer, own=parts.own, environment=parts.environment
+        core=core, keys=keys, authorizer=parts.authorizer, own=parts.own, policy=parts.policy
     )
     callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=parts.anchors, now=parts.now)
     identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.now)
@@ -91,5 +91,5 @@ def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
         service, callers, version=__version__, metrics=core.metrics.enabled, lifespan=identity.renewing
     )
     listener = platform.vsock.listen(parts.config.rpc.port)
-    log_event("kms.ready", port=parts.config.rpc.port, domain=keys.domain)
+    log_event("kms.ready", port=parts.config.rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
     run_server(build_server(app, context_factory=identity.context), [listener])

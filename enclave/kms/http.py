@@ -89,7 +89,7 @@ def main_app(
     routes = [PrpcService("KMS", procedures, identify, recognise).route(), Route("/health", _health)]
     if metrics:
         routes.append(Route("/metrics", metrics_page))
-    counted = Counted(Router(routes=routes, lifespan=lifespan), version)
+    counted = Counted(Router(routes=routes, lifespan=lifespan, redirect_slashes=False), version)
     return counted
 
 

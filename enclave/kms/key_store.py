@@ -6,9 +6,12 @@ file already exists, so no key can be replaced. A crash before the rename leaves
 rolled forward by the next `load`.
 """
 
+import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -122,8 +125,6 @@ class KeyStore:
 
         Raises `StorageError`: `kms.bootstrapped`, `kms.keys.write`.
         """
-        if self.bootstrapped():
-            raise StorageError("kms.bootstrapped", "KMS has already been bootstrapped")
         contents = {
             ROOT_K256_KEY: material.k256,
             ROOT_CA_KEY: _pem(material.root_ca_key),
@@ -135,15 +136,16 @@ class KeyStore:
         if material.bootstrap_info is not None:
             contents[BOOTSTRAP_INFO] = material.bootstrap_info
         try:
-            self._stage(contents)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(self._directory):  # against another process on the same directory
+                if self.bootstrapped():
+                    raise StorageError("kms.bootstrapped", "KMS has already been bootstrapped")
+                self._stage(contents)
         except OSError as error:
-            raise StorageError(
-                "kms.keys.write", f"key files could not be written: {error.strerror}"
-            ) from error
+            raise StorageError("kms.keys.write", f"cannot write key files: {error.strerror}") from error
         self._recover()
 
     def _stage(self, contents: dict[str, bytes]) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging = self._directory / STAGING
         if staging.exists():  # a crash before its commit: nobody has seen these keys
             shutil.rmtree(staging)
@@ -200,6 +202,16 @@ def _write_synced(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_directory(path: Path) -> None:

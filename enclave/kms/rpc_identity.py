@@ -61,6 +61,9 @@ class RpcIdentity:
             except DstackError as error:
                 log_event("kms.rpc_certificate.renewal_failed", code=error.code, message=error.message)
                 delay = RETRY_AFTER
+            except Exception as error:  # noqa: BLE001 - an hour after this task ends no client believes us
+                log_event("kms.rpc_certificate.renewal_failed", code="internal", message=repr(error))
+                delay = RETRY_AFTER
 
     def _issue(self) -> SSL.Context:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -7,7 +7,6 @@ verified and bound to its TLS key, policy arrives as an `Authorizer`.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.authorization import Authorizer, Decision
@@ -50,22 +49,11 @@ def context(text: str) -> Iterator[None]:
         raise type(error)(error.code, f"{text}: {error.message}") from error
 
 
-class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What GetMeta tells of this KMS beyond its keys and its contract."""
-
-    clock_source: str
-    simulated: bool
-    evidence_anchor: str
-    quorum: int
-    quorum_plain_http: bool
-    max_block_age: int
-
-
 class KmsService:
     """One bootstrapped KMS.
 
     `own` is verified evidence about this very enclave, made at start over zero report data and kept for the
-    life of the process (spec kms section 5.4).
+    life of the process (spec kms section 5.4). `policy` is what GetMeta tells of how strict this KMS is.
     """
 
     def __init__(
@@ -75,7 +63,7 @@ class KmsService:
         keys: KeyMaterial,
         authorizer: Authorizer,
         own: VerifiedAttestation,
-        environment: Environment,
+        policy: pb.KmsPolicy,
     ) -> None:
         self._core = core
         self._keys = keys
@@ -83,7 +71,7 @@ class KmsService:
         self._ca_cert = keys.root_ca_cert.public_bytes(Encoding.PEM).decode()
         self._authorizer = authorizer
         self._own = kms_boot_info(own, core)
-        self._environment = environment
+        self._policy = policy
 
     def get_app_key(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
@@ -112,6 +100,8 @@ class KmsService:
             subject = boot_info(verified, vm_config=request.vm_config)
             if len(subject.app_id) != 20:
                 raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
+            if not any(subject.app_id):
+                raise InvalidEvidence("kms.app_id.zero", "app_id is zero")
             decision = decide("app", subject)
             if not decision.is_allowed:
                 raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
@@ -143,26 +133,14 @@ class KmsService:
         """Describe this KMS: keys, contract facts, and how strict it is."""
         info = self._authorizer.info()
         development = self._authorizer.mode == "dev"
-        policy = pb.KmsPolicy(
-            auth_mode=self._authorizer.mode,
-            clock_source=self._environment.clock_source,
-            simulated=self._environment.simulated,
-            nitro_enclave_key_release=self._core.aws_nitro_enclave_key_release,
-            treat_nitro_as_up_to_date=self._core.treat_nitro_as_up_to_date,
-            image_verification=True,  # not optional here: core.image.verify is ignored
-            quorum=self._environment.quorum,
-            quorum_plain_http=self._environment.quorum_plain_http,
-            finalized_block=info.finalized_block,
-            max_block_age=self._environment.max_block_age,
-            evidence_anchor=self._environment.evidence_anchor,
-        )
         meta = pb.GetMetaResponse(
             ca_cert=self._ca_cert,
             allow_any_upgrade=development,
             is_dev=development,
             k256_pubkey=public_key(self._keys.k256),
-            policy=policy,
+            policy=self._policy,
         )
+        meta.policy.finalized_block = info.finalized_block
         if self._keys.bootstrap_info is not None:
             meta.bootstrap_info.CopyFrom(from_json(pb.BootstrapResponse, self._keys.bootstrap_info))
         if info.gateway_app_id is not None:

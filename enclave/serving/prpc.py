@@ -5,17 +5,17 @@ beside it, which upstream's clients ignore.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from google.protobuf.message import Message
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enclave.log import log_event
 from shared.errors import DstackError, ProtocolError
 from shared.rpc.codec import (
-    MAX_BODY_BYTES,
     Encoding,
     choose_encoding,
     decode,
@@ -26,6 +26,13 @@ from shared.rpc.codec import (
 )
 
 CallerT = TypeVar("CallerT")
+
+DEFAULT_BODY_BYTES = 128 * 1024
+"""A vm_config of 64 KiB, quoted as JSON, fits. Upstream's 10 MiB, buffered before anyone is known, would let
+a thousand anonymous connections take ten gigabytes; a method that needs more says so."""
+
+ANONYMOUS_THREADS = 8
+"""What callers without verified evidence share, so that they cannot hold up those who have it."""
 
 PROMPT_BODY_BYTES = 64 * 1024
 """A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
@@ -46,16 +53,15 @@ class Procedure(NamedTuple, Generic[CallerT]):
     request: type[Message]
     handler: Callable[[Any, CallerT], Message]
     prompt: Callable[[Any, CallerT], Message] | None = None
+    max_body: int = DEFAULT_BODY_BYTES
 
 
 class _Request(NamedTuple):
     """One request, read."""
 
     verb: str
-    segment: str
     query: str
-    content_type: str | None
-    peer_chain: list[bytes]
+    encoding: Encoding
     body: bytes
 
 
@@ -71,7 +77,8 @@ class PrpcService(Generic[CallerT]):
     """The methods of one service, as an ASGI application behind one route.
 
     `identify` turns the TLS peer's certificates (DER, leaf first, empty without a client certificate) into
-    what handlers take as the caller. It runs before dispatch for every method, and its refusal is final.
+    what handlers take as the caller, None for one without evidence. It runs before dispatch for every method,
+    and its refusal is final.
     `recognise` is the same for the event loop, and raises `WouldBlockError` as `Procedure.prompt` does.
     """
 
@@ -86,6 +93,7 @@ class PrpcService(Generic[CallerT]):
         self._procedures = procedures
         self._identify = identify
         self._recognise = recognise
+        self._anonymous = CapacityLimiter(ANONYMOUS_THREADS)
 
     def route(self) -> Route:
         """Return the route `/prpc/<method>`."""
@@ -99,48 +107,48 @@ class PrpcService(Generic[CallerT]):
         await send({"type": "http.response.body", "body": body})
 
     async def _serve(self, scope: Scope, receive: Receive) -> _Answer:
-        verb, segment, query = (
-            scope["method"],
-            scope["path_params"]["method"],
-            scope["query_string"].decode(errors="replace"),
-        )
-        try:
-            body = await _bounded_body(receive)
-        except ProtocolError as error:
-            return _refusal(segment, error, _encoding(verb, query, None))
+        verb, query = scope["method"], scope["query_string"].decode(errors="replace")
+        name = method_name(self._name, scope["path_params"]["method"])
+        procedure = self._procedures.get(name)
         peer_chain = scope.get("state", {}).get("peer_chain", [])
-        request = _Request(verb, segment, query, _content_type(scope), peer_chain, body)
-        try:
-            return self._answer(request, on_loop=True)
-        except WouldBlockError:
-            return await run_in_threadpool(self._answer, request, on_loop=False)
-
-    def _answer(self, request: _Request, *, on_loop: bool) -> _Answer:
-        """Identify, decode, call and encode."""
-        verb, segment, query, content_type, peer_chain, body = request
         # Until the caller is known upstream chooses the form of an error without looking at Content-Type.
         encoding = _encoding(verb, query, None)
         try:
-            identify = self._recognise if on_loop else self._identify
-            if identify is None or (on_loop and len(body) > PROMPT_BODY_BYTES):
-                raise WouldBlockError
-            caller = identify(peer_chain)
-            if encoding is not Encoding.JSON:  # which no header changes
-                encoding = _encoding(verb, query, content_type)
-            name = method_name(self._name, segment)
-            procedure = self._procedures.get(name)
+            body = await _bounded_body(receive, procedure.max_body if procedure else DEFAULT_BODY_BYTES)
+            caller = await self._caller(peer_chain)
+            encoding = _encoding(verb, query, _content_type(scope))
             if procedure is None:
                 raise ProtocolError("prpc.method", f"Service not found: {name}")
-            call = procedure.prompt if on_loop else procedure.handler
-            if call is None:
-                raise WouldBlockError
-            if verb == "GET":
-                message = from_query(procedure.request, query)
-            else:
-                message = decode(procedure.request, body, encoding)
-            return _Answer(200, encoding, encode(call(message, caller), encoding))
+            request = _Request(verb, query, encoding, body)
+            if procedure.prompt is not None and len(body) <= PROMPT_BODY_BYTES:
+                with suppress(WouldBlockError):
+                    return _Answer(200, encoding, _call(procedure, procedure.prompt, request, caller))
+            limiter = None if caller is not None else self._anonymous
+            answer = await to_thread.run_sync(
+                _call, procedure, procedure.handler, request, caller, limiter=limiter
+            )
         except DstackError as error:
-            return _refusal(segment, error, encoding)
+            return _refusal(name, error, encoding)
+        return _Answer(200, encoding, answer)
+
+    async def _caller(self, peer_chain: list[bytes]) -> CallerT:
+        if self._recognise is not None:
+            with suppress(WouldBlockError):
+                return self._recognise(peer_chain)
+        return await to_thread.run_sync(self._identify, peer_chain)
+
+
+def _call(
+    procedure: Procedure[CallerT],
+    handler: Callable[[Any, CallerT], Message],
+    request: _Request,
+    caller: CallerT,
+) -> bytes:
+    if request.verb == "GET":
+        message = from_query(procedure.request, request.query)
+    else:
+        message = decode(procedure.request, request.body, request.encoding)
+    return encode(handler(message, caller), request.encoding)
 
 
 def _refusal(method: str, error: DstackError, encoding: Encoding) -> _Answer:
@@ -160,7 +168,7 @@ def _content_type(scope: Scope) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-async def _bounded_body(receive: Receive) -> bytes:
+async def _bounded_body(receive: Receive, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -170,7 +178,7 @@ async def _bounded_body(receive: Receive) -> bytes:
             raise ProtocolError("prpc.disconnected", "the client left before its request was complete")
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > MAX_BODY_BYTES:
+        if size > max_bytes:
             raise ProtocolError("prpc.size", "failed to read data: payload too large")
         chunks.append(chunk)
         more = message.get("more_body", False)

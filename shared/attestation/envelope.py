@@ -7,6 +7,7 @@ import msgspec
 
 from shared.attestation import scale
 from shared.attestation.scale import Reader
+from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import InvalidEvidence
 
 # The largest envelope that upstream's decoder takes; a real one is 5 KB (Nitro) to 100 KB (TDX with its
@@ -101,7 +102,7 @@ Quote = TdxQuote | GcpTdxQuote | NitroEnclaveQuote | SevSnpQuote | NitroTpmQuote
 _VARIANTS: dict[type[Quote], tuple[int, str]] = {
     TdxQuote: (0, "dstack-tdx"),
     GcpTdxQuote: (1, "dstack-gcp-tdx"),
-    NitroEnclaveQuote: (2, "dstack-nitro-enclave"),
+    NitroEnclaveQuote: (2, NITRO_ENCLAVE),
     SevSnpQuote: (3, "dstack-amd-sev-snp"),
     NitroTpmQuote: (4, "dstack-aws-nitro-tpm"),
 }

@@ -99,14 +99,12 @@ def app_info(verified: VerifiedAttestation, *, vm_config: str = "") -> AppInfo:
     )
 
 
-def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boottime: bool = False) -> BootInfo:
+def boot_info(verified: VerifiedAttestation, *, vm_config: str = "") -> BootInfo:
     """Return what a policy is asked about; checks the image first (`check_image`).
 
-    `boottime` selects upstream's boot-time registers; on Nitro nothing depends on it. `tcb_status` is empty
-    and `app_id` self-asserted: safe only because the app's contract must allow the compose_hash, which is
-    measured. Raises what `app_info` raises.
+    `tcb_status` is empty and `app_id` self-asserted: safe only because the app's contract must allow the
+    compose_hash, which is measured. Raises what `app_info` raises.
     """
-    del boottime
     info = app_info(verified, vm_config=vm_config)
     return BootInfo(
         tee_variant=verified.attestation.tee_variant,

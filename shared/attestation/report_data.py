@@ -6,8 +6,6 @@ from shared.errors import ProtocolError
 
 LENGTH = 64
 
-APP_DATA = "app-data"
-KMS_ROOT_CA = "kms-root-ca"
 RATLS_CERT = "ratls-cert"
 
 _FIPS = {
@@ -62,8 +60,7 @@ def _digest(algorithm: str, data: bytes) -> bytes:
     if algorithm in _FIPS:
         return hashlib.new(_FIPS[algorithm], data).digest()
     if algorithm in _KECCAK:
-        # A verifier never needs these three, and its package does not carry the library.
-        from Crypto.Hash import keccak  # noqa: PLC0415
+        from Crypto.Hash import keccak  # noqa: PLC0415 - no verifier needs these, or carries the library
 
         return bytes(keccak.new(digest_bits=_KECCAK[algorithm], data=data).digest())
     known = ", ".join([*_FIPS, *_KECCAK, "raw"])

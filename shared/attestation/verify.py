@@ -10,10 +10,10 @@ from shared.attestation.envelope import Attestation, NitroEnclaveQuote, decode_e
 from shared.attestation.nitro import NitroDocument, NitroPolicy, VerifiedNitroDocument, verify_document
 from shared.attestation.trust import NitroAnchors
 from shared.attestation.verdict import Lane, Status, Verdict
+from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import InvalidEvidence
 
 _DEFAULT_POLICY = NitroPolicy()
-_NITRO_ENCLAVE = "dstack-nitro-enclave"
 _NO_MEASURED_EVENTS = "a runtime event of the envelope: nothing of the hardware signs it"
 
 
@@ -70,7 +70,7 @@ def verify_attestation(
     if not isinstance(attestation.quote, NitroEnclaveQuote):
         raise InvalidEvidence(
             "attestation.platform.unsupported",
-            f"evidence is of {attestation.tee_variant}, expected {_NITRO_ENCLAVE}",
+            f"evidence is of {attestation.tee_variant}, expected {NITRO_ENCLAVE}",
         )
     if report_data is not None and attestation.report_data != report_data:
         raise InvalidEvidence(
@@ -122,7 +122,7 @@ def verify_bare_document(
 
 def _nitro_verdict(nitro: VerifiedNitroDocument, now: int, *lanes: Lane) -> Verdict:
     return Verdict(
-        platform=_NITRO_ENCLAVE,
+        platform=NITRO_ENCLAVE,
         anchors=(nitro.anchor,),
         simulated=nitro.simulated,
         made_at=nitro.document.timestamp,

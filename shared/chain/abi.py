@@ -18,35 +18,6 @@ IS_APP_ALLOWED = bytes.fromhex("1e079198")
 IS_KMS_ALLOWED = bytes.fromhex("e067ec9d")
 GATEWAY_APP_ID = bytes.fromhex("95f51931")
 APP_IMPLEMENTATION = bytes.fromhex("25a992da")
-REGISTERED_APPS = bytes.fromhex("a6c4cce9")
-ALLOWED_OS_IMAGES = bytes.fromhex("9a4e1d18")
-KMS_ALLOWED_AGGREGATED_MRS = bytes.fromhex("f6fe4f40")
-KMS_ALLOWED_DEVICE_IDS = bytes.fromhex("13eb9770")
-ALLOWED_COMPOSE_HASHES = bytes.fromhex("2f6622e5")
-ALLOWED_DEVICE_IDS = bytes.fromhex("bf8b211b")
-ALLOW_ANY_DEVICE = bytes.fromhex("3440a16a")
-REQUIRE_TCB_UP_TO_DATE = bytes.fromhex("0aa58c83")
-OWNER = bytes.fromhex("8da5cb5b")
-PENDING_OWNER = bytes.fromhex("e30c3978")
-VERSION = bytes.fromhex("54fd4d50")
-
-SIGNATURES = {
-    IS_APP_ALLOWED: "isAppAllowed((address,bytes32,address,bytes32,bytes32,bytes32,bytes32,string,string[]))",
-    IS_KMS_ALLOWED: "isKmsAllowed((address,bytes32,address,bytes32,bytes32,bytes32,bytes32,string,string[]))",
-    GATEWAY_APP_ID: "gatewayAppId()",
-    APP_IMPLEMENTATION: "appImplementation()",
-    REGISTERED_APPS: "registeredApps(address)",
-    ALLOWED_OS_IMAGES: "allowedOsImages(bytes32)",
-    KMS_ALLOWED_AGGREGATED_MRS: "kmsAllowedAggregatedMrs(bytes32)",
-    KMS_ALLOWED_DEVICE_IDS: "kmsAllowedDeviceIds(bytes32)",
-    ALLOWED_COMPOSE_HASHES: "allowedComposeHashes(bytes32)",
-    ALLOWED_DEVICE_IDS: "allowedDeviceIds(bytes32)",
-    ALLOW_ANY_DEVICE: "allowAnyDevice()",
-    REQUIRE_TCB_UP_TO_DATE: "requireTcbUpToDate()",
-    OWNER: "owner()",
-    PENDING_OWNER: "pendingOwner()",
-    VERSION: "version()",
-}
 
 
 def call(selector: bytes, *words: bytes) -> bytes:
@@ -81,24 +52,12 @@ def decode_string(data: bytes) -> str:
     return _string_at(data, 0)
 
 
-def decode_bool(data: bytes) -> bool:
-    """Read a lone bool. Raises `ProtocolError("abi.malformed")`."""
-    _check_length(data, _WORD)
-    return _bool(data, 0)
-
-
 def decode_address(data: bytes) -> bytes:
     """Read a lone address, 20 bytes. Raises `ProtocolError("abi.malformed")`."""
     _check_length(data, _WORD)
     if any(data[:12]):
         raise _malformed("an address has more than 20 bytes")
     return data[12:]
-
-
-def decode_uint(data: bytes) -> int:
-    """Read a lone unsigned integer. Raises `ProtocolError("abi.malformed")`."""
-    _check_length(data, _WORD)
-    return int.from_bytes(data, "big")
 
 
 def checksum_address(address: bytes) -> str:

@@ -23,9 +23,6 @@ DEFAULT_MAX_BLOCK_AGE = 1800
 # Ten slots of the slowest chain we know of: a head that is older hides revocations.
 DEFAULT_MAX_HEAD_AGE = 120
 
-# The wildcard that turns off the guest's check of its gateway; it is for development, and proof mode is not.
-_ANY_GATEWAY = "any"
-
 
 class ChainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Which contract decides, which code it may run, and how old its blocks may be (seconds).
@@ -168,7 +165,7 @@ class _Views:
     def contract_facts(self) -> ContractFacts:
         """Return what both views say of the KMS contract; what they disagree on is left empty."""
         gateways = {self.finalized.gateway_app_id, self.head.gateway_app_id}
-        if _ANY_GATEWAY in gateways:
+        if rules.ANY_GATEWAY in gateways:
             raise PolicyDenied(
                 "proof.gateway.any", "the contract's gateway app id is the wildcard any, expected an app id"
             )

@@ -6,6 +6,7 @@ Property tests hold these functions equal to the deployed Solidity.
 
 import msgspec
 
+from shared.boot_info import NITRO_ENCLAVE as NITRO_ENCLAVE  # noqa: PLC0414 - its callers ask for it here
 from shared.boot_info import BootInfo
 from shared.chain.facts import AppFacts, ViewFacts
 
@@ -21,7 +22,8 @@ KMS_DEVICE_NOT_ALLOWED = "KMS is not allowed to boot on this device"
 
 UP_TO_DATE = "UpToDate"
 
-NITRO_ENCLAVE = "dstack-nitro-enclave"
+# The wildcard gateway app id: it turns off the guest's check of its gateway, so it is for development alone.
+ANY_GATEWAY = "any"
 
 
 def treat_nitro_as_up_to_date(boot_info: BootInfo) -> BootInfo:

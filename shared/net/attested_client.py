@@ -21,7 +21,7 @@ from OpenSSL import SSL, crypto
 
 from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.net.dialer import Dialer
-from shared.net.response import Response, read_response
+from shared.net.response import Response, StrictHttpResponse, read_response
 from shared.ratls.tls import client_context
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -236,7 +236,7 @@ class _Reader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]  # the stubs say Buffer
         data = self._channel.receive(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -247,7 +247,7 @@ class _Reader(io.RawIOBase):
 
 def _read_response(channel: _Channel, method: str, max_bytes: int) -> tuple[Response, bool]:
     """Return the response, and whether it is the connection's last."""
-    answer = http.client.HTTPResponse(cast("socket", _Reader(channel)), method=method)
+    answer = StrictHttpResponse(cast("socket", _Reader(channel)), method=method)
     with contextlib.closing(answer):
         try:
             answer.begin()

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.dialer import Dialer
-from shared.net.response import Response, read_response
+from shared.net.response import Response, StrictHttpResponse, read_response
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -174,6 +174,8 @@ class _TimedTlsSocket(_TimedSocket, ssl.SSLSocket):
 
 class _Connection(http.client.HTTPConnection):
     """The standard library's HTTP/1.1 over a socket that is connected already."""
+
+    response_class = StrictHttpResponse
 
     def __init__(self, origin: _Origin, sock: _TimedSocket) -> None:
         scheme, host, port = origin

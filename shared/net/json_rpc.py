@@ -22,7 +22,7 @@ class Endpoint(Protocol):
 
     @property
     def host(self) -> str:
-        """The host name, lowercase."""
+        """The host name, lowercase and without a trailing dot."""
         ...
 
     @property
@@ -40,11 +40,12 @@ class JsonRpc:
 
     def __init__(self, url: str, http: HttpClient) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        host = (parts.hostname or "").lower().removesuffix(".")  # one host with or without the root's dot
+        if parts.scheme not in {"http", "https"} or not host:
             raise ConfigError("rpc.url.invalid", "an rpc url must start with http:// or https:// and a host")
         self._url = url
         self._http = http
-        self.host = parts.hostname.lower()
+        self.host = host
         self.secure = parts.scheme == "https"
 
     def __repr__(self) -> str:

@@ -68,11 +68,6 @@ class ChainQuorum:
         self._seen: BlockRef | None = None
         self._lock = threading.Lock()
 
-    @property
-    def highest_finalized(self) -> BlockRef | None:
-        """The highest finalised block named so far."""
-        return self._seen
-
     def blocks(self) -> tuple[BlockRef, BlockRef]:
         """Return the newest finalised block and the newest block that the quorum agrees on.
 

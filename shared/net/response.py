@@ -17,6 +17,20 @@ class Response(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class StrictHttpResponse(http.client.HTTPResponse):
+    """The standard library's, without its way around a size limit.
+
+    It reads a chunk size with `int`, which takes a sign: -1 would then read until the peer closes, whatever
+    amount was asked for.
+    """
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # absent from the type stubs
+        if size < 0:
+            raise http.client.HTTPException("negative chunk size")
+        return size
+
+
 def read_response(answer: http.client.HTTPResponse, max_bytes: int) -> Response:
     """Read the rest of an answer whose head was read.
 

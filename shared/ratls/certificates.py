@@ -23,13 +23,15 @@ Issuer = tuple[x509.Certificate, EllipticCurvePrivateKey]
 ROOT_CA_NAME: Final = "Dstack KMS CA"
 TEMP_CA_NAME: Final = "Dstack Client Temp CA"
 CLIENT_NAME: Final = "RA-TLS TEMP Cert"
+LONG_DOMAIN_NAME: Final = "Dstack KMS"
 CA_ORGANIZATION: Final = "Dstack"
 
 CA_LIFETIME: Final = 3650 * 86_400  # upstream's ten years: the root is pinned by whoever trusts it
 LEAF_LIFETIME: Final = 86_400  # evidence in a leaf is fresh for an hour, so a day is already generous
 BACKDATE: Final = 300  # tolerance for a peer whose clock is behind
 
-_MAX_COMMON_NAME: Final = 64  # X.520's upper bound, which the domain has to fit as the subject
+_MAX_COMMON_NAME: Final = 64  # X.520's upper bound
+_MAX_DOMAIN: Final = 253  # of a DNS name
 _MAX_TIME: Final = 253_402_300_799  # the last second of the year 9999
 
 
@@ -71,7 +73,9 @@ def rpc_certificate(
     Raises `ConfigError`: `ratls.domain.invalid`, `ratls.time.range`.
     """
     _check_domain(domain)
-    builder = _leaf(key, common_name=domain, issuer=issuer, now=now, lifetime=lifetime)
+    # A longer name stands in full where clients look for it; the common name is for people.
+    name = domain if len(domain) <= _MAX_COMMON_NAME else LONG_DOMAIN_NAME
+    builder = _leaf(key, common_name=name, issuer=issuer, now=now, lifetime=lifetime)
     builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(domain)]), critical=False)
     builder = builder.add_extension(_key_usage(ca=False), critical=True)
     builder = builder.add_extension(usage_extension(USAGE_KMS_RPC), critical=False)
@@ -179,10 +183,8 @@ def _general_name(domain: str) -> x509.GeneralName:
 
 
 def _check_domain(domain: str) -> None:
-    if not 0 < len(domain) <= _MAX_COMMON_NAME or not domain.isascii():
-        raise ConfigError(
-            "ratls.domain.invalid", f"the domain is not 1 to {_MAX_COMMON_NAME} ascii characters"
-        )
+    if not 0 < len(domain) <= _MAX_DOMAIN or not domain.isascii():
+        raise ConfigError("ratls.domain.invalid", f"the domain is not 1 to {_MAX_DOMAIN} ascii characters")
 
 
 def _utc(seconds: int) -> datetime:

@@ -9,19 +9,15 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.asn1 import decode_der, encode_der
 
-from shared.errors import InvalidEvidence, ProtocolError
+from shared.errors import InvalidEvidence
 
 _ARC: Final = "1.3.6.1.4.1.62397.1."
 TDX_QUOTE: Final = x509.ObjectIdentifier(_ARC + "1")  # legacy, no longer written
 EVENT_LOG: Final = x509.ObjectIdentifier(_ARC + "2")  # legacy, goes with the quote
-APP_ID: Final = x509.ObjectIdentifier(_ARC + "3")
 USAGE: Final = x509.ObjectIdentifier(_ARC + "4")
 ATTESTATION: Final = x509.ObjectIdentifier(_ARC + "8")
-APP_INFO: Final = x509.ObjectIdentifier(_ARC + "9")
 
 USAGE_KMS_RPC: Final = "kms:rpc"
-USAGE_APP_CA: Final = "app:ca"
-USAGE_APP_CUSTOM: Final = "app:custom"
 
 
 def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
@@ -86,7 +82,7 @@ def read_attestation(extensions: x509.Extensions) -> bytes | None:
 
 
 def read_usage(extensions: x509.Extensions) -> str | None:
-    """Return the special usage (`kms:rpc`, `app:ca`, ...), or None when there is none.
+    """Return the special usage (`kms:rpc`, ...), or None when there is none.
 
     Raises `InvalidEvidence("ratls.extension.encoding")` when it is not UTF-8.
     """
@@ -107,13 +103,6 @@ def attestation_extension(envelope: bytes) -> x509.UnrecognizedExtension:
 def usage_extension(usage: str) -> x509.UnrecognizedExtension:
     """Return the extension that carries a special usage."""
     return _wrap(USAGE, usage.encode())
-
-
-def app_id_extension(app_id: bytes) -> x509.UnrecognizedExtension:
-    """Return the extension that carries an app id of 20 bytes; others raise `ProtocolError`."""
-    if len(app_id) != 20:
-        raise ProtocolError("ratls.app_id.length", f"app_id has {len(app_id)} bytes, expected 20")
-    return _wrap(APP_ID, app_id)
 
 
 def _wrap(oid: x509.ObjectIdentifier, content: bytes) -> x509.UnrecognizedExtension:

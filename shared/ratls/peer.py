@@ -133,7 +133,8 @@ def _parse(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         serial = certificate.serial_number
-        _ = certificate.subject, certificate.issuer  # names are parsed on first use
+        # names and dates are parsed on first use
+        _ = certificate.subject, certificate.issuer, _validity(certificate)
     except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise InvalidEvidence(
             "ratls.certificate.malformed", "certificate is not exactly one der x.509 certificate"
@@ -166,9 +167,26 @@ def _p256_key(certificate: x509.Certificate) -> EllipticCurvePublicKey:
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
         raise InvalidEvidence("ratls.key", "the certificate's public key is not on p-256")
     # report_data binds the bytes of the key: a second spelling (compressed point) must not exist.
-    if spki_der(key) not in certificate.tbs_certificate_bytes:
+    if spki_der(key) != _spki(certificate.tbs_certificate_bytes):
         raise InvalidEvidence("ratls.key", "the certificate's public key is not an uncompressed point")
     return key
+
+
+def _spki(tbs: bytes) -> bytes:
+    """Return the SubjectPublicKeyInfo of a version 3 TBSCertificate that was parsed already, as it came."""
+    at = _content(tbs, 0)[0]
+    for _ in ("version", "serial", "signature", "issuer", "validity", "subject"):
+        at = _content(tbs, at)[1]
+    return tbs[at : _content(tbs, at)[1]]
+
+
+def _content(der: bytes, at: int) -> tuple[int, int]:
+    """Return where the content of the DER element at `at` starts and ends."""
+    length, start = der[at + 1], at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        length, start = int.from_bytes(der[start : start + size]), start + size
+    return start, start + length
 
 
 def _check_critical(extensions: x509.Extensions) -> None:

@@ -68,10 +68,14 @@ def encode(message: Message, encoding: Encoding) -> bytes:
 def decode(cls: type[_Message], body: bytes, encoding: Encoding) -> _Message:
     """Return the message that a POST body carries. An empty body is a message of defaults.
 
+    A method that takes `google.protobuf.Empty` ignores its body.
+
     Raises `ProtocolError("prpc.*")`.
     """
     if encoding is Encoding.JSON:
         return from_json(cls, body)
+    if issubclass(cls, Empty):
+        return cls()
     _check_size(body)
     try:
         return cls.FromString(body)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from enclave.devices.clock import RENEW_AFTER, SystemClock, TrustedClock
+from enclave.devices.clock import RENEW_AFTER, TrustedClock
 from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
@@ -125,8 +125,3 @@ def test_stops_when_the_module_does_not_answer(hands: Hands) -> None:
     with pytest.raises(UnavailableError) as caught:
         trusted.now()
     assert caught.value.code == "nsm.ioctl"
-
-
-def test_the_system_clock_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: START + 0.9)
-    assert (SystemClock().now(), SystemClock().source) == (int(START), "system")

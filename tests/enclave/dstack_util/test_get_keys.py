@@ -19,7 +19,7 @@ from enclave.kms.config import Core
 from enclave.kms.http import main_app
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.rpc_identity import RpcIdentity
-from enclave.kms.service import Environment, KmsService
+from enclave.kms.service import KmsService
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_server
 from enclave.simulator.nsm import SimulatedNsm
@@ -34,14 +34,7 @@ from shared.rpc import kms_pb2 as pb
 NOW = 1_900_000_000
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
 CORE = Core(aws_nitro_enclave_key_release=True)
-ENVIRONMENT = Environment(
-    clock_source="nsm (simulated)",
-    simulated=True,
-    evidence_anchor="external",
-    quorum=1,
-    quorum_plain_http=True,
-    max_block_age=600,
-)
+POLICY = pb.KmsPolicy(auth_mode="proof", clock_source="nsm (simulated)", simulated=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class World:
             keys=keys,
             authorizer=policy,
             own=kms_enclave.evidence(anchors),
-            environment=ENVIRONMENT,
+            policy=POLICY,
         )
 
     def platform(self) -> Platform:
@@ -157,6 +150,35 @@ def test_writes_upstreams_file_for_its_owner_alone(world: World, tmp_path: Path)
         "gateway_app_id",
         "key_provider",
     }
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/prpc", "/prpc/"])
+def test_names_the_methods_url_once(world: World, suffix: str) -> None:
+    world.config["kms"] = f'{{ url = "https://kms.test:8000{suffix}", root_ca = "/root-ca.pem" }}'
+    assert get_keys(world.platform()).kms_url == "https://kms.test:8000/prpc"
+
+
+def test_an_output_that_cannot_be_written_is_said(world: World, tmp_path: Path, capsys) -> None:
+    assert main(["get-keys", "-o", str(tmp_path / "no" / "keys")], world.platform()) == ExitCode.FAILED
+    assert "[get_keys.write]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("app_id", '"0x12"', "image.app_id"),
+        ("app_id", '"zz"', "image.app_id"),
+        (
+            "kms",
+            '{ url = "https://kms.test:8000", root_ca = "/root-ca.pem", k256_pubkey = "0x02" }',
+            "image.k256_pubkey",
+        ),
+    ],
+)
+def test_a_malformed_setting_is_a_configuration_error(world: World, name: str, value: str, code: str) -> None:
+    world.config[name] = value
+    error = world.refusal()
+    assert (error.code, error.exit_code) == (code, ExitCode.USAGE)
 
 
 def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None:

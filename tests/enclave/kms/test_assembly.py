@@ -21,6 +21,9 @@ aws_nitro_enclave = "/root.pem"
 DEV = '[core.auth_api]\ntype = "dev"\n'
 
 
+ROOTS = 'rpc_roots = "/root.pem"\n'
+
+
 def _proof(*urls: str, quorum: int) -> str:
     return f"""
 [core.auth_api.proof]
@@ -79,10 +82,19 @@ def _fields(anchor: object) -> dict[str, object]:
 
 def test_a_simulated_kms_reports_itself(simulated: Machine) -> None:
     parts = simulated.assemble(ANCHOR + _proof("http://127.0.0.1:2", quorum=1))
-    assert parts.environment.simulated
-    assert parts.environment.clock_source == "nsm (simulated)"
-    assert parts.environment.quorum_plain_http
-    assert parts.environment.evidence_anchor.startswith("external")
+    told = parts.policy
+    assert (told.simulated, told.clock_source, told.auth_mode) == (True, "nsm (simulated)", "proof")
+    assert (told.quorum, told.quorum_plain_http, told.max_head_age) == (1, True, 120)
+    assert told.evidence_anchor.startswith("external")
+    assert (told.self_authorization, told.attested_certificate) == (True, True)
+
+
+def test_a_lax_kms_reports_what_is_lax(simulated: Machine) -> None:
+    lax = "[core]\nenforce_self_authorization = false\nattest_rpc_cert = false\n"
+    proof = _proof("HTTP://127.0.0.1:2", quorum=1) + "allow_cache = 7\nmax_head_age = 300\n"
+    told = simulated.assemble(lax + ANCHOR + proof).policy
+    assert (told.self_authorization, told.attested_certificate) == (False, False)
+    assert (told.allow_cache, told.max_head_age, told.quorum_plain_http) == (7, 300, True)
 
 
 def test_the_verdict_shows_that_nitro_was_treated_as_up_to_date(simulated: Machine) -> None:
@@ -93,10 +105,20 @@ def test_the_verdict_shows_that_nitro_was_treated_as_up_to_date(simulated: Machi
 
 
 def test_a_real_kms_reports_itself(real: Machine) -> None:
-    parts = real.assemble(_proof("https://a.example", "https://b.example", quorum=2))
-    assert not parts.environment.simulated
-    assert parts.environment.clock_source == "nsm"
-    assert not parts.environment.quorum_plain_http
+    told = real.assemble(_proof("https://a.example", "https://b.example", quorum=2) + ROOTS).policy
+    assert (told.simulated, told.clock_source, told.quorum_plain_http) == (False, "nsm", False)
+
+
+def test_https_endpoints_need_measured_roots(real: Machine) -> None:
+    assert (
+        real.refusal(_proof("https://a.example", "https://b.example", quorum=2)) == "config.proof.rpc_roots"
+    )
+
+
+def test_a_malformed_own_app_id_is_a_configuration_error(simulated: Machine, tmp_path: Path) -> None:
+    (tmp_path / "etc/dstack").mkdir(parents=True)
+    (tmp_path / "etc/dstack/app-id").write_bytes(b"\xff")
+    assert simulated.refusal(ANCHOR + DEV) == "image.app_id"
 
 
 def test_refuses_to_start_under_an_unknown_root(simulated: Machine) -> None:
@@ -121,16 +143,16 @@ def test_a_simulated_kms_may_run_dev_mode(simulated: Machine) -> None:
 
 
 def test_a_real_kms_refuses_a_quorum_of_one(real: Machine) -> None:
-    assert real.refusal(_proof("https://a.example", quorum=1)) == "quorum.config.size"
+    assert real.refusal(_proof("https://a.example", quorum=1) + ROOTS) == "quorum.config.size"
 
 
 def test_a_real_kms_refuses_plain_http_endpoints(real: Machine) -> None:
-    code = real.refusal(_proof("http://a.example", "https://b.example", quorum=2))
+    code = real.refusal(_proof("http://a.example", "https://b.example", quorum=2) + ROOTS)
     assert code == "quorum.config.plain_http"
 
 
 def test_a_real_kms_refuses_two_endpoints_of_one_host(real: Machine) -> None:
-    code = real.refusal(_proof("https://a.example/1", "https://a.example/2", quorum=2))
+    code = real.refusal(_proof("https://a.example/1", "https://a.example/2", quorum=2) + ROOTS)
     assert code == "quorum.config.hosts"
 
 

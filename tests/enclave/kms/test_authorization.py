@@ -42,7 +42,8 @@ class Function:
         self.asked: list[str] = []
 
     def request(self, method: str, url: str, body: bytes | None = None, headers: object = None) -> Response:
-        del body, headers
+        del body
+        self.headers = headers
         self.asked.append(f"{method} {url}")
         return Response(self.status, {}, self.body)
 
@@ -139,7 +140,7 @@ def test_an_answer_that_contradicts_its_proof_is_refused(decided) -> None:  # no
 def test_n57_a_proof_that_proves_nothing_is_refused() -> None:
     with pytest.raises(DstackError) as refusal:
         _proof(Function(_answer())).authorize("app", BOOT_INFO)
-    assert refusal.value.code.startswith("proof.")
+    assert refusal.value.code == "proof.header.mismatch"
 
 
 def test_n57_an_allow_without_a_proof_is_refused() -> None:
@@ -173,7 +174,37 @@ def test_n57_a_500_is_a_refusal_that_quotes_it(make) -> None:
     with pytest.raises(UnavailableError) as refusal:
         make(Function(b"x" * 2000, 500)).authorize("app", BOOT_INFO)
     assert refusal.value.code == "auth.api.status"
-    assert refusal.value.message.endswith(f"/bootAuth/app returned 500: {'x' * 512}")
+    assert refusal.value.message.endswith(f" returned 500: {'x' * 512}")
+
+
+def test_names_itself_as_upstreams_kms_does() -> None:
+    http = Function(_answer())
+    WebhookAuthorizer("http://hook", http).authorize("app", BOOT_INFO)
+    assert http.headers["user-agent"].startswith("dstack-kms/")
+
+
+def test_facts_are_proven_once_in_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [NOW]
+    facts = chain.ContractFacts(
+        gateway_app_id="g", app_implementation=bytes(20), finalized_number=5, expires_at=NOW
+    )
+    monkeypatch.setattr(authorization.chain, "contract_facts", lambda *_arguments, **_options: facts)
+    body = {"status": "ok", "kmsContractAddr": "", "gatewayAppId": "", "chainId": 1, "appImplementation": ""}
+    http = Function({**body, "proof": EMPTY_PROOF})
+    authorizer = _proof(http, now=lambda: clock[0])
+    for _ in range(3):
+        assert authorizer.info().gateway_app_id == "g"
+    assert len(http.asked) == 1
+    clock[0] += authorization.INFO_MEMORY
+    authorizer.info()
+    assert len(http.asked) == 2
+
+
+def test_a_refusal_names_the_webhook_without_what_may_be_secret_in_its_url() -> None:
+    webhook = WebhookAuthorizer("http://user:word@[::1]:81/token?key=1", Function(b"no", 500))
+    with pytest.raises(UnavailableError) as refusal:
+        webhook.authorize("app", BOOT_INFO)
+    assert refusal.value.message == "auth api http://[::1]:81 returned 500: no"
 
 
 @pytest.mark.parametrize(
@@ -186,6 +217,7 @@ def test_n57_a_500_is_a_refusal_that_quotes_it(make) -> None:
         b"",
         b"[]",
         b'{"isAllowed":true,"gatewayAppId":"","reason":"","isAllowed":true}',
+        b'{"isAllowed":true,"gatewayAppId":"\\ud800","reason":""}',
         b'{"isAllowed":true,"gatewayAppId":"","reason":"","proof":' + b"[" * 100_000,
     ],
 )

@@ -71,8 +71,33 @@ def test_refuses_an_unknown_mode() -> None:
     assert _code('[core.auth_api]\ntype = "none"\n') == "config.invalid"
 
 
-def test_refuses_an_allow_cache_beyond_a_minute() -> None:
-    assert _code(PROOF + "allow_cache = 61\n") == "config.allow_cache"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "allow_cache = 61",
+        "max_head_age = 3601",
+        "max_head_age = 0",
+        "max_block_age = -3",
+        "quorum = 0",
+        "timeout = -1",
+    ],
+)
+def test_refuses_a_limit_out_of_bounds(line: str) -> None:
+    assert _code(f"{PROOF}{line}\n") == "config.invalid"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("chain_id = 1", "chain_id = -5"),
+        ('rpc_urls = ["https://a.example", "https://b.example"]', "rpc_urls = []"),
+        ("0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0", "0x9fE4"),
+        ("0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0", "zz"),
+    ],
+)
+def test_refuses_a_contract_that_is_none(old: str, new: str) -> None:
+    assert old in PROOF
+    assert _code(PROOF.replace(old, new)) == "config.invalid"
 
 
 def test_refuses_extra_anchors_without_the_flag() -> None:

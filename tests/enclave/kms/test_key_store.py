@@ -3,9 +3,11 @@
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from enclave.kms import key_store
@@ -55,8 +57,9 @@ def test_n56_a_second_bootstrap_changes_no_key(
         bootstrap()
     assert refusal.value.code == "kms.bootstrapped"
     assert refusal.value.message == "KMS has already been bootstrapped"
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as refusal:
         store.create(first)
+    assert refusal.value.code == "kms.bootstrapped"
     assert {path.name: path.read_bytes() for path in (tmp_path / "certs").iterdir()} == before
 
 
@@ -70,8 +73,9 @@ def test_n56_a_missing_file_beside_keys_is_reported_and_never_replaced(
         store.load()
     assert refusal.value.code == "kms.keys.incomplete"
     assert name in refusal.value.message
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as refusal:
         bootstrap()
+    assert refusal.value.code == "kms.bootstrapped"
 
 
 def test_refuses_a_file_that_is_no_key(
@@ -96,6 +100,33 @@ def test_a_committed_set_is_not_placed_over_another_key(
         store.load()
     assert refusal.value.code == "kms.keys.conflict"
     assert (certs / "root-k256.key").read_bytes() == kept
+
+
+def test_n56_two_stores_on_one_directory_make_one_set_of_keys(
+    bootstrap: Callable[[], KeyMaterial], tmp_path: Path
+) -> None:
+    """As two processes would: each has a store of its own, and nothing but the directory in common."""
+    first = bootstrap()
+    other = msgspec.structs.replace(first, k256=bytes(31) + b"\1")
+    shared = tmp_path / "shared"
+    outcomes: list[str] = []
+    start = threading.Barrier(8)
+
+    def create(keys: KeyMaterial) -> None:
+        start.wait()
+        try:
+            KeyStore(shared).create(keys)
+            outcomes.append("created")
+        except StorageError as error:
+            outcomes.append(error.code)
+
+    threads = [threading.Thread(target=create, args=(keys,)) for keys in [first, other] * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["created"] + ["kms.bootstrapped"] * 7
+    assert KeyStore(shared).load() is not None
 
 
 class Crash(BaseException):

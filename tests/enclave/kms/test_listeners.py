@@ -14,14 +14,15 @@ from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
 from enclave.kms.http import main_app, onboard_app
 from enclave.kms.rpc_identity import RpcIdentity
-from enclave.kms.service import Environment, KmsService
+from enclave.kms.service import KmsService
 from enclave.serving.attested_tls import build_plain_server, build_server
-from shared.attestation.report_data import bootstrap_report_data
+from enclave.serving.prpc import DEFAULT_BODY_BYTES
+from shared.attestation.report_data import RATLS_CERT, bootstrap_report_data, report_data
 from shared.attestation.verify import verify_attestation
 from shared.errors import DstackError
 from shared.net.attested_client import AttestedConnection
 from shared.net.fetch import HttpClient
-from shared.ratls.certificates import client_certificate
+from shared.ratls.certificates import client_certificate, rpc_certificate, spki_der
 from shared.ratls.peer import check_kms_certificate, ratls_report_data
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
@@ -37,16 +38,12 @@ def keys(bootstrap):
 
 @pytest.fixture
 def main_listener(keys, policy, kms_enclave, anchors, serve):
-    environment = Environment(
-        clock_source="nsm (simulated)",
-        simulated=True,
-        evidence_anchor="external",
-        quorum=1,
-        quorum_plain_http=True,
-        max_block_age=600,
-    )
     service = KmsService(
-        core=CORE, keys=keys, authorizer=policy, own=kms_enclave.evidence(anchors), environment=environment
+        core=CORE,
+        keys=keys,
+        authorizer=policy,
+        own=kms_enclave.evidence(anchors),
+        policy=pb.KmsPolicy(auth_mode="proof"),
     )
     callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=anchors, now=lambda: NOW)
     identity = RpcIdentity(keys, kms_enclave.attestor, lambda: NOW)
@@ -136,9 +133,9 @@ def test_refuses_an_unknown_method(main_listener) -> None:
     assert error == {"error": "Service not found: Nothing", "code": "prpc.method"}
 
 
-def test_refuses_a_body_over_ten_mebibytes(main_listener) -> None:
+def test_refuses_an_oversize_body_in_upstreams_words(main_listener) -> None:
     with _connect(main_listener) as connection:
-        response = connection.request("POST", "/prpc/GetAppKey?json", bytes((10 << 20) + 1))
+        response = connection.request("POST", "/prpc/GetAppKey?json", bytes(DEFAULT_BODY_BYTES + 1))
     assert _error(response)["error"] == "failed to read data: payload too large"
 
 
@@ -218,6 +215,24 @@ def test_refuses_a_domain_that_is_no_name(onboarding, store, domain: str) -> Non
     call, _ = onboarding
     assert _error(call("Bootstrap", {"domain": domain}))["code"] == "kms.domain"
     assert store.load() is None
+
+
+def test_every_domain_that_can_be_bootstrapped_can_be_served(onboarding, store, kms_enclave, anchors) -> None:
+    """A name longer than a common name may be: the certificate carries it as its alternative name."""
+    call, _ = onboarding
+    domain = ".".join(["a" * 60] * 4)
+    assert call("Bootstrap", {"domain": domain}).status == 200
+    keys = store.load()
+    identity = RpcIdentity(keys, kms_enclave.attestor, lambda: NOW)
+    assert identity.context() is not None
+    key = ec.generate_private_key(ec.SECP256R1())
+    attestation = kms_enclave.attestor.attest(report_data(RATLS_CERT, spki_der(key.public_key())))
+    issuer = (keys.root_ca_cert, keys.root_ca_key)
+    leaf = rpc_certificate(key, domain=domain, issuer=issuer, attestation=attestation, now=NOW)
+    root = keys.root_ca_cert.public_bytes(Encoding.PEM)
+    der = leaf.public_bytes(Encoding.DER)
+    envelope = check_kms_certificate(der, root_ca_pem=root, hostname=domain, now=NOW)
+    verify_attestation(envelope, now=NOW, anchors=anchors, report_data=ratls_report_data(der))
 
 
 def test_finish_ends_onboarding(onboarding) -> None:

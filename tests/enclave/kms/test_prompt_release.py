@@ -4,21 +4,14 @@ import pytest
 
 from enclave.kms.authorization import Decision
 from enclave.kms.config import Core
-from enclave.kms.service import Environment, KmsService
+from enclave.kms.service import KmsService
 from enclave.serving.prpc import WouldBlockError
 from shared.errors import InvalidEvidence, PolicyDenied
 from shared.rpc import kms_pb2 as pb
 
 OPEN = Core(aws_nitro_enclave_key_release=True)
 REQUEST = pb.GetAppKeyRequest(api_version=1)
-ENVIRONMENT = Environment(
-    clock_source="nsm (simulated)",
-    simulated=True,
-    evidence_anchor="external",
-    quorum=1,
-    quorum_plain_http=True,
-    max_block_age=600,
-)
+POLICY = pb.KmsPolicy(auth_mode="proof", clock_source="nsm (simulated)", simulated=True)
 
 
 class Remembering:
@@ -44,7 +37,7 @@ def make(bootstrap, kms_enclave, anchors):
 
     def make_service(authorizer: Remembering, core: Core = OPEN) -> KmsService:
         own = kms_enclave.evidence(anchors)
-        return KmsService(core=core, keys=keys, authorizer=authorizer, own=own, environment=ENVIRONMENT)
+        return KmsService(core=core, keys=keys, authorizer=authorizer, own=own, policy=POLICY)
 
     return make_service
 

@@ -8,7 +8,7 @@ import pytest
 from enclave.kms.authorization import Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
-from enclave.kms.service import Environment, KmsService
+from enclave.kms.service import KmsService
 from shared.attestation.envelope import RuntimeEvent
 from shared.attestation.identity import app_info
 from shared.attestation.trust import NitroAnchors
@@ -21,14 +21,7 @@ from shared.rpc import kms_pb2 as pb
 NOW = 1_900_000_000
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
 OPEN = Core(aws_nitro_enclave_key_release=True, treat_nitro_as_up_to_date=True)
-ENVIRONMENT = Environment(
-    clock_source="nsm (simulated)",
-    simulated=True,
-    evidence_anchor="external",
-    quorum=1,
-    quorum_plain_http=True,
-    max_block_age=600,
-)
+POLICY = pb.KmsPolicy(auth_mode="proof", self_authorization=True, simulated=True)
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def service(bootstrap, policy, kms_enclave, anchors) -> Callable[[Core], KmsServ
             keys=keys,
             authorizer=policy,
             own=kms_enclave.evidence(anchors),
-            environment=ENVIRONMENT,
+            policy=POLICY,
         )
 
     make.keys = keys  # type: ignore[attr-defined]
@@ -175,15 +168,22 @@ def test_without_the_key_a_nitro_kms_has_no_tcb_status(service, caller, policy) 
 
 def test_meta_tells_how_strict_the_kms_is(service) -> None:
     meta = service().get_meta()
-    assert meta.policy.auth_mode == "proof"
-    assert meta.policy.treat_nitro_as_up_to_date
-    assert meta.policy.nitro_enclave_key_release
-    assert meta.policy.simulated
-    assert meta.policy.clock_source == "nsm (simulated)"
-    assert meta.policy.finalized_block == 7
+    assert meta.policy == pb.KmsPolicy(
+        auth_mode="proof", self_authorization=True, simulated=True, finalized_block=7
+    )
     assert (meta.is_dev, meta.allow_any_upgrade) == (False, False)
     assert (meta.chain_id, meta.gateway_app_id) == (31337, "gateway")
     assert meta.bootstrap_info.k256_pubkey == meta.k256_pubkey
+
+
+def test_refuses_a_zero_app_id_in_every_mode(service, app_enclave, anchors) -> None:
+    verified = app_enclave.evidence(anchors)
+    zero = (RuntimeEvent(event="app-id", payload=bytes(20)),)
+    claiming = verify_attestation(
+        msgspec.structs.replace(verified.attestation, runtime_events=zero), now=NOW, anchors=anchors
+    )
+    error = _refusal(lambda: service().get_app_key(pb.GetAppKeyRequest(), claiming), InvalidEvidence)
+    assert error.code == "kms.app_id.zero"
 
 
 def test_the_temporary_ca_is_no_root(service) -> None:

@@ -1,4 +1,4 @@
-"""A server in a thread, certificates, and a log that tests can wait on."""
+"""A server in a thread, and certificates."""
 
 import asyncio
 import socket
@@ -18,32 +18,9 @@ from enclave.serving.attested_tls import build_plain_server, build_server, loop_
 from enclave.serving.http_protocol import Limits
 from shared.ratls.certificates import TEMP_CA_NAME, client_certificate, rpc_certificate, self_signed_ca
 from shared.ratls.tls import server_context
+from tests.enclave.event_log import PATIENCE, EventLog
 
 NOW = 1_800_000_000  # contexts leave validity to the callers' clock, so any time does
-PATIENCE = 30.0
-
-
-class EventLog:
-    """Collects `log(event, **fields)` calls; `wait_for` returns the first event that has these fields."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, object]] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, event: str, **fields: object) -> None:
-        with self._changed:
-            self._events.append({"event": event, **fields})
-            self._changed.notify_all()
-
-    def wait_for(self, **fields: object) -> dict[str, object]:
-        def found() -> dict[str, object] | None:
-            return next((entry for entry in self._events if fields.items() <= entry.items()), None)
-
-        with self._changed:
-            assert self._changed.wait_for(found, PATIENCE), f"{fields} not among {self._events}"
-            entry = found()
-            assert entry is not None
-            return entry
 
 
 @dataclass

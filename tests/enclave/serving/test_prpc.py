@@ -9,7 +9,14 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
-from enclave.serving.prpc import PROMPT_BODY_BYTES, Procedure, PrpcService, WouldBlockError
+from enclave.serving.prpc import (
+    ANONYMOUS_THREADS,
+    DEFAULT_BODY_BYTES,
+    PROMPT_BODY_BYTES,
+    Procedure,
+    PrpcService,
+    WouldBlockError,
+)
 from shared.errors import PolicyDenied
 from shared.rpc import kms_pb2 as pb
 
@@ -34,6 +41,10 @@ class Service:
             raise PolicyDenied("test.refused", "no")
         return pb.BootstrapRequest(domain=f"{caller} {threading.get_ident()}")
 
+    def identify(self, _chain: list[bytes]) -> str:
+        self.identified_by = threading.get_ident()
+        return "identified"
+
     def recognise(self, _chain: list[bytes]) -> str:
         if not self._known:
             raise WouldBlockError
@@ -42,7 +53,7 @@ class Service:
     def request(self, *, prompt: bool = True, **options: Any) -> tuple[httpx.Response, int]:
         """Return the answer and the event loop's thread."""
         procedure = Procedure(pb.BootstrapRequest, self.handler, self.prompt if prompt else None)
-        service = PrpcService("Test", {"Run": procedure}, lambda _chain: "identified", self.recognise)
+        service = PrpcService("Test", {"Run": procedure}, self.identify, self.recognise)
         transport = httpx.ASGITransport(app=Starlette(routes=[service.route()]))
 
         async def run() -> httpx.Response:
@@ -66,15 +77,15 @@ def test_a_method_that_would_block_runs_in_a_worker() -> None:
     service = Service("would block")
     response, loop = service.request()
     caller, thread = _answered_by(response)
-    assert (caller, service.calls) == ("identified", ["prompt", "handler"])
+    assert (caller, service.calls) == ("known", ["prompt", "handler"])
     assert thread != loop
 
 
 def test_an_unknown_caller_is_identified_in_a_worker() -> None:
     service = Service(known=False)
     response, loop = service.request()
-    assert _answered_by(response)[1] != loop
-    assert service.calls == ["handler"]
+    assert _answered_by(response) == ("identified", loop)
+    assert service.identified_by != loop
 
 
 def test_a_method_without_a_prompt_form_runs_in_a_worker() -> None:
@@ -94,6 +105,50 @@ def test_a_prompt_refusal_is_final() -> None:
     assert response.status_code == 400
     assert msgspec.json.decode(response.content) == {"error": "no", "code": "test.refused"}
     assert service.calls == ["prompt"]
+
+
+def test_refuses_a_body_beyond_the_methods_limit() -> None:
+    service = Service()
+    response, _ = service.request(content=b"{}" + b" " * DEFAULT_BODY_BYTES)
+    assert msgspec.json.decode(response.content)["code"] == "prpc.size"
+    assert service.calls == []
+
+
+def test_anonymous_callers_cannot_hold_up_known_ones() -> None:
+    """More anonymous calls than they have threads wait; a caller with evidence is answered all the same."""
+    release = threading.Event()
+    arrived = threading.Semaphore(0)
+
+    def handler(_request: object, caller: str | None) -> pb.BootstrapRequest:
+        if caller is None:
+            arrived.release()
+            assert release.wait(30)
+        return pb.BootstrapRequest(domain=caller or "")
+
+    callers = iter([None] * (3 * ANONYMOUS_THREADS) + ["known"])
+    service = PrpcService(
+        "Test",
+        {"Run": Procedure(pb.BootstrapRequest, handler)},
+        lambda _chain: None,
+        lambda _chain: next(callers),
+    )
+    transport = httpx.ASGITransport(app=Starlette(routes=[service.route()]))
+
+    async def run() -> tuple[str, bool]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://kms.test") as client:
+            waiting = [
+                asyncio.create_task(client.post("/prpc/Run?json", content=b"{}"))
+                for _ in range(3 * ANONYMOUS_THREADS)
+            ]
+            for _ in range(ANONYMOUS_THREADS):
+                await asyncio.to_thread(arrived.acquire)
+            answer = await client.post("/prpc/Run?json", content=b"{}")
+            overtook = not any(task.done() for task in waiting)
+            release.set()
+            await asyncio.gather(*waiting)
+            return msgspec.json.decode(answer.content)["domain"], overtook
+
+    assert asyncio.run(run()) == ("known", True)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/prpc/Test.Run/more", 404), ("/prpc/", 404)])

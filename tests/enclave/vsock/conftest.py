@@ -1,4 +1,4 @@
-"""A forwarder in a thread over the unix stand-in, echo peers, and a log that tests can wait on."""
+"""A forwarder in a thread over the unix stand-in, echo peers."""
 
 import asyncio
 import contextlib
@@ -6,41 +6,17 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from enclave.vsock.config import parse_config
 from enclave.vsock.forwarder import Forwarder
 from enclave.vsock.transport import UnixStandIn
+from tests.enclave.event_log import PATIENCE, EventLog
 
-PATIENCE = 30.0
 PARENT, ENCLAVE = 3, 16
 
 Handler = Callable[[socket.socket], None]
-
-
-class EventLog:
-    """Collects `log(event, **fields)` calls; `wait_for` returns the first event that has these fields."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, event: str, **fields: object) -> None:
-        with self._changed:
-            self._events.append({"event": event, **fields})
-            self._changed.notify_all()
-
-    def wait_for(self, **fields: object) -> dict[str, Any]:
-        def found() -> dict[str, Any] | None:
-            return next((entry for entry in self._events if fields.items() <= entry.items()), None)
-
-        with self._changed:
-            assert self._changed.wait_for(found, PATIENCE), f"{fields} not among {self._events}"
-            entry = found()
-            assert entry is not None
-            return entry
 
 
 class Server:

@@ -35,11 +35,6 @@ def test_boot_info_takes_everything_but_the_app_id_from_the_registers(forge: For
     )
 
 
-def test_boot_info_is_the_same_at_boot_time(forge: Forge) -> None:
-    evidence = verified(forge)
-    assert boot_info(evidence, boottime=True) == boot_info(evidence)
-
-
 def test_the_device_id_is_upstreams_and_the_later_one_is_extra(forge: Forge) -> None:
     info = app_info(verified(forge))
     assert info.device_id.hex() == "de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7"

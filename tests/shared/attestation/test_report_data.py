@@ -1,10 +1,15 @@
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 
-from shared.attestation.report_data import APP_DATA, RATLS_CERT, deploy_challenge, report_data
+from shared.attestation.report_data import RATLS_CERT, bootstrap_report_data, deploy_challenge, report_data
 from shared.errors import ProtocolError
 from tests.shared.attestation.forgery import refuses
+
+VECTORS = json.loads((Path(__file__).parents[2] / "data" / "kms" / "vectors.json").read_text())
+ROOT_SPKI = bytes.fromhex(VECTORS["inputs"]["root_ca_spki_der"])
 
 
 @pytest.mark.parametrize(
@@ -34,7 +39,7 @@ from tests.shared.attestation.forgery import refuses
     ],
 )
 def test_equals_the_published_vectors(algorithm: str, expected: str) -> None:
-    assert report_data(APP_DATA, b"test content", algorithm) == bytes.fromhex(expected).ljust(64, b"\0")
+    assert report_data("app-data", b"test content", algorithm) == bytes.fromhex(expected).ljust(64, b"\0")
 
 
 def test_a_tls_key_is_bound_by_its_published_vector() -> None:
@@ -42,6 +47,15 @@ def test_a_tls_key_is_bound_by_its_published_vector() -> None:
         "3fc3deaabdc18ef2640a107def2bbf8efc5103b4f0f9bda3cb234b39b29d8da8"
         "d00d814e005adfc6a7ecfb292c359ff4a4120052a877e007c08ad8f75472a8a9"
     )
+
+
+def test_a_kms_root_key_is_bound_by_its_vector() -> None:
+    assert report_data(RATLS_CERT, ROOT_SPKI).hex() == VECTORS["ratls_report_data_for_root_spki"]
+
+
+def test_a_bootstrap_attests_both_root_keys_by_its_vector() -> None:
+    k256 = bytes.fromhex(VECTORS["inputs"]["root_k256_pubkey_compressed"])
+    assert bootstrap_report_data(ROOT_SPKI, k256).hex() == VECTORS["bootstrap_report_data"]
 
 
 @pytest.mark.parametrize("algorithm", ["sha512", "sha3-384", "sha3-512", "keccak384"])

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from cli.devchain.launcher import Chain
-from shared.chain.bundle import MAX_BUNDLE_BYTES, ProofBundle, bundle_from_wire
+from shared.chain.bundle import MAX_BUNDLE_BYTES, bundle_from_wire
 from shared.chain.code import CodeList, code_list
 from shared.chain.header import BlockRef, Header, parse_header
 from shared.chain.known_builds import KNOWN_BUILDS
 from shared.chain.slots import ERC1967_IMPLEMENTATION
-from shared.errors import DstackError, InvalidEvidence
+from shared.errors import InvalidEvidence
 from shared.keccak import keccak256
 from tests.shared.chain.world import COMPOSE, Evidence, World
 
@@ -297,13 +297,21 @@ def test_one_contracts_code_does_not_pass_for_the_other(world: World) -> None:
     assert not code_list().is_implementation("DstackApp", code, world.kms_implementation)
 
 
-def test_garbage_raises_no_error_but_ours(world: World) -> None:
+@pytest.mark.parametrize(
+    ("part", "junk", "code"),
+    [
+        ("headers", (b"", b"\0", b"\xff" * 9, b"\xf8\xff", bytes(532)), "proof.rlp.invalid"),
+        ("headers", (b"\xc0",), "proof.header.invalid"),
+        ("nodes", (b"",), "proof.node.size"),
+        ("nodes", (b"\0", b"\xc0", b"\xff" * 9, b"\xf8\xff", bytes(532)), "proof.node.missing"),
+        ("codes", (b"", b"\0", b"\xc0", b"\xff" * 9, b"\xf8\xff", bytes(532)), "proof.code.missing"),
+    ],
+)
+def test_refuses_garbage_in_place_of_a_part(
+    world: World, part: str, junk: tuple[bytes, ...], code: str
+) -> None:
     evidence = world.evidence("app", world.boot())
-    for junk in (b"", b"\0", b"\xc0", b"\xff" * 9, b"\xf8\xff", bytes(532)):
-        for part in ("headers", "nodes", "codes"):
-            lie = ProofBundle(**{"headers": (), "nodes": (), "codes": (), part: (junk,)})
-            with pytest.raises(DstackError):
-                world.decide("app", world.boot(), msgspec.structs.replace(evidence, bundle=lie))
+    assert {refusal(world, changed(evidence, **{part: (piece,)})) for piece in junk} == {code}
 
 
 def test_header_names_itself(world: World) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.pretty import pretty_repr
 
-from shared.errors import ConfigError, InvalidEvidence, ProtocolError
+from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError
 from shared.keys import app_keys, k256
 from shared.keys.kdf import P256_ORDER
 
@@ -74,6 +74,36 @@ def test_verifies_the_key_that_upstream_issued() -> None:
     app_keys.verify_issued_key(
         *(bytes.fromhex(vector[name]) for name in ("app_id", "app_pubkey", "signature", "root_pubkey"))
     )
+
+
+def test_names_the_root_that_issued_upstreams_key() -> None:
+    vector = VECTORS["upstream_k256_chain"]
+    issued = (bytes.fromhex(vector[name]) for name in ("app_id", "app_pubkey", "signature"))
+    assert app_keys.issuer_of_key(*issued).hex() == vector["root_pubkey"]
+
+
+def test_another_apps_id_names_another_issuer() -> None:
+    """Recovery finds some key for any message: whoever asks must compare it with one that it trusts."""
+    vector = VECTORS["upstream_k256_chain"]
+    issued = (bytes.fromhex(vector[name]) for name in ("app_pubkey", "signature"))
+    assert app_keys.issuer_of_key(APP_ID, *issued).hex() != vector["root_pubkey"]
+
+
+@pytest.mark.parametrize(
+    ("app_id", "app_pubkey", "signature", "kind", "code"),
+    [
+        (19, 33, 65, ProtocolError, "keys.app_id.length"),
+        (20, 32, 65, ProtocolError, "keys.issued.length"),
+        (20, 33, 64, InvalidEvidence, "keys.signature.length"),
+        (20, 33, 65, InvalidEvidence, "keys.signature.invalid"),
+    ],
+)
+def test_names_no_issuer_for_what_is_not_issued(
+    app_id: int, app_pubkey: int, signature: int, kind: type[DstackError], code: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        app_keys.issuer_of_key(bytes(app_id), bytes(app_pubkey), bytes(signature))
+    assert caught.value.code == code
 
 
 def test_verifies_the_simulator_keys_of_upstream(shared_data: Callable[[str], Path]) -> None:

@@ -242,6 +242,7 @@ def test_body_until_a_cut_is_refused(peer: StartPeer) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", "net.response.truncated"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "net.response.oversize"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 101, "net.response.oversize"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\naaa", "net.response.malformed"),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n" + b"a" * 0xFFFF,
             "net.response.oversize",
@@ -330,11 +331,11 @@ def test_peer_that_speaks_no_tls_is_refused() -> None:
 
 def test_connection_is_closed_after_an_error(peer: StartPeer) -> None:
     with connect(peer(answering(b"hello\r\n\r\n"))) as connection:
-        with pytest.raises(DstackError):
+        with pytest.raises(DstackError) as first:
             connection.request("GET", "/")
-        with pytest.raises(UnavailableError) as caught:
+        with pytest.raises(UnavailableError) as second:
             connection.request("GET", "/")
-    assert caught.value.code == "net.closed"
+    assert (first.value.code, second.value.code) == ("net.response.malformed", "net.closed")
 
 
 @pytest.mark.parametrize(

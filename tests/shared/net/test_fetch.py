@@ -199,6 +199,11 @@ def test_n20_an_oversize_body_is_refused(raw_server: RawServer, answer: bytes) -
     assert failure(client(), raw_server(answering(answer))) == "net.response.oversize"
 
 
+def test_n20_a_negative_chunk_size_is_no_way_around_the_limit(raw_server: RawServer) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + b"a" * 5000
+    assert failure(client(), raw_server(answering(answer))) == "net.response.malformed"
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -103,7 +103,7 @@ def test_n74_a_secret_in_the_url_is_in_no_error(raw_server: RawServer) -> None:
     assert "secret" not in str(refusal(rpc)) + repr(rpc)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8545", "ws://host/", "https://"])
+@pytest.mark.parametrize("url", ["", "localhost:8545", "ws://host/", "https://", "https://./"])
 def test_refuses_other_urls(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         JsonRpc(url, HttpClient(DirectDialer()))

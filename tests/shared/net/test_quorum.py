@@ -6,7 +6,9 @@ import pytest
 
 from shared.chain.header import BlockRef
 from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError, UnavailableError
-from shared.net.json_rpc import Call
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import Call, JsonRpc
 from shared.net.quorum import ChainQuorum
 from tests.shared.net.rpc_stand_ins import CHAIN_ID, StandIn, block_hash
 
@@ -106,7 +108,6 @@ def test_n57_a_regressed_finalised_number_is_refused() -> None:
     with pytest.raises(InvalidEvidence) as caught:
         quorum.blocks()
     assert caught.value.code == "quorum.finalized.regressed"
-    assert quorum.highest_finalized == honest(100)
 
 
 def test_n57_a_reorganised_finalised_block_is_refused() -> None:
@@ -181,6 +182,14 @@ def test_a_block_of_another_number_is_no_vote() -> None:
 def test_refuses_urls_of_one_host() -> None:
     with pytest.raises(ConfigError) as caught:
         quorum_of(StandIn("a"), StandIn("a"))
+    assert caught.value.code == "quorum.config.hosts"
+
+
+@pytest.mark.parametrize("again", ["https://rpc.example.com./b", "https://RPC.Example.com:444/b"])
+def test_one_host_written_two_ways_counts_once(again: str) -> None:
+    http = HttpClient(DirectDialer(), ca_roots=None, timeout=1, max_bytes=1)
+    with pytest.raises(ConfigError) as caught:
+        ChainQuorum([JsonRpc(url, http) for url in ("https://rpc.example.com/a", again)], chain_id=CHAIN_ID)
     assert caught.value.code == "quorum.config.hosts"
 
 

@@ -135,7 +135,7 @@ def test_self_issued_client_signs_itself() -> None:
     SELF_ISSUED.verify_directly_issued_by(SELF_ISSUED)
 
 
-@pytest.mark.parametrize("domain", ["kms.éxample", "", "a" * 65])
+@pytest.mark.parametrize("domain", ["kms.éxample", "", "a" * 254])
 def test_refuses_a_domain_that_a_certificate_cannot_name(domain: str) -> None:
     with pytest.raises(ConfigError) as caught:
         certificates.rpc_certificate(KEY, domain=domain, issuer=(ROOT, ROOT_KEY), attestation=None, now=NOW)

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.errors import InvalidEvidence, ProtocolError
+from shared.errors import InvalidEvidence
 from shared.ratls import extensions
 from shared.ratls.certificates import client_certificate
 
@@ -23,16 +23,6 @@ def test_usage_is_wrapped_twice() -> None:
     assert extensions.usage_extension("kms:rpc").value.hex() == "04076b6d733a727063"
 
 
-def test_app_id_is_wrapped_twice() -> None:
-    assert extensions.app_id_extension(b"\x11" * 20).value.hex() == "0414" + "11" * 20
-
-
-def test_refuses_to_write_an_app_id_of_another_length() -> None:
-    with pytest.raises(ProtocolError) as caught:
-        extensions.app_id_extension(bytes(19))
-    assert caught.value.code == "ratls.app_id.length"
-
-
 @settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_attestation_round_trips(envelope: bytes) -> None:
@@ -42,7 +32,7 @@ def test_attestation_round_trips(envelope: bytes) -> None:
 
 def test_an_absent_extension_reads_as_none() -> None:
     certificate = client_certificate(KEY, attestation=None, issuer=None, now=NOW)
-    assert extensions.read_extension(certificate, extensions.APP_ID) is None
+    assert extensions.read_extension(certificate, extensions.USAGE) is None
 
 
 @pytest.mark.parametrize(
@@ -114,13 +104,13 @@ def duplicated() -> x509.Certificate:
         _builder()
         .public_key(key.public_key())
         .add_extension(extensions.attestation_extension(b"first"), critical=False)
-        .add_extension(x509.UnrecognizedExtension(extensions.APP_INFO, b"\x04\x06second"), critical=False)
+        .add_extension(x509.UnrecognizedExtension(extensions.USAGE, b"\x04\x06second"), critical=False)
         .sign(key, SHA256())
     )
     der = certificate.public_bytes(Encoding.DER)
     arc = bytes.fromhex("060a2b0601040183e73d01")
-    assert der.count(arc + b"\x09") == 1
-    return x509.load_der_x509_certificate(der.replace(arc + b"\x09", arc + b"\x08"))
+    assert der.count(arc + b"\x04") == 1
+    return x509.load_der_x509_certificate(der.replace(arc + b"\x04", arc + b"\x08"))
 
 
 def _with(oid: x509.ObjectIdentifier, value: bytes) -> x509.Certificate:

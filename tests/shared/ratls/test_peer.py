@@ -275,10 +275,10 @@ def test_refuses_trailing_bytes_inside_the_attestation_extension() -> None:
 
 def test_refuses_an_extension_that_occurs_twice() -> None:
     first = (extensions.ATTESTATION, b"\x04\x05first", False)
-    der = build(extra=[first, (extensions.APP_INFO, b"\x04\x06second", False)])
+    der = build(extra=[first, (extensions.USAGE, b"\x04\x06second", False)])
     arc = bytes.fromhex("060a2b0601040183e73d01")
     assert (
-        refusal(lambda: check_client(der.replace(arc + b"\x09", arc + b"\x08")))
+        refusal(lambda: check_client(der.replace(arc + b"\x04", arc + b"\x08")))
         == "ratls.extension.duplicate"
     )
 
@@ -497,3 +497,40 @@ def usage(name: str) -> _Extension:
 def evidence() -> _Extension:
     extension = extensions.attestation_extension(ENVELOPE)
     return extension.oid, extension.value, False
+
+
+def test_refuses_a_certificate_dated_before_the_first_year() -> None:
+    far = self_signed_ca(KEY, CLIENT_NAME, 0, NOW, 2_600_000_000)
+    der = far.public_bytes(Encoding.DER)
+    stamp = far.not_valid_after_utc.strftime("%Y%m%d%H%M%SZ").encode()
+    assert stamp in der
+    with pytest.raises(InvalidEvidence) as caught:
+        peer.check_client_certificate(
+            der.replace(stamp, b"00000101000000Z"), temp_ca_der=TEMP_CA.public_bytes(Encoding.DER), now=NOW
+        )
+    assert caught.value.code == "ratls.certificate.malformed"
+
+
+def test_refuses_a_compressed_key_beside_a_copy_of_the_plain_one() -> None:
+    """The plain spelling somewhere else in the certificate does not make up for the key's own."""
+    plain = spki_der(KEY.public_key())
+    certificate = client_certificate(KEY, attestation=plain, issuer=None, now=NOW)
+    point = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    compressed = _der(0x30, plain[2:23] + _der(0x03, b"\0" + point))
+    tbs = certificate.tbs_certificate_bytes
+    body = _der(0x30, tbs[4:].replace(plain, compressed, 1))
+    signature = KEY.sign(body, ec.ECDSA(SHA256()))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    forged = _der(0x30, body + algorithm + _der(0x03, b"\0" + signature))
+    assert plain in forged
+    with pytest.raises(InvalidEvidence) as caught:
+        peer.check_client_certificate(forged, temp_ca_der=TEMP_CA.public_bytes(Encoding.DER), now=NOW)
+    assert caught.value.code == "ratls.key"
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8)
+    return bytes([tag, 0x80 | len(length)]) + length + content

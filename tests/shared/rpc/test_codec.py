@@ -287,8 +287,9 @@ def test_an_empty_nested_message_is_set() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b"not json", b"\xff"])
-def test_a_method_without_input_ignores_its_body(body: bytes) -> None:
-    assert codec.decode(Empty, body, Encoding.JSON) == Empty()
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_a_method_without_input_ignores_its_body(body: bytes, encoding: Encoding) -> None:
+    assert codec.decode(Empty, body, encoding) == Empty()
 
 
 # ---- GET queries
