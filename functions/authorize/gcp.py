@@ -7,7 +7,7 @@ from functools import cache
 import flask
 import functions_framework
 
-from functions.authorize.service import CONTENT_TYPE, AuthorizeService, service_from
+from functions.authorize.service import CONTENT_TYPE, MAX_BODY_BYTES, AuthorizeService, service_from
 from functions.authorize.settings import settings_from_env
 
 
@@ -21,9 +21,9 @@ def service() -> AuthorizeService:
 def authorize(request: flask.Request) -> flask.Response:
     """Answer one HTTP request."""
     query = request.query_string.decode("latin-1")
-    answer = service().handle(
-        request.method, request.path, query, dict(request.headers), request.get_data(cache=False)
-    )
+    # One byte beyond the limit shows that the body is too large; no more of it is read.
+    body = request.stream.read(MAX_BODY_BYTES + 1)
+    answer = service().handle(request.method, request.path, query, dict(request.headers), body)
     return flask.Response(answer.encode(), status=answer.status, content_type=CONTENT_TYPE)
 
 

@@ -5,6 +5,7 @@ list of one, a list of one becomes its element. Hex may be short, odd and prefix
 the left. Leniency is safe here: this function decides nothing that the KMS does not check.
 """
 
+import math
 import re
 from decimal import Decimal
 
@@ -20,6 +21,7 @@ _HEX_FIELDS = {
     "instanceId": _ADDRESS,
     "deviceId": _WORD,
 }
+INVALID = "authorize.request.invalid"
 MAX_TCB_STATUS = 128
 MAX_ADVISORIES = 128
 MAX_ADVISORY = 256
@@ -79,13 +81,18 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return _number(value)
+        return _number(name, value)
     raise _invalid(f"{name} is neither text nor a scalar")
 
 
-def _number(value: float) -> str:
+def _number(name: str, value: float) -> str:
     """Write a number as JavaScript would: all of them are doubles there, and 5.0 is 5."""
-    double = float(value)
+    try:
+        double = float(value)
+    except OverflowError:
+        double = math.inf
+    if not math.isfinite(double):
+        raise _invalid(f"{name} is a number beyond the range of a double")
     if double.is_integer() and abs(double) < 1e21:
         return str(int(Decimal(repr(double))))
     return repr(double)
@@ -106,4 +113,4 @@ def _bounded(name: str, text: str, limit: int) -> str:
 
 
 def _invalid(message: str) -> ProtocolError:
-    return ProtocolError("authorize.request.invalid", message)
+    return ProtocolError(INVALID, message)

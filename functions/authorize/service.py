@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from functions.authorize.request import parse_boot_info
+from functions.authorize.request import INVALID, parse_boot_info
 from functions.authorize.settings import Settings
 from shared.boot_info import BootInfo
 from shared.chain import abi
@@ -97,7 +97,7 @@ class AuthorizeService:
             wanted = _proof_wanted(query)
             document = None if route == "info" else _decode_body(headers, body)
         except DstackError as error:
-            return self._failed(error)
+            return self._invalid(error) if error.code == INVALID else self._failed(error)
         if route == "info":
             return self._info(wanted)
         return self._boot_auth(route, document, wanted)
@@ -125,8 +125,7 @@ class AuthorizeService:
         try:
             boot_info = parse_boot_info(document)
         except ProtocolError as error:
-            self._report(error.code, error.message)
-            return Answer(400, _denied(INVALID_REQUEST))
+            return self._invalid(error)
         try:
             return Answer(200, self._decision(kind, boot_info, wanted))
         except DstackError as error:
@@ -174,6 +173,10 @@ class AuthorizeService:
     def _proof(self, request: ProofRequest, read: _Read) -> dict[str, list[str]]:
         return self._proofs.gather(request, read.finalized or read.head, read.head).to_wire()
 
+    def _invalid(self, error: DstackError) -> Answer:
+        self._report(error.code, error.message)
+        return Answer(400, _denied(INVALID_REQUEST))
+
     def _failed(self, error: DstackError) -> Answer:
         self._report(error.code, error.message)
         return Answer(500, {"status": "error", "message": BACKEND_UNAVAILABLE})
@@ -203,6 +206,8 @@ def _decode_body(headers: Mapping[str, str], body: bytes) -> object:
         )
     try:
         return msgspec.json.decode(body)
+    except msgspec.ValidationError as error:  # of any type there is one: a number that no double holds
+        raise ProtocolError(INVALID, f"the body is out of range: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolError("authorize.body.json", f"the body is not json: {error}") from error
 

@@ -22,7 +22,8 @@ from shared.hex import decode_hex
 
 # What upstream's web framework reads of a JSON body.
 MAX_BODY = 1024 * 1024
-HEALTH = {"status": "ok", "service": "dstack-verifier"}
+CONTENT_TYPE = "application/json"
+HEALTH = b'{"status":"ok","service":"dstack-verifier"}'
 HTTP_STATUS = {"verify.body.size": 413, "verify.body.syntax": 400, "verify.body.field": 422}
 
 _ENV_ALLOW_EXTERNAL = "DSTACK_VERIFIER_ATTESTATION__INSECURE_ALLOW_EXTERNAL_TRUST_ANCHORS"
@@ -67,6 +68,13 @@ class VerifyResponse(msgspec.Struct):
     verdict: Verdict | None = None
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back: an HTTP status and JSON text."""
+
+    status: int
+    body: bytes
+
+
 class VerifyService:
     """Verifies requests under fixed anchors; intermediates are remembered between requests."""
 
@@ -74,6 +82,20 @@ class VerifyService:
         self._anchors = anchors
         self._policy = policy or NitroPolicy()
         self._chains = ChainCache()
+
+    def handle(self, method: str, path: str, body: bytes, now: int) -> Answer:
+        """Answer one request at `now` (unix seconds): `GET /health` or `POST /verify`."""
+        match method, path:
+            case "GET", "/health":
+                return Answer(200, HEALTH)
+            case "POST", "/verify":
+                try:
+                    return Answer(200, self.answer(body, now))
+                except ProtocolError as error:
+                    refusal = msgspec.json.encode({"error": error.message, "code": error.code})
+                    return Answer(HTTP_STATUS.get(error.code, 400), refusal)
+            case _:
+                return Answer(404, b'{"error":"no such path"}')
 
     def answer(self, body: bytes, now: int) -> bytes:
         """Return the JSON response to a request body at `now` (unix seconds).

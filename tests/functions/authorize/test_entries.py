@@ -1,6 +1,7 @@
 """The two cloud entries: thin, light to import, and giving the service's answers unchanged."""
 
 import base64
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from functions_framework import create_app
 
 from cli.devchain.launcher import Chain
 from functions.authorize import aws, gcp
+from functions.authorize.service import MAX_BODY_BYTES
 
 Body = Callable[..., dict[str, Any]]
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -128,6 +130,25 @@ def test_functions_framework_serves_the_same_answers(allowed_body: Body) -> None
     assert answer.content_type == "application/json; charset=utf-8"
     assert client.get("/").json["status"] == "ok"
     assert client.get("/nope?x=1").json["message"] == "Route GET:/nope?x=1 not found"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_functions_framework_reads_no_more_than_the_limit(content_type: str) -> None:
+    class Counted(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            chunk = super().read(size)
+            self.taken += len(chunk)
+            return chunk
+
+    stream = Counted(b" " * (4 * MAX_BODY_BYTES))
+    app = create_app("authorize", str(REPOSITORY / "functions" / "authorize" / "gcp.py"))
+    answer = app.test_client().post(
+        "/bootAuth/app", input_stream=stream, content_length=4 * MAX_BODY_BYTES, content_type=content_type
+    )
+    assert answer.status_code == 500
+    assert stream.taken <= MAX_BODY_BYTES + 1
 
 
 def test_functions_framework_logs_what_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,6 +246,16 @@ def test_bodies_that_are_no_json_are_errors(
     )
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1e400", "-1e400"])
+def test_a_number_out_of_range_is_a_bad_request(
+    service: AuthorizeService, allowed_body: Body, number: str
+) -> None:
+    raw = json.dumps(allowed_body(tcbStatus=0)).replace('"tcbStatus": 0', f'"tcbStatus": {number}').encode()
+    answer = service.handle("POST", "/bootAuth/app", "", {"content-type": "application/json"}, raw)
+    assert (answer.status, answer.body["isAllowed"]) == (400, False)
+    assert number.encode() in raw
+
+
 def test_no_body_at_all_is_a_bad_request(service: AuthorizeService) -> None:
     assert service.handle("POST", "/bootAuth/app", "", {}, b"").status == 400
 

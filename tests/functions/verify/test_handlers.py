@@ -4,14 +4,22 @@ import base64
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flask import Flask, Request
 
 from functions.verify import aws, gcp
+from shared.errors import ConfigError
 
 LARGE = b" " * (1024 * 1024 + 1)
+CONTEXT = SimpleNamespace(
+    function_name="verify",
+    memory_limit_in_mb=256,
+    invoked_function_arn="arn:aws:lambda:eu-west-1:0:function:verify",
+    aws_request_id="1",
+)
 # What a verifier has no use for, and what makes a cold start slow.
 HEAVY = (
     "web3",
@@ -23,6 +31,7 @@ HEAVY = (
     "rich",
     "eth",
     "coincurve",
+    "aws_lambda_powertools.event_handler",
 )
 
 
@@ -43,7 +52,7 @@ def call_aws(method: str, path: str, body: bytes | None = None, *, encoded: bool
     text = None
     if body is not None:
         text = base64.b64encode(body).decode() if encoded else body.decode()
-    answer = aws.handler(lambda_event(method, path, text, encoded=encoded), None)  # type: ignore[arg-type]
+    answer = aws.handler(lambda_event(method, path, text, encoded=encoded), CONTEXT)
     return answer["statusCode"], json.loads(answer["body"])
 
 
@@ -77,6 +86,21 @@ class TestBothClouds:
 
     def test_other_paths_are_not_found(self, call: Any) -> None:
         assert call("GET", "/other")[0] == 404
+
+
+def test_lambda_answers_rest_api_events() -> None:
+    event = {"httpMethod": "GET", "path": "/health", "requestContext": {"stage": "prod"}, "body": None}
+    answer = aws.handler(event, CONTEXT)
+    assert (answer["statusCode"], answer["headers"]["content-type"]) == (200, "application/json")
+
+
+@pytest.mark.parametrize("entry", [aws, gcp])
+def test_a_bad_setting_shows_at_the_first_request(entry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTACK_VERIFIER_ATTESTATION__ROOT_CA__AWS_NITRO_ENCLAVE", "root.pem")
+    entry.service.cache_clear()
+    with pytest.raises(ConfigError) as caught:
+        entry.service()
+    assert caught.value.code == "verify.anchors.flag"
 
 
 def test_lambda_reads_a_base64_body() -> None:
