@@ -61,11 +61,16 @@ wheel: $(STAMP)
 bench: $(STAMP) node
 	$(BIN)/python -m bench $(ARGS)
 
-contracts: node
+contracts: solc
 	cd contracts && node build.mjs
 
-contracts-check: node
+contracts-check: solc
 	cd contracts && node build.mjs --check
+
+.PHONY: solc
+solc: node
+	@command -v node >/dev/null && test -d contracts/node_modules/solc || \
+	  { echo "the contracts' compiler comes from npm: install node and npm, then run this again" >&2; exit 1; }
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. shared/rpc/kms.proto

@@ -169,10 +169,9 @@ def _is_cose(data: bytes) -> bool:
 
 
 def _print(report: Report, *, at_given: bool) -> None:
-    # loading rich takes longer than verifying
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415 - loading rich takes longer than verifying
+    from rich.table import Table  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
 
     console = Console(highlight=False, soft_wrap=True)
     verdict = report.verdict

@@ -1,17 +1,26 @@
 """`dstack-cloud demo`."""
 
+import contextlib
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from cli.demo.narration import Narrator, Report, StepFailed, print_table
 from shared.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from cli.demo.scenario import Scenario
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OUR_PACKAGES = frozenset({"cli", "contracts", "enclave", "functions", "shared"})
 
 
 @click.command()
@@ -34,13 +43,14 @@ def demo(*, as_json: bool, engine: str, keep: Path | None) -> None:
     A chain, the governance contracts, a KMS enclave, two parents' forwarders, the authorize function and an
     app enclave run as separate processes. The enclaves are simulated; every check is the production one.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so all is stopped
-    work = _work_directory(keep)
-    try:
-        report = _run(work, engine, Narrator(quiet=as_json))
-    finally:
-        if keep is None:
-            shutil.rmtree(work, ignore_errors=True)
+    scenario_class = _load_scenario()
+    with _unwinding():
+        work = _work_directory(keep)
+        try:
+            report = _run(scenario_class, work, engine, Narrator(quiet=as_json))
+        finally:
+            if keep is None:
+                shutil.rmtree(work, ignore_errors=True)
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
@@ -49,10 +59,47 @@ def demo(*, as_json: bool, engine: str, keep: Path | None) -> None:
         sys.exit(ExitCode.FAILED)
 
 
-def _run(work: Path, engine: str, narrator: Narrator) -> Report:
-    from cli.demo.scenario import Scenario  # noqa: PLC0415 - loads web3, which `--help` need not wait for
+@contextlib.contextmanager
+def _unwinding() -> Iterator[None]:
+    """Have a signal that asks us to end leave the block as `SystemExit`, so that all is stopped and removed.
 
-    scenario = Scenario(work, narrator, engine=engine, now=lambda: int(time.time()))
+    SIGINT counts also where it was inherited as ignored, as by a job in a script's background: `kill -INT`
+    means it. An ignored SIGHUP stays so, as that is what nohup is for. One signal is enough: another one
+    would cut the stopping short.
+    """
+
+    def unwind(number: int, _frame: object) -> None:
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = {one: signal.getsignal(one) for one in _SIGNALS}
+    for one, handler in before.items():
+        if one != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(one, unwind)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _load_scenario() -> "type[Scenario]":
+    """Import the story. Raises `ConfigError("demo.extra")` where its packages are not installed."""
+    try:
+        from cli.demo.scenario import Scenario  # noqa: PLC0415 - loads web3; `--help` need not wait for it
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _OUR_PACKAGES:
+            raise
+        raise ConfigError(
+            "demo.extra",
+            f"the demo needs the demo extra, {error.name} is absent: pip install 'dstack-cloud[demo]'",
+        ) from error
+    return Scenario
+
+
+def _run(scenario_class: "type[Scenario]", work: Path, engine: str, narrator: Narrator) -> Report:
+    scenario = scenario_class(work, narrator, engine=engine, now=lambda: int(time.time()))
     narrator.say(
         "dstack-cloud demo: one app, one KMS, two parents, one chain. Everything here is simulated.\n"
     )

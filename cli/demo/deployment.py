@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cli.demo.answers import convert_answer
 from cli.demo.processes import Process, ProcessGroup
 from shared.errors import ConfigError, UnavailableError
 from shared.hex import decode_hex
@@ -29,6 +30,18 @@ class Measured(msgspec.Struct, frozen=True):
 
     directory: Path
     os_image_hash: bytes
+
+
+class _Registers(msgspec.Struct, frozen=True):
+    """What the simulator's `measure` prints, as far as it matters here."""
+
+    os_image_hash: str
+
+
+class _Listening(msgspec.Struct, frozen=True):
+    """A forwarder's `ready` event: name -> host:port."""
+
+    listeners: dict[str, str]
 
 
 class Enclaves:
@@ -51,7 +64,8 @@ class Enclaves:
         directory.mkdir()
         write(directory)
         output = self._simulator(f"measure-{name}", "measure", str(directory))
-        return Measured(directory, decode_hex(output["os_image_hash"], what="os_image_hash", length=32))
+        registers = convert_answer(output, _Registers, what="the simulator's measurement")
+        return Measured(directory, decode_hex(registers.os_image_hash, what="os_image_hash", length=32))
 
     def start_authorize(self, rpc_url: str, kms_contract: str, chain_id: int) -> str:
         """Start the authorize function under functions-framework; returns its base URL once it answers."""
@@ -113,7 +127,9 @@ class Enclaves:
             f'[[outbound]]\nname = "egress"\nlisten = {PROXY_PORT}\nallow = [{allowed}]\n'
         )
         forwarder = self._processes.python(f"{name}-forwarder", "enclave.vsock", "--config", str(config))
-        return str(forwarder.wait_for("ready")["listeners"][name])
+        what = "the forwarder's list of listeners"
+        listeners = convert_answer(forwarder.wait_for("ready"), _Listening, what=what).listeners
+        return convert_answer(listeners.get(name), str, what=what)
 
     def _start_enclave(self, name: str, parent: str, image: Measured, cid: int, daemon: str) -> Process:
         writable = self._work / f"{name}-memory"
@@ -129,7 +145,7 @@ class Enclaves:
     def _vsock(self, parent: str) -> Path:
         return self._work / f"{parent}-vsock"
 
-    def _simulator(self, name: str, *arguments: str) -> dict[str, str]:
+    def _simulator(self, name: str, *arguments: str) -> object:
         """Run a simulator command to its end and return the object that it prints."""
         process = self._processes.python(name, "enclave.simulator", *arguments)
         if process.wait_exit() != 0:

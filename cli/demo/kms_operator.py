@@ -5,8 +5,10 @@ from http import HTTPStatus
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cli.demo.answers import decode_answer, unreadable
 from shared.attestation.identity import app_info
 from shared.attestation.report_data import bootstrap_report_data
 from shared.attestation.trust import NitroAnchors
@@ -75,9 +77,12 @@ class KmsOperator:
     def bootstrap(self, domain: str, image_hash: bytes) -> KmsRoots:
         """Have the KMS make its root keys, and verify that the approved image made them.
 
-        Raises `InvalidEvidence("demo.kms.image")` and what verification raises.
+        Raises `InvalidEvidence("demo.kms.image")`, `ProtocolError("demo.answer")`, and what verification
+        raises.
         """
-        answer = msgspec.json.decode(self._onboard("Bootstrap", domain).body, type=_Bootstrapped)
+        answer = decode_answer(
+            self._onboard("Bootstrap", domain).body, _Bootstrapped, what="the answer to Bootstrap"
+        )
         roots = KmsRoots(
             ca_pubkey=decode_hex(answer.ca_pubkey, what="ca_pubkey"),
             k256_pubkey=decode_hex(answer.k256_pubkey, what="k256_pubkey", length=33),
@@ -113,9 +118,10 @@ class KmsOperator:
             raise ProtocolError(
                 "demo.kms.meta", f"GetMeta failed: {response.body[:500].decode(errors='replace')}"
             )
-        meta = msgspec.json.decode(response.body, type=_Meta)
+        meta = decode_answer(response.body, _Meta, what="the answer to GetMeta")
         root_pem = meta.ca_cert.encode()
-        if _spki(root_pem) != roots.ca_pubkey or bytes.fromhex(meta.k256_pubkey) != roots.k256_pubkey:
+        k256_pubkey = decode_hex(meta.k256_pubkey, what="k256_pubkey")
+        if _spki(root_pem) != roots.ca_pubkey or k256_pubkey != roots.k256_pubkey:
             raise InvalidEvidence("demo.kms.roots", "the running KMS has other root keys than were attested")
         envelope = check_kms_certificate(
             leaves[0], root_ca_pem=root_pem, hostname=self._host, now=self._now()
@@ -145,5 +151,8 @@ class KmsOperator:
 
 
 def _spki(pem: bytes) -> bytes:
-    public = x509.load_pem_x509_certificate(pem).public_key()
+    try:
+        public = x509.load_pem_x509_certificate(pem).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise unreadable("ca_cert in the answer to GetMeta", error) from error
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from cli.devchain.child import with_parent
 from shared.errors import UnavailableError
 
 STOP_SECONDS = 5.0
@@ -27,7 +28,7 @@ class Process:
         self._ended = False
         self._stderr = log.with_suffix(".err").open("wb")
         self._child = subprocess.Popen(  # noqa: S603 - our own programs
-            command,
+            with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from cli.demo.answers import convert_answer, decode_answer
 from cli.demo.deployment import Enclaves, Measured
 from cli.demo.images import AppImage, KmsImage
 from cli.demo.kms_operator import Audit, KmsOperator
@@ -32,8 +33,19 @@ KMS_CID, APP_CID, SECOND_APP_CID = 16, 17, 18
 NITRO_DEVICE = bytes.fromhex("de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7")
 """sha256("i"): the device id that every Nitro enclave has at upstream's pin (spec kms trap 8)."""
 
-KEY_NAMES = ("disk_crypt_key", "env_crypt_key", "k256_key")
 REVOKED = "Compose hash not allowed"
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    """Fingerprints, in the event of an agent that got its keys."""
+
+    disk_crypt_key: str
+    env_crypt_key: str
+    k256_key: str
+
+
+class _Evidence(msgspec.Struct, frozen=True):
+    attestation: str
 
 
 class Scenario:
@@ -75,7 +87,8 @@ class Scenario:
             governance = Governance(chain.url, chain.accounts[0])
             deployed = governance.deploy()
             self.chain_engine = chain.engine
-            step.say(f"DstackKms and DstackApp live on {chain.engine}, proxy 0x{deployed.kms.hex()}")
+            why = f"{chain.fallback}, so " if chain.fallback else ""
+            step.say(f"{why}DstackKms and DstackApp live on {chain.engine}, proxy 0x{deployed.kms.hex()}")
         return chain, governance
 
     def _start_authority(self, processes: ProcessGroup) -> Enclaves:
@@ -174,8 +187,8 @@ class Scenario:
     def _start_app(self, enclaves: Enclaves, image: Measured, kms_address: tuple[str, int]) -> str:
         with self.narrator.step("app enclave -> KMS -> keys") as step:
             app, url = enclaves.start_app(image, APP_CID, kms_address)
-            keys = app.wait_for("agent.keys")
-            self.keys = {name: keys[name] for name in KEY_NAMES}
+            keys = convert_answer(app.wait_for("agent.keys"), _Keys, what="the agent's report of its keys")
+            self.keys = msgspec.structs.asdict(keys)
             app.wait_for("agent.ready")
             step.say(
                 "through both forwarders: KMS pinned and attested by the app, app attested by the KMS, "
@@ -200,9 +213,9 @@ class Scenario:
         response = self._http.request("POST", url, body=body, headers={"content-type": "application/json"})
         if response.status != 200:
             raise ProtocolError("demo.evidence.status", f"the evidence responder answered {response.status}")
-        answer = msgspec.json.decode(response.body, type=dict[str, str])
+        answer = decode_answer(response.body, _Evidence, what="the evidence responder's answer")
         return verify_attestation(
-            decode_hex(answer["attestation"], what="attestation"),
+            decode_hex(answer.attestation, what="attestation"),
             now=self._now(),
             anchors=self._anchors,
             report_data=deploy_challenge(challenge, decode_hex(self.app_id, what="app_id", length=20)),

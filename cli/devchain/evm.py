@@ -21,6 +21,7 @@ from eth.constants import CREATE_CONTRACT_ADDRESS, ZERO_ADDRESS
 from eth.db.atomic import AtomicDB
 from eth.exceptions import PyEVMError, Revert
 from eth.rlp.accounts import Account
+from eth.typing import AccountDetails, HeaderParams
 from eth.vm.forks.prague import PragueVM
 from eth.vm.forks.prague.headers import create_prague_header_from_parent
 from eth.vm.spoof import SpoofTransaction
@@ -128,11 +129,11 @@ class Evm:
     """A chain of one node. `now` is unix seconds; block timestamps follow it and always increase."""
 
     def __init__(self, balances: Mapping[bytes, int], *, now: int) -> None:
-        genesis_state = {
+        genesis_state: dict[Address, AccountDetails] = {
             Address(address): {"balance": wei, "nonce": 0, "code": b"", "storage": {}}
             for address, wei in balances.items()
         }
-        genesis = {
+        genesis: dict[str, HeaderParams] = {
             "gas_limit": GAS_LIMIT,
             "timestamp": now,
             "base_fee_per_gas": GENESIS_BASE_FEE,
@@ -140,7 +141,7 @@ class Evm:
         }
         self._chain = cast(
             "MiningChain",
-            _DevelopmentChain.from_genesis(AtomicDB(), genesis, genesis_state),  # type: ignore[arg-type]
+            _DevelopmentChain.from_genesis(AtomicDB(), genesis, genesis_state),
         )
         self._blocks = [Block(self._chain.get_canonical_head(), ())]
         self._by_hash = {self._blocks[0].header.hash: self._blocks[0]}

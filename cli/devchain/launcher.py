@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli.devchain.accounts import CHAIN_ID, DevAccount, development_accounts
+from cli.devchain.child import with_parent
 from shared.errors import ConfigError, UnavailableError
 
 ENGINES = ("auto", "anvil", "py-evm")
@@ -23,13 +24,17 @@ _NPM_ANVIL = "contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
 
 
 class Chain:
-    """A running development chain: `url` of its JSON-RPC, `engine` anvil or py-evm, `chain_id`."""
+    """A running development chain: `url` of its JSON-RPC, `engine` anvil or py-evm, `chain_id`.
+
+    `fallback` says why it is py-evm where anvil would have been taken; it is empty otherwise.
+    """
 
     chain_id = CHAIN_ID
 
-    def __init__(self, url: str, engine: str, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, url: str, engine: str, process: "subprocess.Popen[bytes]", fallback: str = "") -> None:
         self.url = url
         self.engine = engine
+        self.fallback = fallback
         self._process = process
 
     @property
@@ -72,14 +77,16 @@ def start_chain(engine: str = "auto", *, port: int = 0, block_time: int = 1) -> 
         if anvil is None:
             if engine == "anvil":
                 raise UnavailableError("devchain.start", "no anvil in contracts/node_modules nor on PATH")
-            yield stack.enter_context(_py_evm(directory, port, block_time))
+            fallback = "anvil is absent (install node and npm)" if engine == "auto" else ""
+            yield stack.enter_context(_py_evm(directory, port, block_time, fallback))
             return
         try:
             chain = stack.enter_context(_anvil(anvil, directory, port, block_time))
-        except UnavailableError:
+        except UnavailableError as error:
             if engine == "anvil":
                 raise
-            chain = stack.enter_context(_py_evm(directory, port, block_time))
+            fallback = f"anvil does not start ({error})"
+            chain = stack.enter_context(_py_evm(directory, port, block_time, fallback))
         yield chain
 
 
@@ -98,13 +105,13 @@ def _anvil(binary: Path, directory: Path, port: int, block_time: int) -> Iterato
 
 
 @contextlib.contextmanager
-def _py_evm(directory: Path, port: int, block_time: int) -> Iterator[Chain]:
+def _py_evm(directory: Path, port: int, block_time: int, fallback: str) -> Iterator[Chain]:
     command = [
         *(sys.executable, "-m", "cli.devchain", "--engine", "py-evm"),
         *("--port", str(port), "--block-time", str(block_time)),
     ]
     with _process(command, directory / "py-evm.log", rb'(\{"url":.*\})\n') as (process, ready):
-        yield Chain(json.loads(ready[1])["url"], "py-evm", process)
+        yield Chain(json.loads(ready[1])["url"], "py-evm", process, fallback)
 
 
 @contextlib.contextmanager
@@ -115,7 +122,7 @@ def _process(
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter, or the anvil that we found
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                with_parent(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
         except OSError as error:
             raise UnavailableError("devchain.start", f"{command[0]} does not run: {error}") from error

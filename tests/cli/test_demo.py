@@ -1,5 +1,6 @@
 """`dstack-cloud demo` from the outside: the story ends well, the keys are right, and nothing stays behind."""
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,12 +24,20 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from cli.demo import command
 from cli.demo.command import demo
+from cli.demo.deployment import Measured
+from cli.demo.narration import Narrator, StepFailed
 from cli.demo.scenario import Scenario
+from cli.devchain import launcher
 from cli.devchain.launcher import find_anvil
-from shared.errors import UnavailableError
+from shared.errors import ConfigError, UnavailableError
+from shared.net.fetch import HttpClient
+from shared.net.response import Response
 
 TIMEOUT = 120
+STOPPING = 60
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -38,7 +49,42 @@ def work() -> Iterator[Path]:
 
 def _demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            stdout, stderr = child.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            _stop(child)
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+
+def _stop(child: "subprocess.Popen[str]") -> None:
+    """End a demo politely, so that it stops what it started, then not."""
+    child.terminate()
+    try:
+        child.communicate(timeout=STOPPING)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+
+
+@contextlib.contextmanager
+def _demo_under_way(directory: str, *prefix: str) -> Iterator["subprocess.Popen[str]"]:
+    """Enter when a demo that works below `directory` has started a chain, a function, and an enclave."""
+    with subprocess.Popen(
+        [*prefix, sys.executable, "-m", "cli", "demo", "--engine", "py-evm"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": directory},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert any("KMS allowed" in line for line in child.stdout)
+            yield child
+        finally:
+            if child.poll() is None:
+                _stop(child)
 
 
 def _hkdf(key: bytes, info: bytes) -> bytes:
@@ -107,38 +153,85 @@ def test_the_derivation_of_this_test_gives_the_specs_vectors() -> None:
     )
 
 
-def test_ctrl_c_stops_everything_and_leaves_nothing() -> None:
+@pytest.mark.parametrize(
+    ("prefix", "number"),
+    [
+        pytest.param((), signal.SIGINT, id="ctrl-c"),
+        # what a job in the background of a script inherits
+        pytest.param(("sh", "-c", 'trap "" INT; exec "$@"', "sh"), signal.SIGINT, id="inherited-as-ignored"),
+        pytest.param((), signal.SIGTERM, id="sigterm"),
+    ],
+)
+def test_ctrl_c_stops_everything_and_leaves_nothing(prefix: tuple[str, ...], number: int) -> None:
     with tempfile.TemporaryDirectory(prefix="dd-") as directory:
-        environment = {**os.environ, "TMPDIR": directory}
-        child = subprocess.Popen(
-            [sys.executable, "-m", "cli", "demo", "--engine", "py-evm"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert child.stdout is not None
-        for line in child.stdout:
-            if "KMS allowed" in line:  # chain, function, forwarder and enclave are running by now
-                break
-        child.send_signal(signal.SIGINT)
-        child.communicate(timeout=TIMEOUT)
-        assert child.returncode != 0
+        with _demo_under_way(directory, *prefix) as child:
+            child.send_signal(number)
+            child.communicate(timeout=TIMEOUT)
+        assert child.returncode == 128 + number
         assert list(Path(directory).iterdir()) == []
         assert _processes_mentioning(directory) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only linux tells a child of its parent's death")
+def test_killed_demo_leaves_no_process() -> None:
+    # not all of what was killed half way can be removed at once
+    with tempfile.TemporaryDirectory(prefix="dd-", ignore_cleanup_errors=True) as directory:
+        with _demo_under_way(directory) as child:
+            assert len(_processes_mentioning(directory)) > 3
+            child.kill()
+            child.communicate()  # ends when the last heir of its standard error has ended
+        deadline = time.monotonic() + STOPPING
+        while (left := _processes_mentioning(directory)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == []
+
+
 def _processes_mentioning(text: str) -> list[str]:
-    """Return the command lines of running processes that name `text`."""
+    """Return the command lines of running processes that name `text` in them or in their environment."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (process / "cmdline").read_bytes()
+            known = command + (process / "environ").read_bytes()
         except OSError:
             continue
-        if text in command:
-            found.append(command)
+        if text.encode() in known:
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_unwinds_once_and_handlers_come_back(number: signal.Signals) -> None:
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_DFL)
+
+    def story() -> None:
+        with command._unwinding():
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.raise_signal(number)  # impatience does not interrupt the cleaning
+
+    with pytest.raises(SystemExit) as caught:
+        story()
+    assert caught.value.code == 128 + number
+    assert [signal.getsignal(one) for one in SIGNALS] == [signal.SIG_DFL] * 3
+
+
+@pytest.mark.usefixtures("handlers")
+def test_nohup_holds() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with command._unwinding():
+        signal.raise_signal(signal.SIGHUP)
 
 
 def test_refuses_to_keep_into_a_directory_that_exists(tmp_path: Path) -> None:
@@ -158,3 +251,44 @@ def test_a_failing_step_is_a_failing_command(monkeypatch: pytest.MonkeyPatch) ->
     assert done.exit_code == 1
     assert report["ok"] is False
     assert report["steps"][0]["detail"] == "the chain ended [devchain.start]"
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "web3", None)  # what imports as absent
+    for user in ("cli.devchain.governance", "cli.demo.scenario"):
+        monkeypatch.delitem(sys.modules, user)
+    with pytest.raises(ConfigError) as caught:
+        CliRunner().invoke(
+            demo, ["--keep", str(tmp_path / "w")], catch_exceptions=False, standalone_mode=False
+        )
+    assert caught.value.code == "demo.extra"
+    assert "web3" in caught.value.message
+    assert "pip install 'dstack-cloud[demo]'" in caught.value.message
+    assert not (tmp_path / "w").exists()
+
+
+def test_missing_module_of_ours_is_not_called_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cli.demo.scenario", None)
+    with pytest.raises(ModuleNotFoundError):
+        CliRunner().invoke(demo, [], catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"attestation":1}', b'{"attestation":"\xff"}'])
+def test_unreadable_evidence_fails_its_step(
+    body: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    narrator = Narrator(quiet=True)
+    scenario = Scenario(tmp_path, narrator, engine="py-evm", now=lambda: 0)
+    monkeypatch.setattr(HttpClient, "request", lambda *_, **__: Response(200, {}, body))
+    with pytest.raises(StepFailed):
+        scenario._challenge("http://app", Measured(tmp_path, bytes(32)))
+    assert not narrator.steps[0].ok
+    assert narrator.steps[0].detail.endswith("[demo.answer]")
+
+
+def test_py_evm_in_anvils_place_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launcher, "find_anvil", lambda: None)
+    narrator = Narrator(quiet=True)
+    with ExitStack() as stack:
+        Scenario(tmp_path, narrator, engine="auto", now=lambda: 0)._start_chain(stack)
+    assert narrator.steps[0].detail.startswith("anvil is absent (install node and npm), so ")

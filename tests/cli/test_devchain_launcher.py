@@ -59,12 +59,14 @@ def test_auto_takes_py_evm_when_there_is_no_anvil(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(launcher, "find_anvil", lambda: None)
     with start_chain("auto") as chain:
         assert chain.engine == "py-evm"
+        assert chain.fallback == "anvil is absent (install node and npm)"
 
 
 def test_auto_takes_py_evm_when_anvil_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "find_anvil", lambda: Path("/bin/false"))
     with start_chain("auto") as chain:
         assert chain.engine == "py-evm"
+        assert chain.fallback.startswith("anvil does not start (")
 
 
 def test_binary_that_cannot_run_counts_as_no_anvil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
