@@ -16,9 +16,9 @@ from enclave.log import log_event
 from enclave.serving.prpc import WouldBlockError
 from shared.attestation.identity import boot_info
 from shared.attestation.verify import VerifiedAttestation
-from shared.boot_info import BootInfo
+from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain.facts import Kind
-from shared.chain.rules import NITRO_ENCLAVE, treat_nitro_as_up_to_date
+from shared.chain.rules import ANY_GATEWAY, treat_nitro_as_up_to_date
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
 from shared.keys.app_keys import derive_app_keys
 from shared.keys.k256 import public_key
@@ -28,9 +28,6 @@ from shared.rpc.codec import from_json
 Decide = Callable[[Kind, BootInfo], Decision]
 
 MAX_API_VERSION = 1
-
-ANY_GATEWAY = "any"
-"""The wildcard that turns off a guest's check of its gateway."""
 
 RELEASE_GATES = {
     NITRO_ENCLAVE: "aws_nitro_enclave_key_release",

@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _daemon(name: str) -> Callable[[list[str] | None, Platform | None], int]:
-    # each daemon brings its own dependencies: load the one that is asked for
+    # PLC0415: each daemon brings its own dependencies, and only the one that is asked for is loaded
     if name == "kms":
         from enclave.kms.daemon import main as daemon  # noqa: PLC0415
     elif name == "agent":

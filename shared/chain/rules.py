@@ -6,8 +6,7 @@ Property tests hold these functions equal to the deployed Solidity.
 
 import msgspec
 
-from shared.boot_info import NITRO_ENCLAVE as NITRO_ENCLAVE  # noqa: PLC0414 - its callers ask for it here
-from shared.boot_info import BootInfo
+from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain.facts import AppFacts, ViewFacts
 
 ALLOWED = ""
