@@ -23,7 +23,7 @@ def with_parent(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
-def _become(parent: int, command: Sequence[str]) -> None:
+def _become(parent: int, command: list[str]) -> None:
     import ctypes  # noqa: PLC0415 - the parent, which imports this module, needs none
     import signal  # noqa: PLC0415
 

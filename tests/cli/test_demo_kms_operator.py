@@ -5,10 +5,10 @@ from typing import Any, Self
 
 import pytest
 
-from cli.demo import kms_operator
 from cli.demo.kms_operator import KmsOperator, KmsRoots
 from shared.attestation.trust import NitroAnchors
 from shared.errors import ProtocolError
+from shared.net.attested_client import AttestedConnection
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
@@ -65,9 +65,7 @@ def test_unreadable_answer_to_bootstrap(body: bytes, monkeypatch: pytest.MonkeyP
 )
 def test_unreadable_answer_to_get_meta(body: Any, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = body if isinstance(body, bytes) else body.encode()
-    monkeypatch.setattr(
-        kms_operator.AttestedConnection, "connect", classmethod(lambda *_, **__: Connection(raw))
-    )
+    monkeypatch.setattr(AttestedConnection, "connect", classmethod(lambda *_, **__: Connection(raw)))
     with pytest.raises(ProtocolError) as caught:
         operator().audit(ROOTS, bytes(32))
     assert caught.value.code == code
