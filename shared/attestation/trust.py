@@ -9,7 +9,6 @@ from typing import Self
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from shared.attestation.certificate import Certificate
 from shared.errors import ConfigError, InvalidEvidence
@@ -65,6 +64,9 @@ class NitroAnchors(msgspec.Struct, frozen=True):
         Raises `ConfigError`: `trust.anchor.malformed` when the text holds no readable P-384 certificate,
         `trust.anchor.not_ca` for one that may not sign certificates.
         """
+        # Loads the ssh key formats too, a tenth of a cold start that seldom has an extra root.
+        from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
+
         try:
             found = [
                 Certificate.parse(c.public_bytes(Encoding.DER)) for c in x509.load_pem_x509_certificates(pem)
