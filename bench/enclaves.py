@@ -84,8 +84,8 @@ class Kms:
         until = clock.now() + ALLOWED_FOR
         caller = self.callers().verify([self.client.der])
         assert caller is not None
-        authorizer._remember(("kms", kms_boot_info(own, core)), until, allow)  # noqa: SLF001
-        authorizer._remember(("app", boot_info(caller)), until, allow)  # noqa: SLF001
+        authorizer._remember(("kms", kms_boot_info(own, core)), until, allow)  # noqa: SLF001 - no chain here
+        authorizer._remember(("app", boot_info(caller)), until, allow)  # noqa: SLF001 - no chain here
 
     def callers(self) -> CallerVerifier:
         """Return a verifier that remembers nobody yet."""
@@ -127,7 +127,7 @@ def _authorizer(now: Callable[[], int]) -> ProofAuthorizer:
     )
     policy = ChainPolicy(chain_id=31337, kms_contract=settings.contract(), codes=code_list(()))
     absent = _Unreachable()
-    return ProofAuthorizer(settings, policy, absent, absent, now)  # type: ignore[arg-type]
+    return ProofAuthorizer(settings, policy, absent, absent, now)  # type: ignore[arg-type]  # stand-ins that fail
 
 
 def _registers(seed: int) -> dict[int, bytes]:

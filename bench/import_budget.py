@@ -105,5 +105,5 @@ def _budget(name: str, module: str, profile: str, megabytes_bar: float) -> Resul
 
 def _import(imports: str) -> _Import:
     script = _TEMPLATE.format(imports=imports)
-    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)  # noqa: S603
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)  # noqa: S603 - our script
     return msgspec.json.decode(run.stdout.splitlines()[-1], type=_Import)

@@ -80,7 +80,7 @@ class Report(msgspec.Struct, kw_only=True):
 def print_table(report: Report) -> None:
     """Print the closing table."""
     from rich.console import Console  # noqa: PLC0415 - rich is slow to load
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - as above
 
     table = Table(title="dstack-cloud demo (simulated enclaves, throw-away root)")
     table.add_column("step")

@@ -25,7 +25,7 @@ def with_parent(command: Sequence[str]) -> list[str]:
 
 def _become(parent: int, command: list[str]) -> None:
     import ctypes  # noqa: PLC0415 - the parent, which imports this module, needs none
-    import signal  # noqa: PLC0415
+    import signal  # noqa: PLC0415 - as above
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     if ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0) != 0:
