@@ -13,13 +13,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
 
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.dialer import Dialer
-from shared.net.response import Response, StrictHttpResponse, read_response
+from shared.net.response import Response, StrictHttpResponse, copy_body, headers_of, read_response
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -64,39 +64,75 @@ class HttpClient:
         self.close()
 
     def request(
-        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float | None = None,
+        max_bytes: int | None = None,
     ) -> Response:
         """Send one request and read its whole answer; a redirect is an answer like any other.
 
-        A request on a kept connection that the peer had just closed is sent once more, on a new one: send
-        only what may be done twice.
+        `timeout` and `max_bytes` take the place of the client's own for this request. A request on a kept
+        connection that the peer had just closed is sent once more, on a new one: send only what may be done
+        twice.
 
         Raises `UnavailableError`: `net.timeout`, `net.unreachable`, `net.tls.refused`
         and what the dialer raises; `ProtocolError`: `net.response.malformed`, `net.response.truncated`,
         `net.response.oversize`; `ConfigError("net.url.invalid")`.
         """
-        deadline = time.monotonic() + self._timeout
+        timeout = self._timeout if timeout is None else timeout
+        max_bytes = self._max_bytes if max_bytes is None else max_bytes
+        deadline = time.monotonic() + timeout
         parts, origin = _split(url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        request = (method, target, body, {**_authorization(parts), **(headers or {})})
+        request = (method, _target(parts), body, {**_authorization(parts), **(headers or {})})
         try:
             kept = self._take(origin)
             if kept is not None:
                 with contextlib.suppress(ConnectionError):
-                    return self._exchange(origin, kept, deadline, request)
-            return self._exchange(origin, self._open(origin, deadline), deadline, request)
+                    return self._exchange(origin, kept, deadline, request, max_bytes)
+            return self._exchange(origin, self._open(origin, deadline), deadline, request, max_bytes)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _mapped(error, origin, self._timeout) from error
+            raise _mapped(error, origin, timeout) from error
+
+    def download(
+        self, url: str, sink: Callable[[bytes], object], *, max_bytes: int, timeout: float
+    ) -> Response:
+        """GET a body that is too large to hold, piece by piece into `sink`; the returned `body` is empty.
+
+        Of an answer other than 200 the body is not read. `sink` has had any part of the body when this
+        raises, which is what `request` raises; it must not raise `OSError` or `ValueError` itself.
+        """
+        deadline = time.monotonic() + timeout
+        parts, origin = _split(url)
+        try:
+            # a connection of its own: what a sink has taken cannot be sent a second time
+            with contextlib.closing(self._open(origin, deadline)) as connection:
+                connection.socket.deadline = deadline
+                connection.request("GET", _target(parts), headers=_authorization(parts))
+                with connection.getresponse() as answer:
+                    if answer.status == 200:
+                        copy_body(answer, sink, max_bytes)
+                    return Response(answer.status, headers_of(answer), b"")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _mapped(error, origin, timeout) from error
 
     def _exchange(
-        self, origin: _Origin, connection: "_Connection", deadline: float, request: _Request
+        self,
+        origin: _Origin,
+        connection: "_Connection",
+        deadline: float,
+        request: _Request,
+        max_bytes: int,
     ) -> Response:
         method, target, body, headers = request
         try:
             connection.socket.deadline = deadline
             connection.request(method, target, body=body, headers=headers)
             with connection.getresponse() as answer:
-                response = read_response(answer, self._max_bytes)
+                response = read_response(answer, max_bytes)
         except BaseException:
             connection.close()
             raise
@@ -201,6 +237,10 @@ def _split(url: str) -> tuple[SplitResult, _Origin]:
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ConfigError("net.url.invalid", f"got a url of scheme {parts.scheme!r}, expected http or https")
     return parts, (parts.scheme, parts.hostname, port or _PORTS[parts.scheme])
+
+
+def _target(parts: SplitResult) -> str:
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _authorization(parts: SplitResult) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """An HTTP answer, read within a size bound. Both of our clients read theirs here."""
 
 import http.client
+from collections.abc import Callable
 
 import msgspec
 
@@ -37,21 +38,29 @@ def read_response(answer: http.client.HTTPResponse, max_bytes: int) -> Response:
     Raises `ProtocolError`: `net.response.oversize`, `net.response.truncated`; `OSError` and
     `http.client.HTTPException` are the caller's to map.
     """
+    body = bytearray()
+    copy_body(answer, body.extend, max_bytes)
+    return Response(answer.status, headers_of(answer), bytes(body))
+
+
+def headers_of(answer: http.client.HTTPResponse) -> dict[str, str]:
+    """Return the headers as `Response` has them."""
     headers: dict[str, str] = {}
     for name, value in answer.getheaders():
         key = name.lower()
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
-    return Response(answer.status, headers, _read_body(answer, max_bytes))
+    return headers
 
 
-def _read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def copy_body(answer: http.client.HTTPResponse, sink: Callable[[bytes], object], max_bytes: int) -> None:
+    """Hand the body to `sink` piece by piece; raises what `read_response` raises."""
     if answer.length is not None and answer.length > max_bytes:
         raise ProtocolError("net.response.oversize", f"got {answer.length} bytes, expected up to {max_bytes}")
-    body = bytearray()
-    while part := answer.read(min(_READ_SIZE, max_bytes + 1 - len(body))):
-        body += part
-        if len(body) > max_bytes:
+    left = max_bytes
+    while part := answer.read(min(_READ_SIZE, left + 1)):
+        left -= len(part)
+        if left < 0:
             raise ProtocolError("net.response.oversize", f"got more than the expected {max_bytes} bytes")
+        sink(part)
     if answer.length:
         raise ProtocolError("net.response.truncated", f"{answer.length} bytes of the body are missing")
-    return bytes(body)

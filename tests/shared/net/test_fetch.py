@@ -362,3 +362,71 @@ def test_refuses_roots_that_are_no_certificates(roots: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         client(ca_roots=roots)
     assert caught.value.code == "net.roots.invalid"
+
+
+def test_a_request_may_have_its_own_size_limit(raw_server: RawServer) -> None:
+    port = raw_server(answering(OK))
+    with pytest.raises(ProtocolError) as caught:
+        client().request("GET", f"http://127.0.0.1:{port}/", max_bytes=1)
+    assert caught.value.code == "net.response.oversize"
+
+
+def test_a_request_may_have_its_own_deadline(raw_server: RawServer) -> None:
+    port = raw_server(drip(b"", b"a"))
+    with pytest.raises(UnavailableError) as caught:
+        client().request("GET", f"http://127.0.0.1:{port}/", timeout=0.2)
+    assert caught.value.code == "net.timeout"
+
+
+def download(port: int, sink: bytearray, max_bytes: int = 1_000_000, timeout: float = 30) -> int:
+    url = f"http://127.0.0.1:{port}/file?part=1"
+    return client().download(url, sink.extend, max_bytes=max_bytes, timeout=timeout).status
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 300000\r\n", b""], ids=["declared", "until closed"])
+def test_a_download_goes_to_its_sink(raw_server: RawServer, head: bytes) -> None:
+    content = bytes(range(250)) * 1200
+    sink = bytearray()
+    port = raw_server(answering(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + content))
+    assert download(port, sink) == 200
+    assert sink == content
+
+
+def test_a_download_is_asked_for_by_path_and_query(raw_server: RawServer) -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(OK)
+
+    download(raw_server(serve), bytearray())
+    assert seen[0].startswith(b"GET /file?part=1 HTTP/1.1\r\n")
+
+
+def test_a_refused_download_writes_nothing(raw_server: RawServer) -> None:
+    sink = bytearray()
+    port = raw_server(answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\noops"))
+    assert download(port, sink) == 404
+    assert sink == b""
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 5000\r\n", b""], ids=["declared", "endless"])
+def test_n20_an_oversize_download_is_refused(raw_server: RawServer, head: bytes) -> None:
+    sink = bytearray()
+    port = raw_server(answering(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + b"a" * 5000))
+    with pytest.raises(ProtocolError) as caught:
+        download(port, sink, max_bytes=4999)
+    assert caught.value.code == "net.response.oversize"
+    assert len(sink) <= 4999
+
+
+def test_n20_a_deadline_ends_a_dripping_download(raw_server: RawServer) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        download(raw_server(drip(b"HTTP/1.1 200 OK\r\n\r\n", b"a")), bytearray(), timeout=0.3)
+    assert caught.value.code == "net.timeout"
+
+
+def test_a_truncated_download_is_refused(raw_server: RawServer) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        download(raw_server(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")), bytearray())
+    assert caught.value.code == "net.response.truncated"
