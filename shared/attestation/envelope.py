@@ -1,11 +1,13 @@
-"""The V0 envelope: evidence, runtime events, report_data and config as bytes (spec attestation 1.1-1.3).
+"""Envelopes: evidence, runtime events, report_data and config as bytes (spec attestation 1.1-1.3).
 
+The model, the choice between the two wire forms, and the older one, V0 in SCALE; `envelope_v1` has the other.
 Decoding says nothing about truth: an `Attestation` is a claim until `verify.verify_attestation` accepted it.
 """
 
 import msgspec
 
 from shared.attestation import scale
+from shared.attestation.report_data import APP_DATA, report_data
 from shared.attestation.scale import Reader
 from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import InvalidEvidence
@@ -16,11 +18,12 @@ MAX_ENVELOPE = 10 * 1024 * 1024
 REPORT_DATA_LENGTH = 64
 
 _V0 = 0x00
-_TPM_PLATFORMS = ("dstack", "gcp", "nitroenclave", "aws-ec2")
+_WIDE_MAPS = (0xDE, 0xDF)  # messagepack maps of 16 entries or more
+TPM_PLATFORMS = ("dstack", "gcp", "nitroenclave", "aws-ec2")
 
 
 class RuntimeEvent(msgspec.Struct, frozen=True):
-    """One event that the guest reported: a name and raw payload. V0 carries version 1 only."""
+    """One event that the guest reported: a name and raw payload. `version` is 1 or 2, in V0 always 1."""
 
     event: str
     payload: bytes
@@ -28,13 +31,19 @@ class RuntimeEvent(msgspec.Struct, frozen=True):
 
 
 class TdxEvent(msgspec.Struct, frozen=True):
-    """One entry of a TDX event log; `imr` counts from 0."""
+    """One entry of a TDX event log; `imr` counts from 0.
+
+    A runtime event may lack its digest. `version` and `preimage` say how one was hashed (section 3.4); V0
+    carries neither.
+    """
 
     imr: int
     event_type: int
     digest: bytes
     event: str
     event_payload: bytes
+    version: int = 1
+    preimage: bytes | None = None
 
 
 class PcrValue(msgspec.Struct, frozen=True):
@@ -109,12 +118,17 @@ _VARIANTS: dict[type[Quote], tuple[int, str]] = {
 
 
 class Attestation(msgspec.Struct, frozen=True):
-    """A decoded envelope. `report_data` is 64 bytes, `config` the attester's JSON text (section 1.5)."""
+    """A decoded envelope. `report_data` is 64 bytes, `config` the attester's JSON text (section 1.5).
+
+    `report_data_payload` is the text behind report_data of stack kind `dstack-pod`
+    (`check_pod_payload`), None for kind `dstack`.
+    """
 
     quote: Quote
     runtime_events: tuple[RuntimeEvent, ...]
     report_data: bytes
     config: str
+    report_data_payload: str | None = None
 
     @property
     def tee_variant(self) -> str:
@@ -123,11 +137,11 @@ class Attestation(msgspec.Struct, frozen=True):
 
 
 def decode_envelope(data: bytes) -> Attestation:
-    """Decode an envelope; every byte must be accounted for.
+    """Decode an envelope of either version; every byte must be accounted for.
 
-    Raises `InvalidEvidence`: `envelope.size`, `envelope.empty`, `envelope.version.unsupported` (the
-    MessagePack form, not read yet), `envelope.version.unknown`, `envelope.variant.unknown`,
-    `envelope.platform.unknown`, or a `scale.*` code for the layout inside.
+    Raises `InvalidEvidence`: `envelope.size`, `envelope.empty`, `envelope.version.unknown`,
+    `envelope.variant.unknown`, `envelope.platform.unknown`, a `scale.*` code for the layout of V0, and for
+    V1 those of `envelope_v1.decode_v1`.
     """
     if len(data) > MAX_ENVELOPE:
         raise InvalidEvidence(
@@ -135,14 +149,15 @@ def decode_envelope(data: bytes) -> Attestation:
         )
     if not data:
         raise InvalidEvidence("envelope.empty", "envelope is empty, expected at least a version byte")
-    if 0x80 <= data[0] <= 0x8F or data[0] in {0xDE, 0xDF}:
-        raise InvalidEvidence(
-            "envelope.version.unsupported", "envelope is version 1 (messagepack), expected version 0"
-        )
+    if 0x80 <= data[0] <= 0x8F or data[0] in _WIDE_MAPS:
+        from shared.attestation.envelope_v1 import decode_v1  # noqa: PLC0415 - it imports the model above
+
+        return decode_v1(data)
     reader = Reader(data)
     if (version := reader.u8("envelope version")) != _V0:
         raise InvalidEvidence(
-            "envelope.version.unknown", f"envelope starts with byte {version:#04x}, expected 0x00"
+            "envelope.version.unknown",
+            f"envelope starts with byte {version:#04x}, expected 0x00 or a messagepack map",
         )
     attestation = Attestation(
         quote=_read_quote(reader),
@@ -154,23 +169,52 @@ def decode_envelope(data: bytes) -> Attestation:
     return attestation
 
 
-def encode_v0(attestation: Attestation) -> bytes:
-    """Encode an envelope, the exact inverse of `decode_envelope`.
+def encode_envelope(attestation: Attestation) -> bytes:
+    """Encode an envelope in the form that carries all of it: V0, or V1 where V0 would lose something.
 
-    Raises `InvalidEvidence("envelope.event.version")` for an event of another version than 1, which V0 cannot
-    carry, and `InvalidEvidence("envelope.report_data.length")` when report_data is not 64 bytes.
+    Raises `InvalidEvidence("envelope.report_data.length")` when report_data is not 64 bytes.
     """
+    if needs_v1(attestation):
+        from shared.attestation.envelope_v1 import encode_v1  # noqa: PLC0415 - it imports the model above
+
+        return encode_v1(attestation)
+    return encode_v0(attestation)
+
+
+def needs_v1(attestation: Attestation) -> bool:
+    """Say whether an event has a version or preimage, or the stack a kind, that V0 has no place for."""
+    tdx = _tdx_events(attestation.quote)
+    return (
+        attestation.report_data_payload is not None
+        or any(event.version != 1 for event in attestation.runtime_events)
+        or any(event.version != 1 or event.preimage is not None for event in tdx)
+    )
+
+
+def check_report_data(attestation: Attestation) -> None:
+    """Refuse report_data of another length than 64, `InvalidEvidence("envelope.report_data.length")`."""
     if len(attestation.report_data) != REPORT_DATA_LENGTH:
         raise InvalidEvidence(
             "envelope.report_data.length",
             f"report_data has {len(attestation.report_data)} bytes, expected {REPORT_DATA_LENGTH}",
         )
-    for event in attestation.runtime_events:
-        if event.version != 1:
-            raise InvalidEvidence(
-                "envelope.event.version",
-                f"event {event.event!r} has version {event.version}, envelope v0 carries 1",
-            )
+
+
+def encode_v0(attestation: Attestation) -> bytes:
+    """Encode an envelope as V0, the exact inverse of `decode_envelope`.
+
+    Raises `InvalidEvidence`: `envelope.event.version` for events that V0 cannot carry (another version than
+    1, a preimage), `envelope.stack.kind` for stack kind `dstack-pod`, `envelope.report_data.length`.
+    """
+    check_report_data(attestation)
+    if attestation.report_data_payload is not None:
+        raise InvalidEvidence(
+            "envelope.stack.kind", "the stack is dstack-pod, envelope v0 carries dstack alone"
+        )
+    if needs_v1(attestation):
+        raise InvalidEvidence(
+            "envelope.event.version", "an event has version 2 or a preimage, envelope v0 carries version 1"
+        )
     return (
         bytes([_V0, _VARIANTS[type(attestation.quote)][0]])
         + _write_quote(attestation.quote)
@@ -178,6 +222,29 @@ def encode_v0(attestation: Attestation) -> bytes:
         + attestation.report_data
         + scale.string(attestation.config)
     )
+
+
+def check_pod_payload(attestation: Attestation) -> None:
+    """Check that report_data of stack kind `dstack-pod` is the hash of its payload; kind `dstack` passes.
+
+    It must be sha512("app-data:" || payload). Raises `InvalidEvidence("envelope.pod.report_data")`.
+    """
+    payload = attestation.report_data_payload
+    if payload is not None and attestation.report_data != report_data(APP_DATA, payload.encode()):
+        raise InvalidEvidence(
+            "envelope.pod.report_data",
+            f"report_data begins {attestation.report_data[:16].hex()}, which is not the hash of its payload",
+        )
+
+
+def _tdx_events(quote: Quote) -> tuple[TdxEvent, ...]:
+    match quote:
+        case TdxQuote():
+            return quote.event_log
+        case GcpTdxQuote():
+            return quote.tdx.event_log
+        case _:
+            return ()
 
 
 def _read_quote(reader: Reader) -> Quote:
@@ -225,12 +292,12 @@ def _read_tpm(reader: Reader) -> TpmQuote:
     )
     ak_cert = reader.bytes_("ak_cert")
     platform = reader.u8("tpm platform")
-    if platform >= len(_TPM_PLATFORMS):
+    if platform >= len(TPM_PLATFORMS):
         raise InvalidEvidence("envelope.platform.unknown", f"tpm platform is {platform}, expected 0 to 3")
     event_log = reader.list_of(
         lambda r: TpmEvent(r.u32("pcr_index"), r.bytes_("digest")), "tpm event_log", smallest=5
     )
-    return TpmQuote(message, signature, pcr_values, ak_cert, _TPM_PLATFORMS[platform], event_log)
+    return TpmQuote(message, signature, pcr_values, ak_cert, TPM_PLATFORMS[platform], event_log)
 
 
 def _read_runtime_event(reader: Reader) -> RuntimeEvent:
@@ -276,6 +343,6 @@ def _write_tpm(quote: TpmQuote) -> bytes:
             quote.pcr_values, lambda p: scale.u32(p.index) + scale.string(p.algorithm) + scale.bytes_(p.value)
         )
         + scale.bytes_(quote.ak_cert)
-        + bytes([_TPM_PLATFORMS.index(quote.platform)])
+        + bytes([TPM_PLATFORMS.index(quote.platform)])
         + scale.list_of(quote.event_log, lambda e: scale.u32(e.pcr_index) + scale.bytes_(e.digest))
     )

@@ -114,12 +114,6 @@ def test_each_variant_has_upstreams_number_and_name(quote: Quote, variant: str) 
     assert attestation.tee_variant == variant
 
 
-@pytest.mark.parametrize("first", [0x80, 0x83, 0x8F, 0xDE, 0xDF])
-def test_n05_refuses_version_1_by_its_own_code(first: int) -> None:
-    with refuses("envelope.version.unsupported"):
-        decode_envelope(bytes([first]) + bytes(64))
-
-
 @pytest.mark.parametrize("first", [0x01, 0x7F, 0x90, 0xFF])
 def test_n05_refuses_an_unknown_version(first: int) -> None:
     with refuses("envelope.version.unknown"):
@@ -169,6 +163,17 @@ def test_n10_refuses_more_events_than_any_guest_makes() -> None:
 def test_does_not_encode_an_event_that_v0_cannot_carry() -> None:
     with refuses("envelope.event.version"):
         encode_v0(Attestation(NitroEnclaveQuote(b""), (RuntimeEvent("e", b"", 2),), bytes(64), ""))
+
+
+def test_does_not_encode_a_preimage_that_v0_cannot_carry() -> None:
+    for event in (TdxEvent(3, 1, b"", "e", b"", 2), TdxEvent(3, 1, b"", "e", b"", preimage=b"p")):
+        with refuses("envelope.event.version"):
+            encode_v0(Attestation(TdxQuote(b"", (event,)), (), bytes(64), ""))
+
+
+def test_does_not_encode_a_stack_kind_that_v0_cannot_carry() -> None:
+    with refuses("envelope.stack.kind"):
+        encode_v0(Attestation(NitroEnclaveQuote(b""), (), bytes(64), "", "payload"))
 
 
 def test_does_not_encode_report_data_of_another_length() -> None:
