@@ -4,6 +4,7 @@ What comes back is signed and is checked when it is used, so a service can withh
 services are asked is configuration: nothing in evidence, and nothing that a service says, names a URL.
 """
 
+import binascii
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,15 +12,19 @@ from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 
+from shared.attestation.collateral import MAX_CHAIN, MAX_CRL, MAX_TEXT, CollateralFacts, describe
 from shared.attestation.endorsements import TdxCollateral
+from shared.attestation.pck import PckCa, join_pem, split_pem
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
 from shared.strict_json import decode_json
-
-Ca = Literal["processor", "platform"]
-"""Which of Intel's two authorities issued a platform's certificate."""
 
 PHALA_PCCS = "https://pccs.phala.network"
 INTEL_PCS = "https://api.trustedservices.intel.com"
@@ -32,18 +37,15 @@ INTEL_ROOT_CRL_URL = "https://certificates.trustedservices.intel.com/IntelSGXRoo
 FETCH_TIMEOUT = 30.0
 """Seconds for one `fetch`, however many services are asked; a healthy one takes under two."""
 MAX_SERVICES = 8  # each may use up its share of the time
-MAX_SIGNED_BYTES = 256 * 1024  # a real TCB info has about 20 KB, a QE identity 1 KB
-MAX_CRL_BYTES = 256 * 1024  # the largest that Intel publishes has a few KB
-MAX_CHAIN = 16 * 1024  # two certificates, about 2 KB of text
-_MAX_CERTIFICATES = 4
+MAX_SIGNED_BYTES = MAX_TEXT + 1024  # the object with its signature around it
+_MAX_CERTIFICATES = 4  # a chain has two
 _MAX_HOST_IN_ERROR = 80
 
 _SUFFIXES = ("/sgx/certification/v4", "/tdx/certification/v4")
 _PATH = re.compile(r"[A-Za-z0-9._~/-]*")
 _SIGNATURE = re.compile(r"[0-9a-fA-F]{128}")
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2})+")
-_CERTIFICATE = r"-----BEGIN CERTIFICATE-----\r?\n[A-Za-z0-9+/=\r\n]+-----END CERTIFICATE-----\r?\n?"
-_CHAIN = re.compile(rf"(?:{_CERTIFICATE}){{1,{_MAX_CERTIFICATES}}}")
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*")
 
 
 class _Service(msgspec.Struct, frozen=True):
@@ -62,10 +64,8 @@ class _SignedAnswer(msgspec.Struct, frozen=True):
     enclave_identity: msgspec.Raw = msgspec.field(name="enclaveIdentity", default=msgspec.Raw(b""))
 
 
-class _TcbInfo(msgspec.Struct, frozen=True):
-    """What is looked at before the signature is checked."""
-
-    fmspc: str = ""
+def _accept_any(_: CollateralFacts) -> None:
+    """Refuse nothing."""
 
 
 class PccsClient:
@@ -92,13 +92,18 @@ class PccsClient:
         self._http = http
         self._timeout = timeout
 
-    def fetch(self, fmspc: bytes, ca: Ca) -> TdxCollateral:
+    def fetch(
+        self, fmspc: bytes, ca: PckCa, check: Callable[[CollateralFacts], None] = _accept_any
+    ) -> TdxCollateral:
         """Return collateral for a platform model (`fmspc`, 6 bytes) whose certificate `ca` issued.
 
-        It is complete and about that model; whether it is signed and current is the verifier's to check.
+        It is complete, about that model, and its texts are as their signers spelled them; whether Intel's
+        root stands above those is the verifier's to check. `check` may raise to refuse what one service has,
+        for its age, and the next is asked.
+
         Raises `UnavailableError("pccs.unavailable")`, whose sentence says of each service why: what the HTTP
-        client raises, or `pccs.status`, `pccs.header`, `pccs.body` (and `pccs.body.*` for its JSON),
-        `pccs.signature`, `pccs.fmspc`.
+        client or `check` raised, `pccs.status`, `pccs.header`, `pccs.body` (and `pccs.body.*` for its JSON),
+        `pccs.signature`, `pccs.fmspc`, `pccs.ca`, or what `collateral.describe` raised.
         """
         deadline = time.monotonic() + self._timeout
         failures: list[tuple[_Service, DstackError]] = []
@@ -106,29 +111,33 @@ class PccsClient:
             now = time.monotonic()
             share = (deadline - now) / (len(self._services) - position)
             try:
-                return self._fetch_from(service, fmspc, ca, now + share)
+                found = self._fetch_from(service, ca, fmspc, now + share)
+                facts = _checked(found, fmspc, ca)
+                check(facts)
             except DstackError as error:
                 failures.append((service, error))
+            else:
+                return found
         reasons = "; ".join(f"{service.host}: {error.code}: {error}" for service, error in failures)
         raise UnavailableError(
             "pccs.unavailable",
             f"no service gave collateral for fmspc {fmspc.hex()} and the {ca} ca: {reasons}",
         ) from failures[0][1]
 
-    def _fetch_from(self, service: _Service, fmspc: bytes, ca: Ca, deadline: float) -> TdxCollateral:
+    def _fetch_from(self, service: _Service, ca: PckCa, fmspc: bytes, deadline: float) -> TdxCollateral:
         def get(url: str, max_bytes: int) -> Response:
             return self._get(url, max_bytes, deadline)
 
-        pck_crl = get(f"{service.base}/sgx/certification/v4/pckcrl?ca={ca}&encoding=der", MAX_CRL_BYTES)
-        tcb = get(f"{service.base}/tdx/certification/v4/tcb?fmspc={fmspc.hex().upper()}", MAX_SIGNED_BYTES)
-        identity = get(f"{service.base}/tdx/certification/v4/qe/identity?update=standard", MAX_SIGNED_BYTES)
+        sgx, tdx = (service.base + suffix for suffix in _SUFFIXES)
+        pck_crl = get(f"{sgx}/pckcrl?ca={ca}&encoding=der", MAX_CRL)
+        tcb = get(f"{tdx}/tcb?fmspc={fmspc.hex().upper()}", MAX_SIGNED_BYTES)
+        identity = get(f"{tdx}/qe/identity?update=standard", MAX_SIGNED_BYTES)
         tcb_info, tcb_signature = read_signed(tcb.body, "tcbInfo")
         qe_identity, qe_signature = read_signed(identity.body, "enclaveIdentity")
-        _check_fmspc(tcb_info, fmspc)
         return TdxCollateral(
             pck_crl_issuer_chain=_chain(pck_crl, "sgx-pck-crl-issuer-chain"),
             root_ca_crl=_root_crl(service, get),
-            pck_crl=_crl(pck_crl.body),
+            pck_crl=pck_crl.body,
             tcb_info_issuer_chain=_chain(tcb, "sgx-tcb-info-issuer-chain", "tcb-info-issuer-chain"),
             tcb_info=tcb_info,
             tcb_info_signature=tcb_signature,
@@ -207,38 +216,55 @@ def _is_base(parts: SplitResult, path: str) -> bool:
 
 def _root_crl(service: _Service, get: Callable[[str, int], Response]) -> bytes:
     if service.is_intel:
-        return _crl(get(INTEL_ROOT_CRL_URL, MAX_CRL_BYTES).body)
-    text = get(f"{service.base}/sgx/certification/v4/rootcacrl", 2 * MAX_CRL_BYTES).body.strip()
+        return get(INTEL_ROOT_CRL_URL, MAX_CRL).body
+    text = get(f"{service.base}/sgx/certification/v4/rootcacrl", 2 * MAX_CRL).body.strip()
     if not _HEX.fullmatch(text):
         raise ProtocolError("pccs.body", f"the root crl is {len(text)} bytes that are not hex")
-    return _crl(bytes.fromhex(text.decode()))
-
-
-def _crl(der: bytes) -> bytes:
-    # cheap, and tells an error page that came with status 200 from a list
-    if not der.startswith(b"\x30"):
-        raise ProtocolError("pccs.body", f"got {len(der)} bytes that are no der, expected a revocation list")
-    return der
+    return bytes.fromhex(text.decode())
 
 
 def _chain(response: Response, *names: str) -> str:
+    """Return a chain as PEM in the one spelling that the verifier reads; nobody signed the spelling."""
     found = [response.headers[name] for name in names if name in response.headers]
     if not found:
         raise ProtocolError("pccs.header", f"the answer has no header {' or '.join(names)}")
-    if len(found[0]) > 3 * MAX_CHAIN:  # each character takes at most three
-        raise ProtocolError("pccs.header", f"header {names[0]} has {len(found[0])} characters")
     text = unquote(found[0], errors="replace")
-    if len(text) > MAX_CHAIN or not _CHAIN.fullmatch(text):
+    blocks = _CERTIFICATE.findall(text) if len(text) <= MAX_CHAIN else []
+    if not 1 <= len(blocks) <= _MAX_CERTIFICATES or _CERTIFICATE.sub("", text):
         raise ProtocolError(
             "pccs.header", f"header {names[0]} does not hold 1 to {_MAX_CERTIFICATES} pem certificates"
         )
-    return text
-
-
-def _check_fmspc(tcb_info: str, fmspc: bytes) -> None:
     try:
-        got = msgspec.json.decode(tcb_info, type=_TcbInfo).fmspc
-    except msgspec.DecodeError as error:
-        raise ProtocolError("pccs.body", f"the tcb info has another shape: {error}") from error
-    if got.lower() != fmspc.hex():
-        raise ProtocolError("pccs.fmspc", f"the tcb info is for fmspc {got[:20]!r}, expected {fmspc.hex()}")
+        return join_pem(tuple(binascii.a2b_base64(block) for block in blocks)).decode()
+    except ValueError as error:
+        raise ProtocolError("pccs.header", f"header {names[0]} is not base64: {error}") from error
+
+
+def _checked(found: TdxCollateral, fmspc: bytes, ca: PckCa) -> CollateralFacts:
+    """Return what collateral says of itself, once it is what was asked for."""
+    facts = describe(found)
+    if facts.fmspc != fmspc:
+        raise ProtocolError(
+            "pccs.fmspc", f"the tcb info is for fmspc {facts.fmspc.hex()}, expected {fmspc.hex()}"
+        )
+    if facts.ca != ca:
+        raise ProtocolError("pccs.ca", f"the pck crl is of the {facts.ca} ca, expected that of the {ca} ca")
+    # A service that spells a text anew breaks its signature: better known here, where another can be asked.
+    _check_spelling(found.tcb_info, found.tcb_info_signature, found.tcb_info_issuer_chain)
+    _check_spelling(found.qe_identity, found.qe_identity_signature, found.qe_identity_issuer_chain)
+    return facts
+
+
+def _check_spelling(text: str, signature: bytes, chain: str) -> None:
+    try:
+        key = x509.load_der_x509_certificate(split_pem(chain.encode())[0]).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ProtocolError(
+                "pccs.signature", "the first certificate of a chain has no elliptic curve key"
+            )
+        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+        key.verify(encode_dss_signature(r, s), text.encode(), ec.ECDSA(SHA256()))
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:
+        raise ProtocolError(
+            "pccs.signature", f"text {text[:20]!r} is not signed by the first certificate of its chain"
+        ) from error
