@@ -1,0 +1,80 @@
+"""The TPM's byte pipe: one command in, one response out (spec attestation section 5.1)."""
+
+import os
+from collections.abc import Sequence
+from threading import Lock
+from typing import Protocol
+
+from shared.errors import ProtocolError, UnavailableError
+
+# TPM2_PT_MAX_COMMAND_SIZE and MAX_RESPONSE_SIZE of every TPM 2.0 we know, and the kernel driver's buffer.
+MAX_COMMAND = 4096
+MAX_RESPONSE = 4096
+
+# The kernel's resource manager first: it keeps our objects apart from those of other processes.
+DEVICE_PATHS = ("/dev/tpmrm0", "/dev/tpm0")
+
+
+class TpmDevice(Protocol):
+    """One command in, one response out, both as TPM 2.0 lays them out."""
+
+    def transact(self, command: bytes) -> bytes:
+        """Return the TPM's response, whatever its return code.
+
+        Raises `UnavailableError("tpm_device.*")` or `ProtocolError("tpm_device.*")`.
+        """
+        ...
+
+
+class DevTpm:
+    """The kernel's device node: the first of `paths` that exists.
+
+    It is opened by the first command and stays open, for transient objects live as long as the descriptor.
+    """
+
+    def __init__(self, paths: Sequence[str] = DEVICE_PATHS) -> None:
+        self._paths = paths
+        self._descriptor: int | None = None
+        self._lock = Lock()
+
+    def transact(self, command: bytes) -> bytes:
+        """Exchange one command with the driver.
+
+        Raises `ProtocolError`: `tpm_device.command.size`; `UnavailableError`: `tpm_device.absent` when there
+        is no node, `tpm_device.open` when it cannot be opened, `tpm_device.io` when the driver fails.
+        """
+        if len(command) > MAX_COMMAND:
+            raise ProtocolError(
+                "tpm_device.command.size",
+                f"tpm command has {len(command)} bytes, at most {MAX_COMMAND} are taken",
+            )
+        with self._lock:
+            descriptor = self._open()
+            try:
+                written = os.write(descriptor, command)
+                response = os.read(descriptor, MAX_RESPONSE)
+            except OSError as error:
+                raise UnavailableError("tpm_device.io", f"tpm driver failed: {error.strerror}") from error
+        if written != len(command):
+            raise UnavailableError(
+                "tpm_device.io", f"tpm driver took {written} of {len(command)} command bytes"
+            )
+        return response
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            for path in self._paths:
+                try:
+                    self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise UnavailableError(
+                        "tpm_device.open", f"cannot open {path}: {error.strerror}"
+                    ) from error
+                break
+            else:
+                raise UnavailableError(
+                    "tpm_device.absent", f"this machine has no tpm: none of {', '.join(self._paths)} exists"
+                )
+        return self._descriptor
