@@ -1,0 +1,515 @@
+"""A throw-away Intel and trust domains under it: PCK chain, collateral and quotes, made on the spot.
+
+The bytes follow spec attestation sections 3.1 and 3.6, the values section 8. Nothing is secret about its
+purpose: a verifier believes it only where its root is configured as an extra anchor, and then reports
+`simulated`.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from shared.attestation.endorsements import TdxCollateral
+from shared.attestation.pck import join_pem, parse_pck_chain
+from shared.attestation.tdx_quote import (
+    BODY_TD_15,
+    ECDSA_P256,
+    INTEL_QE_VENDOR,
+    PCK_CHAIN,
+    QE_REPORT_CERTIFICATION,
+    TEE_TDX,
+)
+from shared.errors import ProtocolError, StorageError
+
+FMSPC: Final = bytes(6)
+MRTD: Final = bytes([0x11]) * 48
+QE_MRSIGNER: Final = bytes([0x44]) * 32
+QE_ISV_SVN: Final = 4
+TD_ATTRIBUTES: Final = 1 << 28  # SEPT_VE_DISABLE
+XFAM: Final = 0x602E7  # of the real quotes
+TEE_TCB_SVN: Final = bytes([5, 1, 2]) + bytes(13)  # module of SVN 5 in version 1, SEAM loader 2
+CPU_SVN: Final = bytes([2]) * 16
+PCE_SVN: Final = 11
+TCB_EVALUATION: Final = 17
+# The trailing zeros that real quotes arrive with.
+PADDING: Final = 70
+
+_ROLES = ("root", "platform", "pck", "tcb")
+_NAMES = {
+    "root": "Simulated SGX Root CA",
+    "platform": "Simulated SGX PCK Platform CA",
+    "pck": "Simulated SGX PCK Certificate",
+    "tcb": "Simulated SGX TCB Signing",
+}
+_ISSUED = datetime(2020, 1, 1, tzinfo=UTC)
+_EXPIRES = datetime(2049, 12, 31, tzinfo=UTC)
+_CRL_NUMBER = 1
+_LIFETIME = timedelta(days=30)  # of collateral, as Intel's
+_TCB_DATE = "2024-03-13T00:00:00Z"
+_SGX_OID = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
+_SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+_GUEST_RTMRS = (2, 3)  # the registers that a guest's kernel may extend
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A certificate and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def der(self) -> bytes:
+        """The certificate."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    def sign(self, data: bytes) -> bytes:
+        """Return r || s over the SHA-256 of `data`."""
+        return sign_raw(self.key, data)
+
+
+class SimulatedIntel(msgspec.Struct, frozen=True):
+    """One platform's PCK chain, and the signer of its collateral."""
+
+    root: Identity
+    platform: Identity
+    pck: Identity
+    tcb: Identity
+
+    @classmethod
+    def create(cls, *, fmspc: bytes = FMSPC, ppid: bytes | None = None, sgx: bytes | None = None) -> Self:
+        """Make a new root and all below it; `sgx` replaces the PCK leaf's SGX extension."""
+        root = _issue("root", None)
+        platform = _issue("platform", root)
+        extension = sgx if sgx is not None else sgx_extension(fmspc, ppid or os.urandom(16))
+        return cls(root, platform, _issue("pck", platform, extension), _issue("tcb", root))
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate, to be configured as an extra trust anchor."""
+        return self.root.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def fmspc(self) -> bytes:
+        """The platform model that the PCK leaf names, 6 bytes."""
+        return parse_pck_chain(self.pck_chain).fmspc
+
+    @property
+    def pck_chain(self) -> bytes:
+        """The PEM chain that quotes carry."""
+        return join_pem((self.pck.der, self.platform.der, self.root.der))
+
+    def collateral(
+        self,
+        now: int,
+        *,
+        tcb_info: Mapping[str, object] = {},
+        qe_identity: Mapping[str, object] = {},
+        revoked: Collection[str] = (),
+        crl_issued: int | None = None,
+        crl_lifetime: timedelta = _LIFETIME,
+    ) -> TdxCollateral:
+        """Return collateral issued at `now` (unix seconds).
+
+        The mappings replace members of the two documents; `revoked` names roles whose certificates are on
+        the lists.
+        """
+        tcb_text = json.dumps({**tcb_info_document(now, self.fmspc), **tcb_info}, separators=(",", ":"))
+        qe_text = json.dumps({**qe_identity_document(now), **qe_identity}, separators=(",", ":"))
+        signer = join_pem((self.tcb.der, self.root.der)).decode()
+        issued = datetime.fromtimestamp(now if crl_issued is None else crl_issued, UTC)
+        return TdxCollateral(
+            pck_crl_issuer_chain=join_pem((self.platform.der, self.root.der)).decode(),
+            root_ca_crl=_crl(self.root, _ISSUED, _EXPIRES, self._certificates(revoked, {"platform", "tcb"})),
+            pck_crl=_crl(self.platform, issued, issued + crl_lifetime, self._certificates(revoked, {"pck"})),
+            tcb_info_issuer_chain=signer,
+            tcb_info=tcb_text,
+            tcb_info_signature=self.tcb.sign(tcb_text.encode()),
+            qe_identity_issuer_chain=signer,
+            qe_identity=qe_text,
+            qe_identity_signature=self.tcb.sign(qe_text.encode()),
+        )
+
+    def _certificates(self, revoked: Collection[str], below: Collection[str]) -> list[x509.Certificate]:
+        return [getattr(self, role).certificate for role in sorted(set(revoked) & set(below))]
+
+    def save(self, directory: Path) -> None:
+        """Write a certificate and a key (0600) per role into `directory`, which is made when absent.
+
+        Raises `StorageError("simulator.authority.exists")` rather than replace one that domains use,
+        `StorageError("simulator.authority.write")`.
+        """
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for role in _ROLES:
+                identity: Identity = getattr(self, role)
+                key = identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+                pem = identity.certificate.public_bytes(Encoding.PEM)
+                for name, content in ((f"{role}.key", key), (f"{role}.pem", pem)):
+                    descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(descriptor, "wb") as file:
+                        file.write(content)
+        except FileExistsError as error:
+            raise StorageError(
+                "simulator.authority.exists", f"{directory} already holds an authority, expected none"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                "simulator.authority.write", f"cannot write an authority to {directory}: {error.strerror}"
+            ) from error
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote. Raises `StorageError("simulator.authority.read")`."""
+        try:
+            return cls(*(_read_identity(directory, role) for role in _ROLES))
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                "simulator.authority.read", f"{directory} holds no readable simulated authority"
+            ) from error
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed when a domain is started: the TD report but for RTMRs and report data."""
+
+    mrtd: bytes = MRTD
+    td_attributes: int = TD_ATTRIBUTES
+    xfam: int = XFAM
+    mr_config_id: bytes = bytes(48)
+    mr_owner: bytes = bytes(48)
+    mr_owner_config: bytes = bytes(48)
+    tee_tcb_svn: bytes = TEE_TCB_SVN
+    mr_signer_seam: bytes = bytes(48)
+    seam_attributes: bytes = bytes(8)
+    # of a TD 1.5 report alone
+    tee_tcb_svn2: bytes = TEE_TCB_SVN
+    mr_service_td: bytes = bytes(48)
+
+
+class QuotingEnclave(msgspec.Struct, frozen=True, kw_only=True):
+    """What SGX reports of the quoting enclave."""
+
+    mr_signer: bytes = QE_MRSIGNER
+    isv_prod_id: int = 2
+    isv_svn: int = QE_ISV_SVN
+    misc_select: int = 0
+    attributes: bytes = bytes.fromhex("1500000000000000e700000000000000")
+
+    def report(self, report_data: bytes) -> bytes:
+        """Return the SGX report, 384 bytes."""
+        return struct.pack(
+            "<16sI28s16s32s32s32s96sHH60s64s",
+            bytes(16),
+            self.misc_select,
+            b"",
+            self.attributes,
+            bytes([0x33]) * 32,
+            b"",
+            self.mr_signer,
+            b"",
+            self.isv_prod_id,
+            self.isv_svn,
+            b"",
+            report_data,
+        )
+
+
+_DOMAIN = Domain()
+_QUOTING_ENCLAVE = QuotingEnclave()
+
+
+class SimulatedTdx:
+    """One trust domain: registers that can be extended, and quotes over them.
+
+    `rtmrs` are RTMR0 to RTMR3 as booting left them, 48 bytes each, and `event_log` what `event_log()`
+    returns: the CCEL table of whatever booted. `version` and `body_type` choose the quote's layout. Methods
+    are those of `enclave.devices.tdx.TdxDevice`.
+    """
+
+    def __init__(
+        self,
+        intel: SimulatedIntel,
+        domain: Domain = _DOMAIN,
+        *,
+        rtmrs: tuple[bytes, bytes, bytes, bytes] = (bytes(48),) * 4,
+        event_log: bytes = b"",
+        version: int = 4,
+        body_type: int = BODY_TD_15,
+        quoting_enclave: QuotingEnclave = _QUOTING_ENCLAVE,
+    ) -> None:
+        self._intel = intel
+        self._domain = domain
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._rtmrs = list(rtmrs)
+        self._event_log = event_log
+        self._version, self._body_type = version, body_type
+        self._quoting_enclave = quoting_enclave
+
+    @property
+    def rtmrs(self) -> tuple[bytes, ...]:
+        """The registers as they are now."""
+        return tuple(self._rtmrs)
+
+    def extend_rtmr(self, index: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a 48-byte digest; the firmware's registers are not a guest's.
+
+        Raises `ProtocolError`: `tdx_device.rtmr.index`, `tdx_device.digest.length`.
+        """
+        if index not in _GUEST_RTMRS:
+            raise ProtocolError("tdx_device.rtmr.index", f"register is rtmr{index}, expected rtmr2 or rtmr3")
+        if len(digest) != 48:
+            raise ProtocolError("tdx_device.digest.length", f"digest has {len(digest)} bytes, expected 48")
+        self._rtmrs[index] = hashlib.sha384(self._rtmrs[index] + digest).digest()
+
+    def event_log(self) -> bytes:
+        """Return the boot's event log (the CCEL table's data)."""
+        return self._event_log
+
+    def quote(self, report_data: bytes) -> bytes:
+        """Return a quote over 64 bytes, padded as the kernel's.
+
+        Raises `ProtocolError("tdx_device.report_data.length")`.
+        """
+        if len(report_data) != 64:
+            raise ProtocolError(
+                "tdx_device.report_data.length", f"report data has {len(report_data)} bytes, expected 64"
+            )
+        domain = self._domain
+        body = (
+            domain.tee_tcb_svn
+            + bytes(48)
+            + domain.mr_signer_seam
+            + domain.seam_attributes
+            + struct.pack("<QQ", domain.td_attributes, domain.xfam)
+            + b"".join((domain.mrtd, domain.mr_config_id, domain.mr_owner, domain.mr_owner_config))
+            + b"".join(self._rtmrs)
+            + report_data
+        )
+        header = struct.pack(
+            "<HHIHH16s20s", self._version, ECDSA_P256, TEE_TDX, 0, 0, INTEL_QE_VENDOR, bytes(20)
+        )
+        if self._version == 5:
+            if self._body_type == BODY_TD_15:
+                body += domain.tee_tcb_svn2 + domain.mr_service_td
+            header += struct.pack("<HI", self._body_type, len(body))
+        return self.sealed(header + body) + bytes(PADDING)
+
+    def sealed(self, signed: bytes) -> bytes:
+        """Return the quote whose header and body are exactly these bytes."""
+        auth = sign_raw(self._key, signed) + self._public + self._certification()
+        return signed + struct.pack("<I", len(auth)) + auth
+
+    @property
+    def _public(self) -> bytes:
+        return self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
+
+    def _certification(self) -> bytes:
+        qe_auth = bytes(range(32))
+        report = self._quoting_enclave.report(hashlib.sha256(self._public + qe_auth).digest())
+        chain = self._intel.pck_chain + b"\0"
+        data = (
+            report
+            + self._intel.pck.sign(report)
+            + struct.pack("<H", len(qe_auth))
+            + qe_auth
+            + struct.pack("<HI", PCK_CHAIN, len(chain))
+            + chain
+        )
+        return struct.pack("<HI", QE_REPORT_CERTIFICATION, len(data)) + data
+
+
+def tcb_info_document(now: int, fmspc: bytes = FMSPC) -> dict[str, object]:
+    """Return Intel's TCB info for the simulated platform, up to date."""
+    module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+    return {
+        "id": "TDX",
+        "version": 3,
+        "issueDate": utc_text(now),
+        "nextUpdate": utc_text(now + int(_LIFETIME.total_seconds())),
+        "fmspc": fmspc.hex().upper(),
+        "pceId": "0000",
+        "tcbType": 0,
+        "tcbEvaluationDataNumber": TCB_EVALUATION,
+        "tdxModule": module,
+        "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [level({"isvsvn": 4})]}],
+        "tcbLevels": [level(platform_tcb())],
+    }
+
+
+def qe_identity_document(now: int) -> dict[str, object]:
+    """Return Intel's identity of the simulated quoting enclave."""
+    return {
+        "id": "TD_QE",
+        "version": 2,
+        "issueDate": utc_text(now),
+        "nextUpdate": utc_text(now + int(_LIFETIME.total_seconds())),
+        "tcbEvaluationDataNumber": TCB_EVALUATION,
+        "miscselect": "00000000",
+        "miscselectMask": "FFFFFFFF",
+        "attributes": "11000000000000000000000000000000",
+        "attributesMask": "FBFFFFFFFFFFFFFF0000000000000000",
+        "mrsigner": QE_MRSIGNER.hex().upper(),
+        "isvprodid": 2,
+        "tcbLevels": [level({"isvsvn": QE_ISV_SVN})],
+    }
+
+
+def level(
+    tcb: Mapping[str, object],
+    status: str = "UpToDate",
+    date: str = _TCB_DATE,
+    advisories: tuple[str, ...] = (),
+) -> dict[str, object]:
+    """Return one TCB level of a platform, a module or a quoting enclave."""
+    found: dict[str, object] = {"tcb": tcb, "tcbDate": date, "tcbStatus": status}
+    return found | ({"advisoryIDs": list(advisories)} if advisories else {})
+
+
+def platform_tcb(cpu_svn: int = CPU_SVN[0], pce_svn: int = PCE_SVN) -> dict[str, object]:
+    """Return the components of a platform's TCB level."""
+    return {
+        "sgxtcbcomponents": [{"svn": cpu_svn}] * 16,
+        "pcesvn": pce_svn,
+        "tdxtcbcomponents": [{"svn": svn} for svn in (0, 0, 2, *[0] * 13)],
+    }
+
+
+def utc_text(seconds: int) -> str:
+    """Return unix seconds as Intel writes dates."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def sgx_extension(fmspc: bytes, ppid: bytes) -> bytes:
+    """Return the content of a PCK leaf's SGX extension (OID 1.2.840.113741.1.13.1)."""
+    components = [_pair((2, index), _integer(svn)) for index, svn in enumerate(CPU_SVN, start=1)]
+    tcb = [*components, _pair((2, 17), _integer(PCE_SVN)), _pair((2, 18), _der(0x04, CPU_SVN))]
+    return _der(
+        0x30,
+        _pair((1,), _der(0x04, ppid)),
+        _pair((2,), _der(0x30, *tcb)),
+        _pair((3,), _der(0x04, bytes(2))),
+        _pair((4,), _der(0x04, fmspc)),
+        _pair((5,), _der(0x0A, b"\0")),
+    )
+
+
+def sign_raw(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
+    """Return r || s (64 bytes) of ECDSA with SHA-256."""
+    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(SHA256())))
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def _read_identity(directory: Path, role: str) -> Identity:
+    certificate = x509.load_pem_x509_certificate((directory / f"{role}.pem").read_bytes())
+    key = load_pem_private_key((directory / f"{role}.key").read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise ValueError(f"key of {role} is not its certificate's")
+    return Identity(certificate, key)
+
+
+def _issue(role: str, issuer: Identity | None, sgx: bytes | None = None) -> Identity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name(role)
+    ca = role in {"root", "platform"}
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name if issuer is None else issuer.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_ISSUED)
+        .not_valid_after(_EXPIRES)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(_usage(ca=ca), critical=True)
+        .add_extension(
+            x509.BasicConstraints(ca, {"root": 1, "platform": 0}.get(role)),
+            critical=True,
+        )
+    )
+    if issuer is not None:
+        public = issuer.key.public_key()
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False
+        )
+    if sgx is not None:
+        builder = builder.add_extension(x509.UnrecognizedExtension(_SGX_EXTENSION, sgx), critical=False)
+    return Identity(builder.sign(key if issuer is None else issuer.key, SHA256()), key)
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=not ca,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(role: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, _NAMES[role]),
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Simulated"),
+        ]
+    )
+
+
+def _crl(issuer: Identity, issued: datetime, due: datetime, revoked: list[x509.Certificate]) -> bytes:
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(issued)
+        .next_update(due)
+        .add_extension(x509.CRLNumber(_CRL_NUMBER), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
+        )
+    )
+    for certificate in revoked:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder()
+            .serial_number(certificate.serial_number)
+            .revocation_date(issued)
+            .build()
+        )
+    return builder.sign(issuer.key, SHA256()).public_bytes(Encoding.DER)
+
+
+def _pair(oid: tuple[int, ...], value: bytes) -> bytes:
+    return _der(0x30, _der(0x06, _SGX_OID + bytes(oid)), value)
+
+
+def _integer(value: int) -> bytes:
+    return _der(0x02, value.to_bytes(1, "big"))
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    length = len(content)
+    if length < 0x80:
+        return bytes([tag, length]) + content
+    width = (length.bit_length() + 7) // 8
+    return bytes([tag, 0x80 | width]) + length.to_bytes(width, "big") + content

@@ -1,0 +1,143 @@
+"""The PCK certificate chain of a quote: exactly three certificates, and which platform model they name.
+
+Nothing is verified here: the chain's signatures are `tdx`'s work. What is read decides which collateral is
+looked for, and which trust anchor the evidence claims (spec attestation sections 3.1 and 3.6).
+"""
+
+import binascii
+from typing import Final, Literal
+
+import msgspec
+from cryptography import x509
+
+from shared.attestation.der import SEQUENCE, element
+from shared.errors import InvalidEvidence
+
+PckCa = Literal["processor", "platform"]
+
+# Real leaves have 1,200 bytes, CA certificates 700.
+MAX_CERTIFICATE: Final = 4096
+CHAIN_LENGTH: Final = 3  # leaf, platform or processor CA, root
+
+_BEGIN = b"-----BEGIN CERTIFICATE-----\n"
+_END = b"-----END CERTIFICATE-----\n"
+_LINE = 64  # columns of base64, as Intel's service and openssl write it
+_SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+_FMSPC_OID = bytes.fromhex("060a2a864886f84d010d0104")
+_FMSPC_LENGTH = 6
+_OCTET_STRING = 0x04
+# What `cryptography` raises on der that its outer parser let through.
+_UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
+
+class PckChain(msgspec.Struct, frozen=True):
+    """A chain as the quote (or the collateral) carries it, not verified.
+
+    `certificates` are DER, leaf first, root last. `fmspc` (6 bytes) is the platform model and `ca` the
+    issuer that its revocation list belongs to. `not_after` (unix seconds) is when the first of them ends.
+    """
+
+    certificates: tuple[bytes, ...]
+    fmspc: bytes
+    ca: PckCa
+    serials: tuple[int, ...]
+    not_after: int
+
+    @property
+    def root(self) -> bytes:
+        """The root certificate, DER: which anchor the evidence claims, never trusted for itself."""
+        return self.certificates[-1]
+
+
+def parse_pck_chain(pem: bytes) -> PckChain:
+    """Read a PEM chain of a PCK leaf, its CA and a root.
+
+    Raises `InvalidEvidence`: `tdx.pck.pem`, `tdx.pck.length`, `tdx.pck.certificate`, `tdx.pck.fmspc`.
+    """
+    ders = split_pem(pem)
+    if len(ders) != CHAIN_LENGTH:
+        raise InvalidEvidence(
+            "tdx.pck.length", f"pck chain has {len(ders)} certificates, expected {CHAIN_LENGTH}"
+        )
+    try:
+        chain = [x509.load_der_x509_certificate(der) for der in ders]
+        leaf = chain[0]
+        issuer = leaf.issuer.rfc4514_string()
+        extension = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
+        serials = tuple(certificate.serial_number for certificate in chain)
+        not_after = min(int(certificate.not_valid_after_utc.timestamp()) for certificate in chain)
+    except x509.ExtensionNotFound as error:
+        raise InvalidEvidence("tdx.pck.fmspc", "pck leaf has no sgx extension") from error
+    except _UNREADABLE as error:
+        raise InvalidEvidence(
+            "tdx.pck.certificate", "a certificate of the pck chain is not valid der"
+        ) from error
+    return PckChain(
+        certificates=ders,
+        fmspc=_fmspc(extension.public_bytes()),
+        ca=ca_of(issuer),
+        serials=serials,
+        not_after=not_after,
+    )
+
+
+def ca_of(issuer: str) -> PckCa:
+    """Return which CA an issuer's name means; every other name counts as the processor CA, as upstream's."""
+    return "platform" if "Platform" in issuer else "processor"
+
+
+def split_pem(pem: bytes) -> tuple[bytes, ...]:
+    """Return the DER of PEM certificates that stand back to back, in the one spelling that Intel uses.
+
+    Lines of 64 columns, each ended by a newline: a chain then has one text, and no byte of it is free.
+    Raises `InvalidEvidence("tdx.pck.pem")`.
+    """
+    before, *blocks = pem.split(_BEGIN)
+    ders = []
+    for block in blocks:
+        body, end, after = block.partition(_END)
+        try:
+            der = binascii.a2b_base64(body)
+        except ValueError as error:
+            raise InvalidEvidence("tdx.pck.pem", "a certificate is not base64") from error
+        if not end or after or body != _base64_lines(der):
+            raise InvalidEvidence(
+                "tdx.pck.pem", "a certificate is not in pem of 64 columns, or text stands between two"
+            )
+        if len(der) > MAX_CERTIFICATE:
+            raise InvalidEvidence(
+                "tdx.pck.pem", f"a certificate has {len(der)} bytes, at most {MAX_CERTIFICATE} are read"
+            )
+        ders.append(der)
+    if before or not ders:
+        raise InvalidEvidence("tdx.pck.pem", "text does not start with a pem certificate")
+    return tuple(ders)
+
+
+def join_pem(ders: tuple[bytes, ...]) -> bytes:
+    """Return the PEM text of certificates, the inverse of `split_pem`."""
+    return b"".join(_BEGIN + _base64_lines(der) + _END for der in ders)
+
+
+def _base64_lines(der: bytes) -> bytes:
+    text = binascii.b2a_base64(der, newline=False)
+    return b"".join(text[at : at + _LINE] + b"\n" for at in range(0, len(text), _LINE))
+
+
+def _fmspc(extension: bytes) -> bytes:
+    """Find the FMSPC in the SGX extension: a sequence of (oid, value) pairs, this one an octet string."""
+    found = []
+    try:
+        at, end = element(extension, 0, len(extension), SEQUENCE)
+        while at < end:
+            pair, at = element(extension, at, end, SEQUENCE)
+            if extension.startswith(_FMSPC_OID, pair):
+                start, stop = element(extension, pair + len(_FMSPC_OID), at, _OCTET_STRING)
+                found.append(extension[start:stop])
+    except ValueError as error:
+        raise InvalidEvidence("tdx.pck.fmspc", f"sgx extension {error}") from error
+    if [len(fmspc) for fmspc in found] != [_FMSPC_LENGTH]:
+        raise InvalidEvidence(
+            "tdx.pck.fmspc", f"sgx extension names {len(found)} fmspc, expected one of {_FMSPC_LENGTH} bytes"
+        )
+    return found[0]
