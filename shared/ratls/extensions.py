@@ -12,7 +12,7 @@ from cryptography.hazmat.asn1 import decode_der, encode_der
 from shared.errors import InvalidEvidence
 
 _ARC: Final = "1.3.6.1.4.1.62397.1."
-TDX_QUOTE: Final = x509.ObjectIdentifier(_ARC + "1")  # legacy, no longer written
+TDX_QUOTE: Final = x509.ObjectIdentifier(_ARC + "1")  # legacy, read and never written
 EVENT_LOG: Final = x509.ObjectIdentifier(_ARC + "2")  # legacy, goes with the quote
 USAGE: Final = x509.ObjectIdentifier(_ARC + "4")
 ATTESTATION: Final = x509.ObjectIdentifier(_ARC + "8")
@@ -69,16 +69,30 @@ def unwrap(extensions: x509.Extensions, oid: x509.ObjectIdentifier) -> bytes | N
 def read_attestation(extensions: x509.Extensions) -> bytes | None:
     """Return the attestation envelope's bytes, or None when the certificate carries no evidence.
 
-    The legacy pair of TDX quote and event log is recognised and refused (`ratls.extension.legacy`), because
-    reading it as "no evidence" would hide what the peer meant.
+    The legacy pair of TDX quote and event log (plain or compressed) is read where there is no envelope, and
+    comes back as the envelope that it stands for: report_data of the quote, runtime events of the log, an
+    empty config. Raises `InvalidEvidence`: `ratls.extension.encoding`, `ratls.extension.legacy` for half a
+    pair, and for what the pair holds `event_log.*` and `tdx.quote.*`.
     """
     envelope = unwrap(extensions, ATTESTATION)
-    if envelope is None and any(extension.oid in (TDX_QUOTE, EVENT_LOG) for extension in extensions):
+    return _read_legacy(extensions) if envelope is None else envelope
+
+
+def _read_legacy(extensions: x509.Extensions) -> bytes | None:
+    quote, event_log = unwrap(extensions, TDX_QUOTE), unwrap(extensions, EVENT_LOG)
+    if quote is None and event_log is None:
+        return None
+    if quote is None or event_log is None:
+        present, absent = ("event log", "quote") if quote is None else ("quote", "event log")
         raise InvalidEvidence(
-            "ratls.extension.legacy",
-            "certificate carries the legacy tdx quote extensions, expected the attestation extension",
+            "ratls.extension.legacy", f"certificate carries a legacy tdx {present} without its {absent}"
         )
-    return envelope
+    # only very old certificates need these
+    from shared.attestation.envelope import encode_envelope  # noqa: PLC0415 - as above
+    from shared.attestation.event_log_json import expand_event_log  # noqa: PLC0415 - as above
+    from shared.attestation.legacy_request import attestation_of_quote  # noqa: PLC0415 - as above
+
+    return encode_envelope(attestation_of_quote(quote, expand_event_log(event_log), ""))
 
 
 def read_usage(extensions: x509.Extensions) -> str | None:

@@ -1,14 +1,23 @@
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.asn1 import encode_der
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.attestation.envelope import TdxQuote, decode_envelope, encode_v0
+from shared.attestation.event_log_json import event_log_json
 from shared.errors import InvalidEvidence
 from shared.ratls import extensions
 from shared.ratls.certificates import client_certificate
+from tests.shared.attestation.forgery import refuses
 
 NOW = 1_800_000_000
 KEY = generate_private_key(SECP256R1())
@@ -50,7 +59,7 @@ def test_an_absent_extension_reads_as_none() -> None:
 )
 def test_n01_refuses_values_that_are_not_one_octet_string(value: bytes) -> None:
     with pytest.raises(InvalidEvidence) as caught:
-        extensions.read_extension(_with(extensions.ATTESTATION, value), extensions.ATTESTATION)
+        extensions.read_extension(_with((extensions.ATTESTATION, value)), extensions.ATTESTATION)
     assert caught.value.code == "ratls.extension.encoding"
 
 
@@ -61,22 +70,77 @@ def test_n02_refuses_an_extension_that_occurs_twice() -> None:
 
 
 def test_refuses_a_standard_extension_that_does_not_parse() -> None:
-    certificate = _with(x509.OID_SUBJECT_ALTERNATIVE_NAME, b"\xff")
+    certificate = _with((x509.OID_SUBJECT_ALTERNATIVE_NAME, b"\xff"))
     with pytest.raises(InvalidEvidence) as caught:
         extensions.read_extension(certificate, extensions.ATTESTATION)
     assert caught.value.code == "ratls.extension.malformed"
 
 
+ENVELOPE = (
+    Path(__file__).parents[2] / "data" / "attestation" / "synthetic" / "envelopes" / "v0_tdx.bin"
+).read_bytes()
+
+
+def legacy_pair(change: Callable[[bytes], bytes] = lambda log: log) -> tuple[bytes, x509.Extensions]:
+    """Return an envelope without config, and extensions that carry the same evidence in two parts."""
+    attestation = decode_envelope(ENVELOPE)
+    assert isinstance(attestation.quote, TdxQuote)
+    log = change(event_log_json(attestation.quote.event_log).encode())
+    parts = {extensions.TDX_QUOTE: attestation.quote.quote, extensions.EVENT_LOG: log}
+    wrapped = [(oid, encode_der(content)) for oid, content in parts.items()]
+    return encode_v0(msgspec.structs.replace(attestation, config="")), _with(*wrapped).extensions
+
+
+def compressed(log: bytes) -> bytes:
+    return b"ELGZv1" + gzip.compress(log)
+
+
+@pytest.mark.parametrize("change", [bytes, compressed])
+def test_the_legacy_pair_reads_as_the_envelope_it_stands_for(change: Callable[[bytes], bytes]) -> None:
+    envelope, found = legacy_pair(change)
+    assert extensions.read_attestation(found) == envelope
+
+
+def test_an_event_of_version_2_in_a_legacy_pair_is_not_lost() -> None:
+    _, found = legacy_pair(lambda log: log.replace(b"}]", b',"version":2}]'))
+    envelope = extensions.read_attestation(found)
+    assert envelope is not None
+    assert [event.version for event in decode_envelope(envelope).runtime_events] == [1] * 7 + [2]
+
+
+def test_a_certificate_without_evidence_reads_as_none() -> None:
+    assert extensions.read_attestation(_with((extensions.USAGE, b"\x04\x01a")).extensions) is None
+
+
 @pytest.mark.parametrize("oid", [extensions.TDX_QUOTE, extensions.EVENT_LOG])
-def test_refuses_the_legacy_extensions(oid: x509.ObjectIdentifier) -> None:
-    with pytest.raises(InvalidEvidence) as caught:
-        extensions.read_attestation(_with(oid, b"\x04\x01q").extensions)
-    assert caught.value.code == "ratls.extension.legacy"
+def test_refuses_half_a_legacy_pair(oid: x509.ObjectIdentifier) -> None:
+    with refuses("ratls.extension.legacy"):
+        extensions.read_attestation(_with((oid, b"\x04\x01q")).extensions)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda _: b"[", "event_log.syntax"),
+        (lambda _: b"ELGZv1text", "event_log.gzip"),
+        (lambda log: compressed(log + b" " * 16384), "event_log.gzip.size"),
+        (lambda _: compressed(bytes(10_000_000)), "event_log.gzip.size"),
+    ],
+)
+def test_n04_refuses_a_legacy_event_log_that_is_not_one(change: Callable[[bytes], bytes], code: str) -> None:
+    with refuses(code):
+        extensions.read_attestation(legacy_pair(change)[1])
+
+
+def test_n01_refuses_a_legacy_quote_that_is_not_one() -> None:
+    pair = (extensions.TDX_QUOTE, encode_der(b"quote")), (extensions.EVENT_LOG, encode_der(b"[]"))
+    with refuses("tdx.quote.size"):
+        extensions.read_attestation(_with(*pair).extensions)
 
 
 def test_refuses_a_usage_that_is_not_utf8() -> None:
     with pytest.raises(InvalidEvidence) as caught:
-        extensions.read_usage(_with(extensions.USAGE, b"\x04\x01\xff").extensions)
+        extensions.read_usage(_with((extensions.USAGE, b"\x04\x01\xff")).extensions)
     assert caught.value.code == "ratls.extension.encoding"
 
 
@@ -90,7 +154,7 @@ def test_reading_a_standard_extension_as_ours_is_a_mistake_of_the_caller() -> No
 @given(st.binary(max_size=40))
 def test_reading_raises_nothing_but_our_errors(value: bytes) -> None:
     try:
-        content = extensions.read_extension(_with(extensions.ATTESTATION, value), extensions.ATTESTATION)
+        content = extensions.read_extension(_with((extensions.ATTESTATION, value)), extensions.ATTESTATION)
     except InvalidEvidence:
         return
     assert content is not None
@@ -113,9 +177,11 @@ def duplicated() -> x509.Certificate:
     return x509.load_der_x509_certificate(der.replace(arc + b"\x04", arc + b"\x08"))
 
 
-def _with(oid: x509.ObjectIdentifier, value: bytes) -> x509.Certificate:
+def _with(*values: tuple[x509.ObjectIdentifier, bytes]) -> x509.Certificate:
     builder = _builder().public_key(KEY.public_key())
-    return builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False).sign(KEY, SHA256())
+    for oid, value in values:
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
+    return builder.sign(KEY, SHA256())
 
 
 def _builder() -> x509.CertificateBuilder:
