@@ -5,20 +5,26 @@ or misplaced certificate is refused. Names and validity come before a signature,
 """
 
 from collections import OrderedDict
+from itertools import pairwise
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from shared.attestation.anchor import TrustAnchor
 from shared.attestation.certificate import Certificate, anchor_key
-from shared.attestation.trust import NitroAnchors, TrustAnchor
 from shared.errors import InvalidEvidence
+
+if TYPE_CHECKING:
+    from shared.attestation.ak_chain import AkCache
+    from shared.attestation.revocation import ChainLink, RevocationCache
 
 # AWS uses three intermediates (region, zone, instance); each one costs a P-384 verification.
 MAX_INTERMEDIATES = 8
 
-Key = tuple[NitroAnchors, tuple[bytes, ...]]
+Key = tuple[tuple[TrustAnchor, ...], tuple[bytes, ...]]
 ChainT = TypeVar("ChainT", "VerifiedPath", "VerifiedLeaf")
 
 
@@ -55,8 +61,29 @@ class ChainCache:
     """
 
     def __init__(self, size: int = 256) -> None:
+        self._size = size
         self.paths = _Recent[VerifiedPath](size)
         self.leaves = _Recent[VerifiedLeaf](size)
+        self._revocation: RevocationCache | None = None
+        self._attestation_keys: AkCache | None = None
+
+    @property
+    def revocation(self) -> "RevocationCache":
+        """What is remembered of revocation lists, made with the first ones."""
+        if self._revocation is None:
+            from shared.attestation.revocation import RevocationCache  # noqa: PLC0415 - most enclaves have no list
+
+            self._revocation = RevocationCache()
+        return self._revocation
+
+    @property
+    def attestation_keys(self) -> "AkCache":
+        """What is remembered of vTPM keys, made with the first GCP evidence."""
+        if self._attestation_keys is None:
+            from shared.attestation.ak_chain import AkCache  # noqa: PLC0415 - RSA is loaded with it
+
+            self._attestation_keys = AkCache(self._size)
+        return self._attestation_keys
 
 
 class _Recent(Generic[ChainT]):
@@ -91,7 +118,7 @@ def verify_leaf(
     intermediates: tuple[bytes, ...],
     *,
     now: int,
-    anchors: NitroAnchors,
+    anchors: tuple[TrustAnchor, ...],
     cache: ChainCache | None = None,
 ) -> VerifiedLeaf:
     """Verify anchor -> intermediates -> leaf at `now` (unix seconds).
@@ -119,7 +146,7 @@ def _verify_leaf(
     leaf: bytes,
     intermediates: tuple[bytes, ...],
     now: int,
-    anchors: NitroAnchors,
+    anchors: tuple[TrustAnchor, ...],
     paths: _Recent[VerifiedPath] | None,
 ) -> VerifiedLeaf:
     certificate = Certificate.parse(leaf)
@@ -148,7 +175,7 @@ def _verify_leaf(
 
 
 def _verify_path(
-    intermediates: list[Certificate], leaf: Certificate, now: int, anchors: NitroAnchors
+    intermediates: list[Certificate], leaf: Certificate, now: int, anchors: tuple[TrustAnchor, ...]
 ) -> VerifiedPath:
     path = _anchored(intermediates[0] if intermediates else leaf, now, anchors)
     for certificate in intermediates:
@@ -156,14 +183,14 @@ def _verify_path(
     return path
 
 
-def _anchored(first: Certificate, now: int, anchors: NitroAnchors) -> VerifiedPath:
+def _anchored(first: Certificate, now: int, anchors: tuple[TrustAnchor, ...]) -> VerifiedPath:
     """Pick the anchor that issued the first certificate; several anchors may carry one name."""
-    named = [anchor for anchor in anchors.anchors if anchor.subject == first.issuer]
+    named = [anchor for anchor in anchors if anchor.subject == first.issuer]
     if not named:
         raise InvalidEvidence(
             "nitro.chain.anchor",
             f"certificate {first.name!r} is issued under no trust anchor, "
-            f"expected one of {', '.join(anchor.name for anchor in anchors.anchors)}",
+            f"expected one of {', '.join(anchor.name for anchor in anchors)}",
         )
     # The one that verifies; when none does the last is reported, by its signature, in the next step.
     anchor = next((a for a in named[:-1] if first.is_signed_by(anchor_key(a.spki))), named[-1])
@@ -229,3 +256,34 @@ def _check_usage(certificate: Certificate, *, client_auth: bool) -> None:
             "nitro.chain.eku",
             f"certificate {certificate.name!r} has an extended key usage without client authentication",
         )
+
+
+def issued_links(
+    leaf: bytes, intermediates: tuple[bytes, ...], anchor: TrustAnchor
+) -> "tuple[ChainLink, ...]":
+    """Return who issued each certificate of a verified chain, leaf first; `anchor` is the one above it."""
+    from shared.attestation.revocation import ChainLink  # noqa: PLC0415 - see above
+
+    certificates = [Certificate.parse(der) for der in (leaf, *reversed(intermediates))]
+    links = [
+        ChainLink(
+            certificate=certificate.x509,
+            issuer=certificate.issuer,
+            issuer_spki=issuer.spki,
+            issuer_key=issuer.key(),
+            issuer_name=issuer.name,
+            signs_lists=issuer.x509.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
+        )
+        for certificate, issuer in pairwise(certificates)
+    ]
+    links.append(
+        ChainLink(
+            certificate=certificates[-1].x509,
+            issuer=anchor.subject,
+            issuer_spki=anchor.spki,
+            issuer_key=anchor_key(anchor.spki),
+            issuer_name=anchor.name,
+            signs_lists=True,
+        )
+    )
+    return tuple(links)
