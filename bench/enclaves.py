@@ -27,7 +27,7 @@ from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from shared.attestation.identity import boot_info
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import verify_attestation
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
@@ -65,7 +65,7 @@ class Kms:
 
     def __init__(self) -> None:
         authority = SimulatedAuthority.create()
-        self.anchors = NitroAnchors.production().with_extra(authority.root_pem)
+        self.anchors = TrustAnchors.production().with_extra(authority.root_pem)
         self._app = Nsm(SimulatedNsm(_registers(2), authority))
         nsm = Nsm(SimulatedNsm(_registers(1), authority))
         attestor = NitroAttestor(nsm, None)

@@ -3,50 +3,38 @@
 import json
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 import msgspec
 
-from shared.attestation.cose import MAX_COSE
-from shared.attestation.envelope import MAX_ENVELOPE, Attestation, NitroEnclaveQuote, decode_envelope
-from shared.attestation.identity import app_info, check_image, os_image_hash_of
-from shared.attestation.nitro import NitroDocument, parse_document
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verdict import Status, Verdict
-from shared.attestation.verify import verify_attestation, verify_bare_document
-from shared.errors import ConfigError, DstackError, ExitCode, InvalidEvidence
+from cli.evidence_file import MAX_INPUT, EvidenceFile, read_evidence
+from cli.verify_hints import hint_for
+from shared.attestation.bare import verify_bare_document, verify_bare_quote
+from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
+from shared.attestation.envelope import Attestation, NitroEnclaveQuote, NitroTpmQuote, TdxQuote
+from shared.attestation.identity import info_of
+from shared.attestation.image import check_image, os_image_hash_of
+from shared.attestation.nitro import parse_document
+from shared.attestation.policy import DEFAULT_POLICY, Policy, parse_policy
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verdict import Verdict
+from shared.attestation.verify import VerifiedAttestation, verify_attestation
+from shared.errors import ConfigError, DstackError, ExitCode, UnavailableError
+from shared.hex import decode_hex
 
-# Hex doubles the size, and a text file may end lines.
-MAX_INPUT = 2 * MAX_ENVELOPE + 4096
-_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+if TYPE_CHECKING:  # dcap-qvl is heavy
+    from shared.attestation.gcp import VerifiedGcp
+    from shared.attestation.nitro import VerifiedNitroDocument
+    from shared.attestation.tdx import VerifiedTdx
 
-_AT_ITS_TIME = "judge it at its own time with --at {made_at}"
-_DAMAGED = "get the evidence from the enclave again"
-
-# What to change, by the longest matching prefix of the refusal's code.
-_HINTS = {
-    "nitro.stale": f"ask the enclave for a fresh document, or {_AT_ITS_TIME}",
-    "nitro.future": f"check this machine's clock, or {_AT_ITS_TIME}",
-    "nitro.chain.anchor": "evidence of a simulated enclave needs --trust-anchor with its root.pem",
-    "nitro.chain.signature": f"the certificates do not belong together, by damage or by forgery: {_DAMAGED}",
-    "nitro.chain.expired": f"ask the enclave for a fresh document, or {_AT_ITS_TIME}",
-    "nitro.chain": f"this is no certificate chain that an NSM makes: {_DAMAGED}",
-    "nitro.debug": "run the enclave without debug mode: a debug enclave cannot be attested",
-    "nitro.user_data": f"report_data of the envelope belongs to another document: {_DAMAGED}",
-    "identity.os_image": "the config names another image: rebuild the envelope around this document",
-    "identity": f"the envelope's config or events were altered: {_DAMAGED}",
-    "cose.signature": f"the document was altered after it was signed: {_DAMAGED}",
-    "envelope.version.unsupported": "ask the guest for a version 0 envelope (version-1 event logs only)",
-    "attestation.platform": "only Nitro enclave evidence is verified by this release",
-    "": "the file is damaged or no evidence: pass an envelope, a Nitro document, or hex of either",
-}
+Gather = Callable[[Attestation, int], Endorsements]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run found. `made_at` and `judged_at` are unix seconds."""
+    """What one run found. `made_at` and `judged_at` are unix seconds, `registers` hex by name."""
 
     is_valid: bool
     kind: str
@@ -58,9 +46,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     report_data: str | None = None
     module_id: str | None = None
-    pcrs: dict[str, str] = {}
+    registers: dict[str, str] = {}
     app_info: dict[str, Any] | None = None
     verdict: Verdict | None = None
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -69,145 +60,243 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--trust-anchor",
     "trust_anchors",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_FILE,
     multiple=True,
     metavar="PEM",
     help="Also trust this root; what it signed is reported as simulated. May be repeated.",
 )
+@click.option(
+    "--collateral", type=_FILE, metavar="FILE", help="Collateral object or bundle; fetch nothing else."
+)
+@click.option("--policy", "policy_file", type=_FILE, metavar="FILE", help="Policy file (TOML).")
+@click.option("--report-data", metavar="HEX", help="Refuse evidence that does not carry these 64 bytes.")
+@click.option("--offline", is_flag=True, help="Fetch nothing.")
+@click.option(
+    "--pccs", metavar="URL", default="", help="Collateral service to ask instead of the default ones."
+)
+@click.option(
+    "--save-collateral",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write what was used as a bundle, so that --collateral can judge again without the network.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(file: BinaryIO, at: int | None, trust_anchors: tuple[Path, ...], *, as_json: bool) -> None:
-    """Verify evidence: an attestation envelope, a bare Nitro document, or hex of either.
+def verify(  # noqa: PLR0913 - click passes each option by its name
+    file: BinaryIO,
+    at: int | None,
+    trust_anchors: tuple[Path, ...],
+    collateral: Path | None,
+    policy_file: Path | None,
+    report_data: str | None,
+    pccs: str,
+    save_collateral: Path | None,
+    *,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Verify evidence, whatever form it comes in.
 
-    FILE may be - for standard input. Exit codes: 0 verified, 3 refused, 2 usage.
+    FILE is an attestation envelope, a Nitro document, a TDX quote, a verifier request, an RA-TLS certificate,
+    or hex of one; it may be - for standard input. Nitro evidence needs no network; TDX needs Intel's
+    collateral, which is fetched unless it is given. Exit codes: 0 verified, 3 refused, 2 usage, 1 the network
+    failed.
     """
-    anchors = NitroAnchors.production()
+    anchors = TrustAnchors.production()
     for path in trust_anchors:
         anchors = anchors.with_extra(path.read_bytes())
-    report = judge(_read(file), now=int(time.time()) if at is None else at, anchors=anchors)
+    policy = parse_policy(policy_file.read_bytes()) if policy_file else DEFAULT_POLICY
+    expected = None if report_data is None else _report_data(report_data)
+    gather = _gatherer(
+        collateral,
+        anchors,
+        policy,
+        pccs=pccs,
+        offline=offline or collateral is not None,
+        external=bool(trust_anchors),
+        save=save_collateral,
+    )
+    judged_at = int(time.time()) if at is None else at
+    report = judge(
+        file.read(MAX_INPUT + 1),
+        now=judged_at,
+        anchors=anchors,
+        policy=policy,
+        gather=gather,
+        report_data=expected,
+    )
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
     else:
-        _print(report, at_given=at is not None)
+        from cli.verify_output import print_report  # noqa: PLC0415 - loading rich takes longer than verifying
+
+        print_report(report, at_given=at is not None)
     sys.exit(ExitCode.OK if report.is_valid else ExitCode.REFUSED)
 
 
-def judge(data: bytes, *, now: int, anchors: NitroAnchors) -> Report:
-    """Verify evidence at `now`; a refusal is a report too."""
-    kind, document = "unknown", None
-    try:
-        data = _unhexed(data)
-        if _is_cose(data):
-            kind = "nitro-document"
-            document = parse_document(data)
-            bare = verify_bare_document(data, now=now, anchors=anchors)
-            return _verified(kind, document, bare.verdict, None)
-        kind = "envelope"
-        attestation = decode_envelope(data)
-        if isinstance(attestation.quote, NitroEnclaveQuote):
-            document = parse_document(attestation.quote.nsm_quote)
-        verified = check_image(verify_attestation(attestation, now=now, anchors=anchors))
-        info = app_info(verified).to_json()
-        return _verified(kind, verified.document, verified.verdict, attestation, info)
-    except InvalidEvidence as error:
-        return _refused(kind, document, now, error)
-
-
-def _verified(
-    kind: str,
-    document: NitroDocument,
-    verdict: Verdict,
-    attestation: Attestation | None,
-    info: dict[str, Any] | None = None,
+def judge(
+    data: bytes,
+    *,
+    now: int,
+    anchors: TrustAnchors,
+    policy: Policy = DEFAULT_POLICY,
+    gather: Gather = lambda _attestation, _now: NO_ENDORSEMENTS,
+    report_data: bytes | None = None,
 ) -> Report:
-    data = attestation.report_data if attestation else document.user_data
+    """Verify evidence at `now` (unix seconds); a refusal is a report too.
+
+    Raises `ConfigError` and `UnavailableError`: what is wrong there is not the evidence.
+    """
+    kind, made_at = "unknown", None
+    try:
+        evidence = read_evidence(data)
+        kind, made_at = evidence.kind, _made_at(evidence)
+        if evidence.attestation is None:
+            return _bare(evidence, now, anchors, policy, gather, report_data)
+        expected = evidence.report_data if report_data is None else report_data
+        verified = verify_attestation(
+            evidence.attestation,
+            now=now,
+            anchors=anchors,
+            policy=policy,
+            endorsements=gather(evidence.attestation, now),
+            report_data=expected,
+        )
+        return _verified(kind, check_image(verified))
+    except (ConfigError, UnavailableError):
+        raise
+    except DstackError as error:
+        return Report(
+            is_valid=False,
+            kind=kind,
+            judged_at=now,
+            made_at=made_at,
+            code=error.code,
+            reason=error.message,
+            hint=hint_for(error.code, made_at),
+        )
+
+
+def _made_at(evidence: EvidenceFile) -> int | None:
+    """Return the time that a Nitro document names, before anything is verified: only a hint uses it."""
+    document = evidence.bare if evidence.kind == "nitro-document" else None
+    if evidence.attestation is not None and isinstance(evidence.attestation.quote, NitroEnclaveQuote):
+        document = evidence.attestation.quote.nsm_quote
+    return None if document is None else parse_document(document).timestamp
+
+
+def _verified(kind: str, checked: VerifiedAttestation) -> Report:
+    registers, module_id = _registers(checked)
     return Report(
         is_valid=True,
         kind=kind,
+        simulated=checked.verdict.simulated,
+        judged_at=checked.verdict.verified_at,
+        made_at=checked.verdict.made_at,
+        report_data=checked.attestation.report_data.hex(),
+        module_id=module_id,
+        registers=registers,
+        app_info=info_of(checked).to_json(),
+        verdict=checked.verdict,
+    )
+
+
+def _bare(
+    evidence: EvidenceFile,
+    now: int,
+    anchors: TrustAnchors,
+    policy: Policy,
+    gather: Gather,
+    report_data: bytes | None,
+) -> Report:
+    if evidence.kind == "nitro-document":
+        bare = verify_bare_document(
+            evidence.bare, now=now, anchors=anchors, policy=policy, report_data=report_data
+        )
+        document = bare.nitro.document
+        data, registers, module_id = document.user_data, _pcrs(document.pcrs), document.module_id
+        verdict = bare.verdict
+        info: dict[str, Any] | None = {"os_image_hash": os_image_hash_of(document.pcrs).hex()}
+    else:
+        unread = Attestation(TdxQuote(evidence.bare, ()), (), bytes(64), "")
+        quote = verify_bare_quote(
+            evidence.bare,
+            now=now,
+            anchors=anchors,
+            policy=policy,
+            endorsements=gather(unread, now),
+            report_data=report_data,
+        )
+        data, registers, module_id = quote.tdx.quote.report.report_data, _tdx_registers(quote.tdx), None
+        verdict, info = quote.verdict, None
+    return Report(
+        is_valid=True,
+        kind=evidence.kind,
         simulated=verdict.simulated,
-        judged_at=verdict.verified_at,
+        judged_at=now,
         made_at=verdict.made_at,
-        report_data=data.hex() if data is not None else None,
-        module_id=document.module_id,
-        pcrs={str(index): value.hex() for index, value in sorted(document.pcrs.items()) if any(value)},
-        app_info=info or {"os_image_hash": os_image_hash_of(document.pcrs).hex()},
+        report_data=None if data is None else data.hex(),
+        module_id=module_id,
+        registers=registers,
+        app_info=info,
         verdict=verdict,
     )
 
 
-def _refused(kind: str, document: NitroDocument | None, now: int, error: DstackError) -> Report:
-    prefix = max((p for p in _HINTS if error.code.startswith(p)), key=len)
-    made_at = document.timestamp if document else None
-    return Report(
-        is_valid=False,
-        kind=kind,
-        judged_at=now,
-        made_at=made_at,
-        code=error.code,
-        reason=error.message,
-        hint=_HINTS[prefix].format(made_at=made_at),
-    )
+def _registers(checked: VerifiedAttestation) -> tuple[dict[str, str], str | None]:
+    """Return the signed registers by name, and the module that signed them on AWS."""
+    match checked.attestation.quote:
+        case NitroEnclaveQuote() | NitroTpmQuote():
+            document = cast("VerifiedNitroDocument", checked.evidence).document
+            return _pcrs(document.pcrs), document.module_id
+        case TdxQuote():
+            return _tdx_registers(cast("VerifiedTdx", checked.evidence)), None
+        case _:
+            gcp = cast("VerifiedGcp", checked.evidence)
+            return {**_tdx_registers(gcp.tdx), **_pcrs(gcp.pcrs)}, None
 
 
-def _read(file: BinaryIO) -> bytes:
-    data = file.read(MAX_INPUT + 1)
-    if len(data) > MAX_INPUT:
-        raise ConfigError("verify.file.size", f"file is larger than {MAX_INPUT} bytes, no evidence is")
-    return data
+def _tdx_registers(tdx: "VerifiedTdx") -> dict[str, str]:
+    report = tdx.quote.report
+    registers = {"MRTD": report.mrtd.hex(), "MRCONFIGID": report.mr_config_id.hex()}
+    return registers | {f"RTMR{index}": value.hex() for index, value in enumerate(report.rtmrs)}
 
 
-def _unhexed(data: bytes) -> bytes:
-    """Return the bytes that hex text stands for, or the data as it is when it is not hex."""
-    digits = b"".join(data.split()).removeprefix(b"0x")
-    if digits and len(digits) % 2 == 0 and _HEX_DIGITS.issuperset(digits):
-        return bytes.fromhex(digits.decode())
-    return data
+def _pcrs(pcrs: dict[int, bytes]) -> dict[str, str]:
+    return {f"PCR{index}": value.hex() for index, value in sorted(pcrs.items()) if any(value)}
 
 
-def _is_cose(data: bytes) -> bool:
-    """Tell a COSE_Sign1 (an array of four, or tag 18) from an envelope, whose version 1 is a map of three."""
-    return data[:1] in (b"\x84", b"\xd2") and len(data) <= MAX_COSE
+def _report_data(text: str) -> bytes:
+    try:
+        return decode_hex(text, what="--report-data", length=64)
+    except DstackError as error:
+        raise ConfigError("verify.report_data", error.message) from error
 
 
-def _print(report: Report, *, at_given: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - loading rich takes longer than verifying
-    from rich.table import Table  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
+def _gatherer(
+    collateral: Path | None,
+    anchors: TrustAnchors,
+    policy: Policy,
+    *,
+    pccs: str,
+    offline: bool,
+    external: bool,
+    save: Path | None,
+) -> Gather:
+    """Return what finds the endorsements: a file, the network, or nothing for evidence that needs none."""
 
-    console = Console(highlight=False, soft_wrap=True)
-    verdict = report.verdict
-    if verdict is None:
-        console.print(Text.assemble(("REFUSED", "bold red"), f"  {report.reason} [{report.code}]"))
-        console.print(Text(f"hint: {report.hint}"))
-        return
-    when = _when(report.judged_at) + (" (--at)" if at_given else "")
-    title = Text.assemble(("VERIFIED", "bold green"), f"  {verdict.platform}, judged at {when}")
-    if report.simulated:
-        title.append("  SIMULATED: the anchor is not AWS's root", "bold yellow")
-    console.print(title)
-    for name, value in _facts(report, verdict):
-        console.print(Text(f"  {name:<14} {value}"))
-    lanes = Table("lane", "status", "why", box=None)
-    style = {Status.VERIFIED: "green", Status.SELF_ASSERTED: "yellow"}
-    for lane in verdict.lanes:
-        lanes.add_row(lane.name, Text(lane.status.value, style.get(lane.status, "dim")), Text(lane.reason))
-    console.print(lanes)
+    def gather(attestation: Attestation, now: int) -> Endorsements:
+        # PLC0415: these load dcap-qvl, sockets and TLS, which Nitro evidence does not need
+        from shared.attestation.collateral import bundle_json, parse_bundle  # noqa: PLC0415
 
+        bundle = parse_bundle(collateral.read_bytes()) if collateral else NO_ENDORSEMENTS
+        if isinstance(attestation.quote, NitroEnclaveQuote | NitroTpmQuote):
+            return bundle
+        from functions.verify.sources import endorsement_source  # noqa: PLC0415
 
-def _facts(report: Report, verdict: Verdict) -> list[tuple[str, str]]:
-    info = report.app_info or {}
-    facts = [
-        ("anchor", f"{', '.join(verdict.anchors)}{' (simulated)' if report.simulated else ''}"),
-        ("made at", f"{_when(verdict.made_at)}, {report.judged_at - verdict.made_at} s before"),
-        ("module_id", ascii(report.module_id)[1:-1]),
-        ("report_data", report.report_data or "none"),
-        *((f"PCR{index}", value) for index, value in report.pcrs.items()),
-    ]
-    for name in ("os_image_hash", "compose_hash", "mr_aggregated", "device_id", "app_id"):
-        if info.get(name):
-            label = " (self-asserted)" if name in info.get("self_asserted", ()) else ""
-            facts.append((name, f"{info[name]}{label}"))
-    return facts
+        source = endorsement_source(bundle=bundle, pccs_url=pccs, offline=offline, external=external)
+        found = source.gather(attestation, anchors=anchors, policy=policy, now=now)
+        if save is not None:
+            save.write_text(bundle_json(found))
+        return found
 
-
-def _when(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return gather

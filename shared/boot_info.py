@@ -6,7 +6,11 @@ It is the one structure that crosses from attestation to the chain, so it import
 import msgspec
 
 # How BootInfo, a verdict and a policy name the platform.
+TDX = "dstack-tdx"
+GCP_TDX = "dstack-gcp-tdx"
 NITRO_ENCLAVE = "dstack-nitro-enclave"
+SEV_SNP = "dstack-amd-sev-snp"
+AWS_NITRO_TPM = "dstack-aws-nitro-tpm"
 
 
 class BootInfo(msgspec.Struct, frozen=True, kw_only=True):

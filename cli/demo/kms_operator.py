@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cli.demo.answers import decode_answer, unreadable
 from shared.attestation.identity import app_info
 from shared.attestation.report_data import bootstrap_report_data
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.errors import InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
@@ -67,7 +67,7 @@ class KmsOperator:
     """Talks to one KMS at `address`, (host, port). Believes nothing that evidence does not carry."""
 
     def __init__(
-        self, http: HttpClient, address: tuple[str, int], anchors: NitroAnchors, now: Callable[[], int]
+        self, http: HttpClient, address: tuple[str, int], anchors: TrustAnchors, now: Callable[[], int]
     ) -> None:
         self._http = http
         self._host, self._port = address

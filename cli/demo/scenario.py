@@ -22,7 +22,7 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
 from shared.attestation.identity import app_info
 from shared.attestation.report_data import deploy_challenge
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.errors import DstackError, ExitCode, InvalidEvidence, PolicyDenied, ProtocolError
 from shared.hex import decode_hex
@@ -94,7 +94,7 @@ class Scenario:
     def _start_authority(self, processes: ProcessGroup) -> Enclaves:
         with self.narrator.step("hardware (simulated)") as step:
             enclaves = Enclaves(processes, self._work)
-            self._anchors = NitroAnchors.production().with_extra(enclaves.simulated_root)
+            self._anchors = TrustAnchors.production().with_extra(enclaves.simulated_root)
             step.say("made a throw-away attestation root; real verifiers refuse everything signed under it")
         return enclaves
 

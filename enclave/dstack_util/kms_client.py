@@ -1,6 +1,5 @@
 """A client of one pinned, attested KMS. Every connection repeats every check of the server."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -11,8 +10,7 @@ from google.protobuf.message import Message
 
 from enclave.dstack_util.enclave_config import EnclaveConfig
 from enclave.platform import Platform
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verify import verify_attestation
+from enclave.tee.peers import PeerVerifier
 from shared.errors import ConfigError, PolicyDenied, ProtocolError
 from shared.net.attested_client import AttestedConnection
 from shared.ratls.peer import check_kms_certificate, ratls_report_data
@@ -41,9 +39,7 @@ class KmsClient:
     would be believed.
     """
 
-    def __init__(
-        self, platform: Platform, config: EnclaveConfig, anchors: NitroAnchors, now: Callable[[], int]
-    ) -> None:
+    def __init__(self, platform: Platform, config: EnclaveConfig, verifier: PeerVerifier) -> None:
         if not config.kms.root_ca:
             raise ConfigError(
                 "get_keys.root_pin", "the image pins no kms.root_ca, so no KMS can be told apart"
@@ -52,14 +48,14 @@ class KmsClient:
         self._host, self._port = config.kms.endpoint()
         self._base = config.kms.base_path()
         self._dialer = platform.dialer()
-        self._anchors = anchors
-        self._now = now
+        self._verifier = verifier
 
     def check_server(self, leaf_der: bytes) -> None:
         """Refuse a server that is not an attested KMS under the pinned root (spec kms section 4.7)."""
-        now = self._now()
-        envelope = check_kms_certificate(leaf_der, root_ca_pem=self.root_pem, hostname=self._host, now=now)
-        verify_attestation(envelope, now=now, anchors=self._anchors, report_data=ratls_report_data(leaf_der))
+        envelope = check_kms_certificate(
+            leaf_der, root_ca_pem=self.root_pem, hostname=self._host, now=self._verifier.now()
+        )
+        self._verifier.verify(envelope, ratls_report_data(leaf_der))
 
     def call(
         self,

@@ -9,7 +9,9 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.lambda_event import http_answer, read_event
-from functions.verify.service import CONTENT_TYPE, VerifyService, anchors_from
+from functions.verify.assembly import service_from
+from functions.verify.service import CONTENT_TYPE, VerifyService
+from functions.verify.settings import parse_settings
 
 logger = Logger(service="dstack-verifier")
 
@@ -17,7 +19,7 @@ logger = Logger(service="dstack-verifier")
 @cache
 def service() -> VerifyService:
     """Return the service of this environment, made at the first request and kept with its intermediates."""
-    return VerifyService(anchors_from(os.environ))
+    return service_from(parse_settings(b"", os.environ))
 
 
 @logger.inject_lambda_context(clear_state=True)

@@ -7,13 +7,15 @@ from functools import cache
 import functions_framework
 from flask import Request, Response
 
-from functions.verify.service import CONTENT_TYPE, MAX_BODY, VerifyService, anchors_from
+from functions.verify.assembly import service_from
+from functions.verify.service import CONTENT_TYPE, MAX_BODY, VerifyService
+from functions.verify.settings import parse_settings
 
 
 @cache
 def service() -> VerifyService:
     """Return the service of this environment, made at the first request and kept with its intermediates."""
-    return VerifyService(anchors_from(os.environ))
+    return service_from(parse_settings(b"", os.environ))
 
 
 @functions_framework.http

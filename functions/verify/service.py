@@ -4,40 +4,68 @@ The answer is for people and dashboards: whoever acts on evidence verifies it in
 is a normal answer (HTTP 200, `is_valid` false); only a body that is no request is an HTTP error.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 
-from shared.attestation.chain import ChainCache
-from shared.attestation.envelope import decode_envelope
-from shared.attestation.identity import app_info, boot_info, check_image
-from shared.attestation.nitro import NitroPolicy
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verdict import Verdict
-from shared.attestation.verify import verify_attestation
-from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError
+from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
+from shared.attestation.envelope import Attestation, decode_envelope
+from shared.attestation.identity import boot_info, info_of
+from shared.attestation.image import check_image, claimed_config
+from shared.attestation.legacy_request import attestation_of_quote
+from shared.attestation.policy import DEFAULT_POLICY, Policy
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verdict import Status, Verdict
+from shared.attestation.verify import VerifiedAttestation, VerifierCache, verify_attestation
+from shared.boot_info import TDX
+from shared.errors import DstackError, InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
 
 # What upstream's web framework reads of a JSON body.
 MAX_BODY = 1024 * 1024
 CONTENT_TYPE = "application/json"
 HEALTH = b'{"status":"ok","service":"dstack-verifier"}'
-HTTP_STATUS = {"verify.body.size": 413, "verify.body.syntax": 400, "verify.body.field": 422}
+HTTP_STATUS = {
+    "verify.body.size": 413,
+    "verify.body.syntax": 400,
+    "verify.body.field": 422,
+    "verify.body.override": 422,
+}
 
-_ENV_ALLOW_EXTERNAL = "DSTACK_VERIFIER_ATTESTATION__INSECURE_ALLOW_EXTERNAL_TRUST_ANCHORS"
-_ENV_NITRO_ROOT = "DSTACK_VERIFIER_ATTESTATION__ROOT_CA__AWS_NITRO_ENCLAVE"
+Gather = Callable[[Attestation, int], Endorsements]
+"""Fetches what an attestation's verification needs, at a time in unix seconds."""
+
+
+class OsImage(Protocol):
+    """A downloaded image whose checksums hash to its name."""
+
+    @property
+    def is_dev(self) -> bool | None:
+        """Whether it is a development image, where its metadata say so."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """Its version."""
+        ...
 
 
 class VerifyRequest(msgspec.Struct, frozen=True):
-    """The body. With `attestation` present the next three are ignored, and unknown fields always are."""
+    """The body. With `attestation` present the next three are ignored, and unknown fields always are.
+
+    Ours: `expected_report_data` (hex, compared), and `now` (unix seconds) with `collateral` (an object of
+    endorsements) for audits, where the settings allow them.
+    """
 
     attestation: str | None = None
     quote: str | None = None
     event_log: str | None = None
     vm_config: str | None = None
     debug: bool | None = None
+    expected_report_data: str | None = None
+    now: int | None = None
+    collateral: msgspec.Raw | None = None
 
 
 class Details(msgspec.Struct):
@@ -76,12 +104,27 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class VerifyService:
-    """Verifies requests under fixed anchors; intermediates are remembered between requests."""
+    """Verifies requests under fixed anchors and policy; remembers chains and collateral between requests.
 
-    def __init__(self, anchors: NitroAnchors, policy: NitroPolicy | None = None) -> None:
+    `gather` fetches endorsements, None verifies with none. `os_image` downloads and checks an image by its
+    hash, None downloads nothing. `overrides` lets a request bring its own time and collateral.
+    """
+
+    def __init__(
+        self,
+        anchors: TrustAnchors,
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        gather: Gather | None = None,
+        os_image: Callable[[bytes], OsImage] | None = None,
+        overrides: bool = False,
+    ) -> None:
         self._anchors = anchors
-        self._policy = policy or NitroPolicy()
-        self._chains = ChainCache()
+        self._policy = policy
+        self._gather = gather
+        self._os_image = os_image
+        self._overrides = overrides
+        self._cache = VerifierCache()
 
     def handle(self, method: str, path: str, body: bytes, now: int) -> Answer:
         """Answer one request at `now` (unix seconds): `GET /health` or `POST /verify`."""
@@ -105,34 +148,65 @@ class VerifyService:
         return msgspec.json.encode(self.verify(parse_request(body), now))
 
     def verify(self, request: VerifyRequest, now: int) -> VerifyResponse:
-        """Verify in upstream's order: decode, evidence, image, app info. Flags set before a failure stay."""
-        details = Details()
-        response = VerifyResponse(is_valid=False, details=details)
+        """Verify in upstream's order: decode, evidence, image, app info. Flags set before a failure stay.
+
+        Raises `ProtocolError("verify.body.override")` for a `now` or `collateral` that is not allowed.
+        """
+        if (request.now is not None or request.collateral is not None) and not self._overrides:
+            raise ProtocolError(
+                "verify.body.override", "this verifier takes neither now nor collateral from a request"
+            )
+        now = now if request.now is None else request.now
+        response = VerifyResponse(is_valid=False, details=Details())
         stage = "Internal error: {0}"
         try:
-            attestation = decode_envelope(_envelope(request))
+            attestation = _attestation(request)
             stage = "Quote verification failed: {0}"
-            verified = verify_attestation(
-                attestation, now=now, anchors=self._anchors, policy=self._policy, chain_cache=self._chains
-            )
-            response.verdict = verified.verdict
-            details.quote_verified = True
-            details.tee_variant = attestation.tee_variant
-            details.report_data = attestation.report_data.hex()
+            verified = self._verify(attestation, request, now)
+            _tell_evidence(response, verified)
             stage = "OS image hash verification failed: {0}"
+            self._tell_image(response.details, verified)
             verified = check_image(verified)
             response.verdict = verified.verdict
-            details.os_image_hash_verified = True
+            response.details.os_image_hash_verified = (
+                verified.verdict.lanes.os_image.status is Status.VERIFIED
+            )
             stage = "Event log verification failed: {0}"
-            details.app_info = app_info(verified).to_json()
-            details.event_log_verified = True
-            details.boot_info = boot_info(verified).to_wire()
+            _tell_identity(response.details, verified)
         except DstackError as error:
             response.code = error.code
             response.reason = stage.format(_upstream_text(error))
         else:
             response.is_valid = True
         return response
+
+    def _verify(self, attestation: Attestation, request: VerifyRequest, now: int) -> VerifiedAttestation:
+        expected = request.expected_report_data
+        return verify_attestation(
+            attestation,
+            now=now,
+            anchors=self._anchors,
+            policy=self._policy,
+            endorsements=self._endorsements(attestation, request, now),
+            report_data=None if expected is None else bytes.fromhex(expected),
+            cache=self._cache,
+        )
+
+    def _endorsements(self, attestation: Attestation, request: VerifyRequest, now: int) -> Endorsements:
+        if request.collateral is not None:
+            from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - for audits alone
+
+            return parse_bundle(bytes(request.collateral))
+        return NO_ENDORSEMENTS if self._gather is None else self._gather(attestation, now)
+
+    def _tell_image(self, details: Details, verified: VerifiedAttestation) -> None:
+        """Download a legacy TDX image, for what its metadata say; its registers cannot be recomputed here."""
+        if self._os_image is None or verified.attestation.tee_variant != TDX:
+            return
+        config = claimed_config(verified.attestation)
+        if config.tdx_attestation_variant == "legacy" and config.os_image_hash:
+            image = self._os_image(config.os_image_hash)
+            details.os_image_is_dev, details.os_image_version = image.is_dev, image.version
 
 
 def parse_request(body: bytes) -> VerifyRequest:
@@ -149,7 +223,8 @@ def parse_request(body: bytes) -> VerifyRequest:
         raise ProtocolError("verify.body.field", f"body is not a verify request: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("verify.body.syntax", "body is not json") from error
-    for name, text in (("attestation", request.attestation), ("quote", request.quote)):
+    for name in ("attestation", "quote", "expected_report_data"):
+        text = getattr(request, name)
         if text is not None:
             try:
                 decode_hex(text, what=name, prefix=False)
@@ -158,40 +233,49 @@ def parse_request(body: bytes) -> VerifyRequest:
     return request
 
 
-def anchors_from(environment: Mapping[str, str]) -> NitroAnchors:
-    """Return the production anchors, and the PEM file that upstream's two settings name together.
-
-    Raises `ConfigError`: `verify.anchors.flag` for a root without the flag that admits it,
-    `verify.anchors.file`, `trust.anchor.*`.
-    """
-    path = environment.get(_ENV_NITRO_ROOT)
-    if not path:
-        return NitroAnchors.production()
-    if environment.get(_ENV_ALLOW_EXTERNAL, "").lower() != "true":
-        raise ConfigError(
-            "verify.anchors.flag", f"{_ENV_NITRO_ROOT} is set, {_ENV_ALLOW_EXTERNAL} is not true"
-        )
-    try:
-        pem = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            "verify.anchors.file", f"cannot read trust anchor {path}: {error.strerror}"
-        ) from error
-    return NitroAnchors.production().with_extra(pem)
-
-
-def _envelope(request: VerifyRequest) -> bytes:
+def _attestation(request: VerifyRequest) -> Attestation:
     if request.attestation is not None:
-        return bytes.fromhex(request.attestation)
+        return decode_envelope(bytes.fromhex(request.attestation))
     if request.quote is None:
         raise InvalidEvidence("verify.quote.missing", "Quote is required")
     if request.event_log is None:
         raise InvalidEvidence("verify.event_log.missing", "Event log is required")
-    raise InvalidEvidence(
-        "attestation.platform.unsupported", "evidence is a bare tdx quote, expected an envelope"
-    )
+    return attestation_of_quote(bytes.fromhex(request.quote), request.event_log, request.vm_config or "")
+
+
+def _tell_evidence(response: VerifyResponse, verified: VerifiedAttestation) -> None:
+    verdict = verified.verdict
+    response.verdict = verdict
+    response.details.quote_verified = True
+    response.details.tee_variant = verdict.platform
+    response.details.report_data = verified.attestation.report_data.hex()
+    response.details.tcb_status = verdict.tcb_status or None
+    response.details.advisory_ids = verdict.advisory_ids
+
+
+def _tell_identity(details: Details, checked: VerifiedAttestation) -> None:
+    info = info_of(checked)
+    details.app_info = info.to_json()
+    details.event_log_verified = True
+    details.key_provider = _key_provider(info.key_provider_info)
+    if details.os_image_hash_verified:
+        details.boot_info = boot_info(checked).to_wire()
+
+
+class _KeyProvider(msgspec.Struct, frozen=True):
+    name: str
+    id: str
+
+
+def _key_provider(payload: bytes) -> dict[str, str] | None:
+    """Return the recorded key provider; a payload of another shape is the guest's own matter."""
+    try:
+        return msgspec.structs.asdict(msgspec.json.decode(payload, type=_KeyProvider)) if payload else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _upstream_text(error: DstackError) -> str:
     """Return upstream's text, spelt as there, for an undecodable envelope (`code` says why), else our own."""
-    return "Failed to decode attestaion" if error.code.startswith(("envelope.", "scale.")) else error.message
+    undecodable = error.code.startswith(("envelope.", "scale.", "msgpack."))
+    return "Failed to decode attestaion" if undecodable else error.message

@@ -1,38 +1,42 @@
-"""Who verified evidence belongs to: app info, boot info, image check (spec attestation 6, kms 6.3, 7).
+"""Who verified evidence belongs to: app info and boot info (spec attestation 6, kms 6.3, 7).
 
-Only Nitro so far. There the image is the identity: compose_hash, mr_system and mr_aggregated are the hash of
-PCR0 to PCR2, and every runtime event is the attester's own claim.
+On Nitro enclaves the image is the identity: compose_hash, mr_system and mr_aggregated are the hash of PCR0 to
+PCR2, and every runtime event is the attester's own claim. Elsewhere the guest's measured events name the app.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from shared.attestation.nitro import IMAGE_PCRS
-from shared.attestation.verdict import Lane, Status
+from shared.attestation.envelope import GcpTdxQuote, NitroEnclaveQuote, TdxQuote
+from shared.attestation.event_log import replay
+from shared.attestation.image import check_image, claimed_config, os_image_hash_of
+from shared.attestation.nitro import VerifiedNitroDocument
+from shared.attestation.verdict import Status
 from shared.attestation.verify import VerifiedAttestation
-from shared.boot_info import BootInfo
+from shared.boot_info import AWS_NITRO_TPM, BootInfo
 from shared.errors import InvalidEvidence
 
-APP_ID_LENGTH = 20
-IMAGE_HASH_LENGTH = 32
-# A vm_config with measurement documents has a few KiB.
-MAX_VM_CONFIG = 64 * 1024
+if TYPE_CHECKING:  # these modules are loaded with their first evidence
+    from shared.attestation.gcp import VerifiedGcp
+    from shared.attestation.nitro_tpm import VerifiedNitroTpm
+    from shared.attestation.tdx import VerifiedTdx
 
-_APP_ID = "app-id"
-_SYSTEM_READY = "system-ready"
+BOOT_PCRS = (4, 7, 12)
+"""NitroTPM's registers of what booted."""
 
-
-class VmConfig(msgspec.Struct, frozen=True):
-    """The one field of upstream's vm_config that a Nitro enclave uses; upstream ignores others, so do we."""
-
-    os_image_hash: str = ""
+_NO_KEY_PROVIDER = bytes(32)
+# Upstream's word for evidence without a TCB status; the verdict names it among the disabled checks (N-41).
+_NITRO_TPM_TCB = "UpToDate"
 
 
 class AppInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Upstream's app info, raw bytes, and `device_id_pcr4`: the later upstream's device id, sha256(PCR4)."""
+    """Upstream's app info, raw bytes.
+
+    `device_id_pcr4` is the later upstream's device id of a Nitro enclave, sha256(PCR4), empty elsewhere.
+    `self_asserted` names the fields that nothing of the hardware signs.
+    """
 
     app_id: bytes
     compose_hash: bytes
@@ -43,71 +47,63 @@ class AppInfo(msgspec.Struct, frozen=True, kw_only=True):
     os_image_hash: bytes
     key_provider_info: bytes
     init_script_hashes: tuple[bytes, ...]
-    device_id_pcr4: bytes
+    device_id_pcr4: bytes = b""
+    self_asserted: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return upstream's JSON object (all hex), plus `device_id_pcr4` and the list `self_asserted`."""
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        scripts = [script.hex() for script in fields.pop("init_script_hashes")]
-        return {
-            **{name: value.hex() for name, value in fields.items()},
-            "init_script_hashes": scripts,
-            "self_asserted": ["app_id"],
-        }
+        """Return upstream's JSON object (all hex), plus `device_id_pcr4` where there is one, and the list."""
+        shown: dict[str, Any] = {}
+        for name in self.__struct_fields__[:-2]:
+            value = getattr(self, name)
+            shown[name] = value.hex() if isinstance(value, bytes) else [script.hex() for script in value]
+        if self.device_id_pcr4:
+            shown["device_id_pcr4"] = self.device_id_pcr4.hex()
+        shown["self_asserted"] = list(self.self_asserted)
+        return shown
 
 
-def os_image_hash_of(pcrs: Mapping[int, bytes]) -> bytes:
-    """Return sha256(PCR0 || PCR1 || PCR2), the 32 bytes that stand for an enclave image."""
-    return hashlib.sha256(b"".join(pcrs[index] for index in IMAGE_PCRS)).digest()
+def app_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False) -> AppInfo:
+    """Return the app info of verified evidence; checks the image first (`image.check_image`).
 
-
-def check_image(verified: VerifiedAttestation, *, vm_config: str = "") -> VerifiedAttestation:
-    """Check that the claimed os_image_hash is the image that the registers measured; the verdict says so.
-
-    The claim is taken from `vm_config` (the request's JSON text) when it is not empty, else from the
-    envelope's config; never a mixture. Raises `InvalidEvidence`: `identity.vm_config` when the text cannot be
-    read, `identity.os_image.mismatch`.
+    `vm_config` replaces the envelope's config when not empty. `boot_time` stops at `boot-mr-done`, so that
+    what the guest does later does not change the measurements. Raises what `check_image` raises.
     """
-    _measured_image(verified, vm_config)
-    verdict = verified.verdict.with_lane(
-        Lane("os_image", Status.VERIFIED, "os_image_hash is sha256 of PCR0 to PCR2")
-    ).with_lane(Lane("compose_hash", Status.VERIFIED, "equal to os_image_hash"))
-    return msgspec.structs.replace(verified, verdict=verdict)
+    return info_of(check_image(verified, vm_config=vm_config), vm_config=vm_config, boot_time=boot_time)
 
 
-def app_info(verified: VerifiedAttestation, *, vm_config: str = "") -> AppInfo:
-    """Return the app info of verified evidence; checks the image first (`check_image`).
+def info_of(checked: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False) -> AppInfo:
+    """Return the app info of evidence that `check_image` returned for the same `vm_config`."""
+    match checked.attestation.quote:
+        case NitroEnclaveQuote():
+            info = _nitro(checked)
+        case TdxQuote():
+            info = _tdx(checked, vm_config, boot_time=boot_time)
+        case GcpTdxQuote():
+            info = _gcp(checked, vm_config, boot_time=boot_time)
+        case _:
+            info = _nitro_tpm(checked, vm_config, boot_time=boot_time)
+    if checked.verdict.lanes.os_image.status is Status.VERIFIED:
+        return info
+    return msgspec.structs.replace(info, self_asserted=(*info.self_asserted, "os_image_hash"))
 
-    `app_id` is empty or 20 bytes and self-asserted. Raises `InvalidEvidence`: those of `check_image`,
-    `identity.app_id.length`.
+
+def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False) -> BootInfo:
+    """Return what a policy is asked about; checks the image first (`image.check_image`).
+
+    On Nitro `app_id` is self-asserted: safe only because the app's contract must allow the compose_hash,
+    which is measured. Raises what `check_image` raises, and `InvalidEvidence("identity.os_image.unverified")`
+    for an image that was skipped: a policy may be lax for a report, never for a release.
     """
-    image = _measured_image(verified, vm_config)
-    document = verified.document
-    # Upstream cuts at the first dash, so every enclave has the device id of "i": kept, never relied on.
-    device = document.module_id.partition("-")[0]
-    return AppInfo(
-        app_id=_claimed_app_id(verified),
-        compose_hash=image,
-        instance_id=b"",
-        device_id=hashlib.sha256(device.encode()).digest(),
-        mr_system=image,
-        mr_aggregated=image,
-        os_image_hash=image,
-        key_provider_info=b"",
-        init_script_hashes=(),
-        device_id_pcr4=hashlib.sha256(document.pcrs[4]).digest() if 4 in document.pcrs else b"",
-    )
-
-
-def boot_info(verified: VerifiedAttestation, *, vm_config: str = "") -> BootInfo:
-    """Return what a policy is asked about; checks the image first (`check_image`).
-
-    `tcb_status` is empty and `app_id` self-asserted: safe only because the app's contract must allow the
-    compose_hash, which is measured. Raises what `app_info` raises.
-    """
-    info = app_info(verified, vm_config=vm_config)
+    checked = check_image(verified, vm_config=vm_config)
+    verdict = checked.verdict
+    if verdict.lanes.os_image.status is not Status.VERIFIED:
+        raise InvalidEvidence(
+            "identity.os_image.unverified",
+            f"image is not verified, a release needs it to be: {verdict.lanes.os_image.reason}",
+        )
+    info = info_of(checked, vm_config=vm_config, boot_time=boot_time)
     return BootInfo(
-        tee_variant=verified.attestation.tee_variant,
+        tee_variant=verdict.platform,
         mr_aggregated=info.mr_aggregated,
         os_image_hash=info.os_image_hash,
         mr_system=info.mr_system,
@@ -116,51 +112,102 @@ def boot_info(verified: VerifiedAttestation, *, vm_config: str = "") -> BootInfo
         instance_id=info.instance_id,
         device_id=info.device_id,
         key_provider_info=info.key_provider_info,
-        tcb_status="",
-        advisory_ids=(),
+        tcb_status=_NITRO_TPM_TCB if verdict.platform == AWS_NITRO_TPM else verdict.tcb_status,
+        advisory_ids=verdict.advisory_ids,
     )
 
 
-def _measured_image(verified: VerifiedAttestation, vm_config: str) -> bytes:
-    claimed = _claimed_image(vm_config or verified.attestation.config)
-    measured = os_image_hash_of(verified.document.pcrs)
-    if claimed != measured:
-        raise InvalidEvidence(
-            "identity.os_image.mismatch",
-            f"os_image_hash is {claimed.hex() or 'missing'}, PCR0 to PCR2 measure {measured.hex()}",
-        )
-    return measured
+def _nitro(verified: VerifiedAttestation) -> AppInfo:
+    document = cast("VerifiedNitroDocument", verified.evidence).document
+    image = os_image_hash_of(document.pcrs)
+    # Upstream cuts at the first dash, so every enclave has the device id of "i": kept, never relied on.
+    device = document.module_id.partition("-")[0]
+    return AppInfo(
+        app_id=verified.events.app_id,
+        compose_hash=image,
+        instance_id=b"",
+        device_id=_sha256(device.encode()),
+        mr_system=image,
+        mr_aggregated=image,
+        os_image_hash=image,
+        key_provider_info=b"",
+        init_script_hashes=(),
+        device_id_pcr4=_sha256(document.pcrs[4]) if 4 in document.pcrs else b"",
+        self_asserted=("app_id",),
+    )
 
 
-def _claimed_image(text: str) -> bytes:
-    if len(text) > MAX_VM_CONFIG:
-        raise InvalidEvidence(
-            "identity.vm_config", f"vm_config has {len(text)} characters, at most {MAX_VM_CONFIG} are read"
-        )
-    try:
-        claim = msgspec.json.decode(text or "{}", type=VmConfig).os_image_hash
-        image = bytes.fromhex(claim)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InvalidEvidence(
-            "identity.vm_config", "vm_config is not json with os_image_hash in hex"
-        ) from error
-    if image.hex() != claim.lower() or len(image) not in {0, IMAGE_HASH_LENGTH}:
-        raise InvalidEvidence(
-            "identity.vm_config", f"os_image_hash is not {IMAGE_HASH_LENGTH} bytes in bare hex"
-        )
-    return image
+def _tdx(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+    tdx = cast("VerifiedTdx", verified.evidence)
+    report = tdx.quote.report
+    boot = report.mrtd + b"".join(report.rtmrs[:3])
+    configured = report.mr_config_id + report.mr_owner + report.mr_owner_config
+    runtime = replay(verified.attestation.runtime_events, "sha384", boot_time=boot_time)
+    return _guest(
+        verified,
+        vm_config,
+        boot_time=boot_time,
+        system=boot,
+        # The three ids count only when one of them is set (trap 8).
+        aggregated=boot + runtime + (configured if any(configured) else b""),
+        device=tdx.ppid,
+    )
 
 
-def _claimed_app_id(verified: VerifiedAttestation) -> bytes:
-    """Return the first `app-id` event before `system-ready`; a later one must not win."""
-    for event in verified.attestation.runtime_events:
-        if event.event == _SYSTEM_READY:
-            break
-        if event.event == _APP_ID:
-            if len(event.payload) != APP_ID_LENGTH:
-                raise InvalidEvidence(
-                    "identity.app_id.length",
-                    f"app_id has {len(event.payload)} bytes, expected {APP_ID_LENGTH}",
-                )
-            return event.payload
-    return b""
+def _gcp(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+    gcp = cast("VerifiedGcp", verified.evidence)
+    runtime = replay(verified.attestation.runtime_events, "sha256", boot_time=boot_time)
+    return _guest(
+        verified,
+        vm_config,
+        boot_time=boot_time,
+        system=None,
+        aggregated=gcp.pcrs[0] + gcp.pcrs[2] + runtime,
+        device=gcp.tdx.ppid,
+    )
+
+
+def _nitro_tpm(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+    document = cast("VerifiedNitroTpm", verified.evidence).document
+    boot = b"".join(document.pcrs[index] for index in BOOT_PCRS)
+    runtime = replay(verified.attestation.runtime_events, "sha384", boot_time=boot_time)
+    return _guest(
+        verified,
+        vm_config,
+        boot_time=boot_time,
+        system=boot,
+        aggregated=boot + runtime,
+        device=document.module_id.encode(),
+    )
+
+
+def _guest(
+    verified: VerifiedAttestation,
+    vm_config: str,
+    *,
+    boot_time: bool,
+    system: bytes | None,
+    aggregated: bytes,
+    device: bytes,
+) -> AppInfo:
+    """Return the app info of a guest that measures its events; `system` None stands for the image's hash."""
+    events = verified.events
+    image = claimed_config(verified.attestation, vm_config).os_image_hash
+    key_provider = b"" if boot_time else events.key_provider
+    # Empty means zeros here, not the hash of nothing (trap 9).
+    provider_hash = _sha256(key_provider) if key_provider else _NO_KEY_PROVIDER
+    return AppInfo(
+        app_id=events.app_id,
+        compose_hash=events.compose_hash,
+        instance_id=events.instance_id,
+        device_id=_sha256(device),
+        mr_system=_sha256((image if system is None else system) + provider_hash),
+        mr_aggregated=_sha256(aggregated),
+        os_image_hash=image,
+        key_provider_info=key_provider,
+        init_script_hashes=events.init_script_hashes,
+    )
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -6,7 +6,7 @@ from typing import Any, Self
 import pytest
 
 from cli.demo.kms_operator import KmsOperator, KmsRoots
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import ProtocolError
 from shared.net.attested_client import AttestedConnection
 from shared.net.dialer import DirectDialer
@@ -24,7 +24,7 @@ POLICY = {
 
 
 def operator() -> KmsOperator:
-    return KmsOperator(HttpClient(DirectDialer()), ("localhost", 1), NitroAnchors.production(), lambda: 0)
+    return KmsOperator(HttpClient(DirectDialer()), ("localhost", 1), TrustAnchors.production(), lambda: 0)
 
 
 class Connection:

@@ -19,7 +19,7 @@ from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from enclave.vsock.transport import UnixStandIn
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.boot_info import BootInfo
 from shared.ratls.certificates import client_certificate, spki_der
@@ -39,8 +39,8 @@ def authority() -> SimulatedAuthority:
 
 
 @pytest.fixture(scope="session")
-def anchors(authority: SimulatedAuthority) -> NitroAnchors:
-    return NitroAnchors.production().with_extra(authority.root_pem)
+def anchors(authority: SimulatedAuthority) -> TrustAnchors:
+    return TrustAnchors.production().with_extra(authority.root_pem)
 
 
 class Enclave:
@@ -50,7 +50,7 @@ class Enclave:
         self.nsm = Nsm(SimulatedNsm(registers(seed), authority, clock=lambda: NOW))
         self.attestor = NitroAttestor(self.nsm, app_id)
 
-    def evidence(self, anchors: NitroAnchors) -> VerifiedAttestation:
+    def evidence(self, anchors: TrustAnchors) -> VerifiedAttestation:
         """Return verified evidence over zero report data."""
         envelope = self.attestor.attest(bytes(64))
         return verify_attestation(envelope, now=NOW, anchors=anchors, report_data=bytes(64))

@@ -11,7 +11,7 @@ from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import KmsService
 from shared.attestation.envelope import RuntimeEvent
 from shared.attestation.identity import app_info
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
 from shared.keys.app_keys import derive_app_keys, verify_issued_key
@@ -42,7 +42,7 @@ def service(bootstrap, policy, kms_enclave, anchors) -> Callable[[Core], KmsServ
 
 
 @pytest.fixture
-def caller(app_enclave, anchors: NitroAnchors) -> VerifiedAttestation:
+def caller(app_enclave, anchors: TrustAnchors) -> VerifiedAttestation:
     return app_enclave.evidence(anchors)
 
 
@@ -140,7 +140,7 @@ def test_n36_a_claimed_app_id_is_judged_by_the_measured_image(service, policy, a
     kind, asked = policy.asked[-1]
     assert (kind, asked.app_id) == ("app", victim)
     assert asked.compose_hash == asked.os_image_hash == app_info(verified).os_image_hash
-    assert claiming.verdict.status("app_id") == "self_asserted"
+    assert claiming.verdict.lanes.app_id.status == "self_asserted"
 
 
 def test_refuses_evidence_without_an_app_id(service, kms_enclave, anchors) -> None:

@@ -7,7 +7,7 @@ from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from shared.attestation.nitro import verify_document
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import StorageError
 
 NOW = 1_767_225_600
@@ -16,7 +16,7 @@ PCRS = {index: bytes([0xA0 + index]) * 48 for index in (0, 1, 2)}
 
 def test_enclaves_that_share_a_saved_authority_verify_under_one_root(tmp_path: Path) -> None:
     SimulatedAuthority.create().save(tmp_path / "authority")
-    anchors = NitroAnchors.production().with_extra((tmp_path / "authority" / "root.pem").read_bytes())
+    anchors = TrustAnchors.production().with_extra((tmp_path / "authority" / "root.pem").read_bytes())
     for _ in range(2):
         authority = SimulatedAuthority.load(tmp_path / "authority")
         cose = Nsm(SimulatedNsm(PCRS, authority, clock=lambda: NOW)).attestation()
@@ -26,7 +26,8 @@ def test_enclaves_that_share_a_saved_authority_verify_under_one_root(tmp_path: P
 def test_files_are_private(tmp_path: Path) -> None:
     SimulatedAuthority.create().save(tmp_path / "authority")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "authority").iterdir()}
-    assert modes == {"root.pem": 0o600, "chain.pem": 0o600, "zone.key": 0o600}
+    names = ("root.pem", "chain.pem", "root.key", "region.key", "zone.key")
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_an_authority_is_never_replaced(tmp_path: Path) -> None:

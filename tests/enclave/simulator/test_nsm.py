@@ -13,14 +13,14 @@ from enclave.simulator.nsm import SimulatedNsm
 from shared.attestation.cose import parse_sign1
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, decode_envelope, encode_v0
 from shared.attestation.nitro import parse_document, verify_document
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import verify_attestation
 from shared.errors import InvalidEvidence, ProtocolError
 
 NOW = 1_767_225_600
 PCRS = {index: bytes([0xA0 + index]) * 48 for index in (0, 1, 2)}
 AUTHORITY = SimulatedAuthority.create()
-ANCHORS = NitroAnchors.production().with_extra(AUTHORITY.root_pem)
+ANCHORS = TrustAnchors.production().with_extra(AUTHORITY.root_pem)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_document_verifies_under_its_authority_alone(nsm: Nsm) -> None:
     verified = verify_document(cose, now=NOW, anchors=ANCHORS, report_data=b"u", nonce=b"n", public_key=b"k")
     assert verified.simulated
     assert verified.document.timestamp_ms == NOW * 1000 + 500
-    assert code_of(lambda: verify_document(cose, now=NOW, anchors=NitroAnchors.production())) == (
+    assert code_of(lambda: verify_document(cose, now=NOW, anchors=TrustAnchors.production())) == (
         "nitro.chain.anchor"
     )
 
@@ -191,7 +191,7 @@ def test_n30_refuses_a_simulated_debug_enclave() -> None:
 
 def test_n31_refuses_evidence_of_another_authority(nsm: Nsm) -> None:
     """Every simulated root has the same name: only the key tells them apart."""
-    other = NitroAnchors.production().with_extra(SimulatedAuthority.create().root_pem)
+    other = TrustAnchors.production().with_extra(SimulatedAuthority.create().root_pem)
     data = envelope(nsm)
     assert code_of(lambda: verify_attestation(data, now=NOW, anchors=other)) == "nitro.chain.signature"
 

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from enclave.simulator.nsm import sign_document, sign_payload
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, RuntimeEvent, encode_v0
 from shared.attestation.identity import os_image_hash_of
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import DstackError, InvalidEvidence
 
 NOW = 1_767_225_600
@@ -119,8 +119,8 @@ class Forge:
             issuer = made.certificate.subject, made.key
 
     @property
-    def anchors(self) -> NitroAnchors:
-        return NitroAnchors.production().with_extra(self.made["root"].pem)
+    def anchors(self) -> TrustAnchors:
+        return TrustAnchors.production().with_extra(self.made["root"].pem)
 
     @property
     def bundle(self) -> list[bytes]:

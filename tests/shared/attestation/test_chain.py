@@ -12,7 +12,7 @@ from hypothesis import given
 
 from shared.attestation.certificate import MAX_CERTIFICATE, Certificate, p384_key
 from shared.attestation.chain import MAX_INTERMEDIATES, ChainCache, VerifiedLeaf, verify_leaf
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence
 from tests.shared.attestation.forgery import NOW, Forge, refuses
 
@@ -23,13 +23,13 @@ def verify(
     cache: ChainCache | None = None,
     intermediates: Sequence[bytes] | None = None,
     leaf: bytes | None = None,
-    anchors: NitroAnchors | None = None,
+    anchors: TrustAnchors | None = None,
 ) -> VerifiedLeaf:
     return verify_leaf(
         forge.made["leaf"].der if leaf is None else leaf,
         tuple(forge.bundle[1:]) if intermediates is None else tuple(intermediates),
         now=now,
-        anchors=anchors or forge.anchors,
+        anchors=(anchors or forge.anchors).nitro,
         cache=cache,
     )
 
@@ -39,7 +39,7 @@ def test_returns_the_leafs_key_the_anchor_and_the_earliest_end() -> None:
     leaf = verify(forge, NOW)
     expected = forge.made["leaf"].key.public_key()
     assert leaf.key == expected
-    assert leaf.anchor == forge.anchors.anchors[-1]
+    assert leaf.anchor == forge.anchors.nitro[-1]
     assert leaf.not_after == NOW + 100
 
 
@@ -50,7 +50,7 @@ def test_a_chain_without_intermediates_still_needs_a_leaf(forge: Forge) -> None:
 
 def test_n31_refuses_a_chain_under_no_anchor(forge: Forge) -> None:
     with refuses("nitro.chain.anchor"):
-        verify(forge, NOW, anchors=NitroAnchors.production())
+        verify(forge, NOW, anchors=TrustAnchors.production())
 
 
 def test_n31_refuses_an_attackers_root_with_the_anchors_name(forge: Forge) -> None:
@@ -62,8 +62,8 @@ def test_n31_refuses_an_attackers_root_with_the_anchors_name(forge: Forge) -> No
 def test_finds_the_right_one_of_two_anchors_with_one_name(forge: Forge) -> None:
     other = Forge()
     for first, second in ((forge, other), (other, forge)):
-        anchors = NitroAnchors.production().with_extra(first.made["root"].pem + second.made["root"].pem)
-        assert verify(forge, NOW, anchors=anchors).anchor == forge.anchors.anchors[-1]
+        anchors = TrustAnchors.production().with_extra(first.made["root"].pem + second.made["root"].pem)
+        assert verify(forge, NOW, anchors=anchors).anchor == forge.anchors.nitro[-1]
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
@@ -91,7 +91,7 @@ def test_n31_refuses_a_missing_certificate(at: int, forge: Forge) -> None:
 def test_n31_refuses_a_root_sent_as_an_intermediate(forge: Forge) -> None:
     """A self-issued root is by name the anchor's child, so it is walked, and spends no one's trust."""
     result = verify(forge, NOW, intermediates=forge.bundle)
-    assert result.anchor == forge.anchors.anchors[-1]
+    assert result.anchor == forge.anchors.nitro[-1]
     with refuses("nitro.chain.name"):
         verify(forge, NOW, intermediates=[*forge.bundle[1:], forge.bundle[0]])
 
@@ -253,7 +253,7 @@ def test_a_cached_path_is_not_used_for_other_anchors(forge: Forge) -> None:
     cache = ChainCache()
     verify(forge, NOW, cache)
     with refuses("nitro.chain.anchor"):
-        verify(forge, NOW, cache, anchors=NitroAnchors.production())
+        verify(forge, NOW, cache, anchors=TrustAnchors.production())
 
 
 def test_a_leaf_is_verified_although_its_path_is_cached(forge: Forge) -> None:
@@ -285,7 +285,7 @@ def test_the_cache_forgets_the_least_recently_used() -> None:
     for forge in (first, second, first, third):
         verify(forge, NOW, cache)
     held = [
-        cache.leaves.find((f.anchors, (*f.bundle[1:], f.made["leaf"].der)), NOW) is not None
+        cache.leaves.find((f.anchors.nitro, (*f.bundle[1:], f.made["leaf"].der)), NOW) is not None
         for f in (first, second, third)
     ]
     assert held == [True, False, True]

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from shared.attestation.chain import ChainCache
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, decode_envelope
 from shared.attestation.identity import app_info, boot_info, check_image, os_image_hash_of
 from shared.attestation.nitro import NitroDocument, parse_document, verify_document
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verify import verify_attestation
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verify import VerifierCache, verify_attestation
 from tests.shared.attestation.forgery import refuses
 
 SharedData = Callable[[str], Path]
@@ -41,25 +40,25 @@ def load(shared_data: SharedData, name: str) -> tuple[Attestation, NitroDocument
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_real_document_verifies_at_its_own_time(name: str, shared_data: SharedData) -> None:
     attestation, document = load(shared_data, name)
-    for cache in (None, ChainCache()):
+    for cache in (None, VerifierCache()):
         verified = verify_attestation(
-            attestation, now=document.timestamp, anchors=NitroAnchors.production(), chain_cache=cache
+            attestation, now=document.timestamp, anchors=TrustAnchors.production(), cache=cache
         )
         assert not verified.verdict.simulated
-        assert verified.verdict.anchor == "aws-nitro-enclaves-root-g1"
+        assert verified.verdict.anchors == ("aws-nitro-enclaves-root-g1",)
         assert check_image(verified)
 
 
 @pytest.mark.parametrize("name", [*MEASURED, DEBUG])
 def test_n33_a_real_document_is_stale_now(name: str, shared_data: SharedData) -> None:
     with refuses("nitro.stale"):
-        verify_attestation(load(shared_data, name)[0], now=LATER, anchors=NitroAnchors.production())
+        verify_attestation(load(shared_data, name)[0], now=LATER, anchors=TrustAnchors.production())
 
 
 def test_n30_a_real_debug_document_is_refused_at_its_own_time(shared_data: SharedData) -> None:
     attestation, document = load(shared_data, DEBUG)
     with refuses("nitro.debug"):
-        verify_attestation(attestation, now=document.timestamp, anchors=NitroAnchors.production())
+        verify_attestation(attestation, now=document.timestamp, anchors=TrustAnchors.production())
 
 
 @pytest.mark.parametrize("name", [*MEASURED, DEBUG])
@@ -89,7 +88,7 @@ def test_the_identity_of_a_real_document_is_as_expected(
     name: str, shared_data: SharedData, expected: dict[str, Any]
 ) -> None:
     attestation, document = load(shared_data, name)
-    verified = verify_attestation(attestation, now=document.timestamp, anchors=NitroAnchors.production())
+    verified = verify_attestation(attestation, now=document.timestamp, anchors=TrustAnchors.production())
     info, want = boot_info(verified), expected[name]
     image = want["image_hash_sha256"]
     assert (info.os_image_hash.hex(), info.compose_hash.hex(), info.mr_system.hex()) == (image, image, image)
@@ -100,7 +99,7 @@ def test_the_identity_of_a_real_document_is_as_expected(
 
 def test_the_later_device_id_of_a_real_document_is_as_published(shared_data: SharedData) -> None:
     attestation, document = load(shared_data, "nitro_attestation.bin")
-    verified = verify_attestation(attestation, now=document.timestamp, anchors=NitroAnchors.production())
+    verified = verify_attestation(attestation, now=document.timestamp, anchors=TrustAnchors.production())
     assert app_info(verified).device_id_pcr4.hex() == (
         "f1e60ca892d43cd58b25acf6bcbd1cb609209d7113d87a14646a247dcc01dd75"
     )
@@ -112,7 +111,7 @@ def test_n31_the_chain_of_a_real_document_ends_with_its_leaf(name: str, shared_d
     attestation, document = load(shared_data, name)
     assert isinstance(attestation.quote, NitroEnclaveQuote)
     verified = verify_document(
-        attestation.quote.nsm_quote, now=document.timestamp, anchors=NitroAnchors.production()
+        attestation.quote.nsm_quote, now=document.timestamp, anchors=TrustAnchors.production()
     )
     assert verified.valid_until == document.timestamp + 3601
 
@@ -122,7 +121,7 @@ def test_n34_a_real_document_without_a_nonce_is_refused_where_one_is_expected(
 ) -> None:
     attestation, document = load(shared_data, MEASURED[0])
     assert isinstance(attestation.quote, NitroEnclaveQuote)
-    cose, at, production = attestation.quote.nsm_quote, document.timestamp, NitroAnchors.production()
+    cose, at, production = attestation.quote.nsm_quote, document.timestamp, TrustAnchors.production()
     with refuses("nitro.nonce"):
         verify_document(cose, now=at, anchors=production, nonce=b"expected")
     with refuses("nitro.public_key"):
@@ -135,7 +134,7 @@ def test_n34_a_real_document_without_a_nonce_is_refused_where_one_is_expected(
 def test_the_synthetic_document_verifies_under_its_root(shared_data: SharedData) -> None:
     pem = shared_data("attestation/synthetic/nitro/root-ca.pem").read_bytes()
     cose = shared_data("attestation/synthetic/nitro/document.cose").read_bytes()
-    anchors = NitroAnchors.production().with_extra(pem)
+    anchors = TrustAnchors.production().with_extra(pem)
     verified = verify_document(cose, now=SYNTHETIC_TIME, anchors=anchors)
     assert verified.simulated
     want = json.loads(shared_data("attestation/synthetic/expected.json").read_bytes())
@@ -148,14 +147,14 @@ def test_the_synthetic_debug_document_is_refused(shared_data: SharedData) -> Non
     pem = shared_data("attestation/synthetic/nitro/root-ca.pem").read_bytes()
     cose = shared_data("attestation/synthetic/nitro/document_debug.cose").read_bytes()
     with refuses("nitro.debug"):
-        verify_document(cose, now=SYNTHETIC_TIME, anchors=NitroAnchors.production().with_extra(pem))
+        verify_document(cose, now=SYNTHETIC_TIME, anchors=TrustAnchors.production().with_extra(pem))
 
 
 def test_the_synthetic_envelope_has_the_expected_identity(shared_data: SharedData) -> None:
     pem = shared_data("attestation/synthetic/nitro/root-ca.pem").read_bytes()
     envelope = shared_data("attestation/synthetic/envelopes/v0_nitro.bin").read_bytes()
     want = json.loads(shared_data("attestation/synthetic/expected.json").read_bytes())["nitro"]
-    anchors = NitroAnchors.production().with_extra(pem)
+    anchors = TrustAnchors.production().with_extra(pem)
     shown = app_info(verify_attestation(envelope, now=SYNTHETIC_TIME, anchors=anchors)).to_json()
     for name in ("os_image_hash", "compose_hash", "mr_system", "mr_aggregated", "app_id"):
         assert shown[name] == want[name]

@@ -13,7 +13,6 @@ import pytest
 from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
-from shared.attestation.chain import ChainCache
 from shared.attestation.envelope import (
     Attestation,
     NitroEnclaveQuote,
@@ -23,8 +22,8 @@ from shared.attestation.envelope import (
 )
 from shared.attestation.identity import boot_info, check_image, os_image_hash_of
 from shared.attestation.nitro import parse_document
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verify import verify_attestation
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verify import VerifierCache, verify_attestation
 from shared.errors import InvalidEvidence
 from tests.shared.attestation.forgery import APP_ID, NOW, REPORT_DATA
 
@@ -37,7 +36,7 @@ PARTS = 4
 class Sweep:
     """One envelope, and what a verifier says of each altered copy."""
 
-    def __init__(self, envelope: bytes, anchors: NitroAnchors) -> None:
+    def __init__(self, envelope: bytes, anchors: TrustAnchors) -> None:
         attestation = decode_envelope(envelope)
         assert isinstance(attestation.quote, NitroEnclaveQuote)
         cose = attestation.quote.nsm_quote
@@ -46,12 +45,12 @@ class Sweep:
         self.end = self.start + len(cose)
         self._anchors = anchors
         self._now = parse_document(cose).timestamp
-        self._cache = ChainCache()
+        self._cache = VerifierCache()
 
     def accepts(self, envelope: bytes) -> bool:
         try:
             verified = verify_attestation(
-                envelope, now=self._now, anchors=self._anchors, chain_cache=self._cache
+                envelope, now=self._now, anchors=self._anchors, cache=self._cache
             )
             boot_info(check_image(verified))
         except InvalidEvidence:
@@ -80,7 +79,7 @@ def listed() -> dict[str, Any]:
 def real(shared_data: Callable[[str], Path]) -> Sweep:
     """The smallest document of real hardware."""
     envelope = shared_data(f"attestation/upstream/nitro/{SMALLEST}").read_bytes()
-    return Sweep(envelope, NitroAnchors.production())
+    return Sweep(envelope, TrustAnchors.production())
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def simulated() -> Sweep:
         REPORT_DATA,
         f'{{"os_image_hash":"{os_image_hash_of(pcrs).hex()}"}}',
     )
-    return Sweep(encode_v0(attestation), NitroAnchors.production().with_extra(authority.root_pem))
+    return Sweep(encode_v0(attestation), TrustAnchors.production().with_extra(authority.root_pem))
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -3,7 +3,8 @@ import hashlib
 import pytest
 
 from shared.attestation.envelope import RuntimeEvent
-from shared.attestation.identity import MAX_VM_CONFIG, app_info, boot_info, check_image, os_image_hash_of
+from shared.attestation.identity import app_info, boot_info
+from shared.attestation.image import check_image, os_image_hash_of
 from shared.attestation.verdict import Status
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from tests.shared.attestation.forgery import APP_ID, NOW, PCRS, Forge, refuses
@@ -57,14 +58,14 @@ def test_app_info_is_hex_and_names_what_is_self_asserted(forge: Forge) -> None:
 
 def test_the_image_check_is_told_in_the_verdict(forge: Forge) -> None:
     evidence = verified(forge)
-    assert evidence.verdict.status("os_image") is Status.SKIPPED
+    assert evidence.verdict.lanes.os_image.status is Status.SKIPPED
     checked = check_image(evidence)
-    assert checked.verdict.status("os_image") is Status.VERIFIED
-    assert checked.verdict.status("compose_hash") is Status.VERIFIED
+    assert checked.verdict.lanes.os_image.status is Status.VERIFIED
+    assert checked.verdict.lanes.compose_hash.status is Status.VERIFIED
 
 
 @pytest.mark.parametrize(
-    "config", ["", "{}", '{"os_image_hash":""}', '{"other":1}', '{"os_image_hash":"' + "00" * 32 + '"}']
+    "config", ["", "{}", '{"os_image_hash":""}', '{"os_image_hash":"' + "00" * 32 + '"}']
 )
 def test_n36_refuses_an_image_that_the_registers_do_not_measure(config: str, forge: Forge) -> None:
     evidence = verified(forge, config=config)
@@ -83,27 +84,17 @@ def test_n54_a_requests_vm_config_replaces_the_envelopes(forge: Forge) -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "code"),
     [
-        "not json",
-        "[]",
-        '{"os_image_hash":5}',
-        '{"os_image_hash":null}',
-        '{"os_image_hash":"zz"}',
-        '{"os_image_hash":"0x' + "00" * 32 + '"}',
-        '{"os_image_hash":"' + "00" * 31 + '"}',
-        '{"os_image_hash":" ' + "00" * 32 + '"}',
-        '{"x":' + "[" * 30_000 + "]" * 30_000 + "}",
+        ("not json", "vm_config.syntax"),
+        ("[]", "vm_config.type"),
+        ('{"os_image_hash":5}', "vm_config.os_image_hash"),
+        ('{"other":1}', "vm_config.unknown"),
     ],
 )
-def test_refuses_a_config_that_it_cannot_read(config: str, forge: Forge) -> None:
-    with refuses("identity.vm_config"):
+def test_refuses_a_config_that_it_cannot_read(config: str, code: str, forge: Forge) -> None:
+    with refuses(code):
         check_image(verified(forge, config=config))
-
-
-def test_refuses_an_oversize_config(forge: Forge) -> None:
-    with refuses("identity.vm_config"):
-        check_image(verified(forge), vm_config=" " * (MAX_VM_CONFIG + 1))
 
 
 def test_a_config_in_upper_case_hex_means_the_same(forge: Forge) -> None:
@@ -113,10 +104,11 @@ def test_a_config_in_upper_case_hex_means_the_same(forge: Forge) -> None:
 # --- N-36: claims ---
 
 
-def test_n36_the_first_app_id_before_system_ready_counts(forge: Forge) -> None:
+def test_n36_one_app_id_before_system_ready_counts(forge: Forge) -> None:
     other = RuntimeEvent("app-id", b"\xff" * 20)
     first = RuntimeEvent("app-id", APP_ID)
-    assert boot_info(verified(forge, first, other)).app_id == APP_ID
+    with refuses("event_log.duplicate"):
+        verified(forge, first, other)
     assert boot_info(verified(forge, RuntimeEvent("x", b""), first)).app_id == APP_ID
 
 
@@ -131,7 +123,7 @@ def test_n36_evidence_without_an_app_id_claims_none(forge: Forge) -> None:
 
 @pytest.mark.parametrize("length", [0, 19, 21, 32])
 def test_n60_refuses_an_app_id_of_another_length(length: int, forge: Forge) -> None:
-    with refuses("identity.app_id.length"):
+    with refuses("event_log.length"):
         boot_info(verified(forge, RuntimeEvent("app-id", bytes(length))))
 
 
@@ -140,15 +132,15 @@ def test_n60_refuses_an_app_id_of_another_length(length: int, forge: Forge) -> N
 )
 def test_n36_no_other_event_reaches_what_a_policy_sees(name: str, forge: Forge) -> None:
     app_id = RuntimeEvent("app-id", APP_ID)
-    claimed = verified(forge, app_id, RuntimeEvent(name, b"\xee" * 32))
+    claimed = verified(forge, app_id, RuntimeEvent(name, b"\xee" * (20 if name == "instance-id" else 32)))
     assert boot_info(claimed) == boot_info(verified(forge, app_id))
     assert app_info(claimed) == app_info(verified(forge, app_id))
 
 
 def test_n36_claims_are_labelled_self_asserted(forge: Forge) -> None:
     verdict = check_image(verified(forge)).verdict
-    assert verdict.status("app_id") is Status.SELF_ASSERTED
-    assert verdict.status("runtime_events") is Status.SELF_ASSERTED
+    assert verdict.lanes.app_id.status is Status.SELF_ASSERTED
+    assert verdict.lanes.runtime_events.status is Status.SELF_ASSERTED
 
 
 def test_n36_a_claimed_app_id_changes_neither_the_hash_nor_the_verdict(forge: Forge) -> None:

@@ -12,7 +12,7 @@ from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import verify_attestation
 from shared.errors import InvalidEvidence
 from shared.ratls.certificates import (
@@ -44,8 +44,8 @@ def authority() -> SimulatedAuthority:
 
 
 @pytest.fixture(scope="module")
-def anchors(authority: SimulatedAuthority) -> NitroAnchors:
-    return NitroAnchors.production().with_extra(authority.root_pem)
+def anchors(authority: SimulatedAuthority) -> TrustAnchors:
+    return TrustAnchors.production().with_extra(authority.root_pem)
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +57,17 @@ def attest(authority: SimulatedAuthority) -> Attest:
 
 @pytest.mark.parametrize("issuer", [(TEMP_CA, TEMP_KEY), None], ids=["temp-ca", "self-issued"])
 def test_takes_a_client_with_evidence_for_its_key(
-    issuer: Issuer | None, attest: Attest, anchors: NitroAnchors
+    issuer: Issuer | None, attest: Attest, anchors: TrustAnchors
 ) -> None:
     certificate = client_certificate(KEY, attestation=attest(KEY), issuer=issuer, now=NOW)
     envelope, expected = _client(certificate)
     verified = verify_attestation(envelope, now=NOW, anchors=anchors, report_data=expected)
-    assert verified.nitro.document.user_data == expected
+    assert verified.evidence.document.user_data == expected
 
 
 @pytest.mark.parametrize("issuer", [(TEMP_CA, TEMP_KEY), None], ids=["temp-ca", "self-issued"])
 def test_n50_refuses_a_client_with_evidence_for_another_key(
-    issuer: Issuer | None, attest: Attest, anchors: NitroAnchors
+    issuer: Issuer | None, attest: Attest, anchors: TrustAnchors
 ) -> None:
     certificate = client_certificate(OTHER_KEY, attestation=attest(KEY), issuer=issuer, now=NOW)
     envelope, expected = _client(certificate)
@@ -76,7 +76,7 @@ def test_n50_refuses_a_client_with_evidence_for_another_key(
     assert caught.value.code == "attestation.report_data"
 
 
-def test_n50_refuses_a_kms_with_evidence_for_another_key(attest: Attest, anchors: NitroAnchors) -> None:
+def test_n50_refuses_a_kms_with_evidence_for_another_key(attest: Attest, anchors: TrustAnchors) -> None:
     certificate = rpc_certificate(
         OTHER_KEY, domain="kms", issuer=(ROOT, TEMP_KEY), attestation=attest(KEY), now=NOW
     )

@@ -1,0 +1,172 @@
+"""Is the image that the config names the measured one (spec attestation 4.5, 5.3, 5.5, 7.6).
+
+os_image_hash is a claim until then. A function here takes verified evidence and returns it with the lanes of
+the image replaced; nothing else turns them into verified ones.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from shared.attestation.envelope import Attestation, GcpTdxQuote, NitroEnclaveQuote, TdxEvent, TdxQuote
+from shared.attestation.nitro import IMAGE_PCRS, VerifiedNitroDocument
+from shared.attestation.verdict import Lane, skipped, verified
+from shared.attestation.verify import VerifiedAttestation
+from shared.errors import InvalidEvidence, PolicyDenied
+from shared.measurement.images import check_aws_image, check_gcp_image
+from shared.measurement.mr_config import BootValues, check_mr_config, parse_key_provider
+from shared.measurement.tdx_registers import LiteRegisters, check_lite
+from shared.measurement.vm_config import VmConfig, attestation_variant, parse_vm_config
+
+if TYPE_CHECKING:  # these modules are loaded with their first evidence
+    from shared.attestation.gcp import VerifiedGcp
+    from shared.attestation.nitro_tpm import VerifiedNitroTpm
+    from shared.attestation.tdx import VerifiedTdx
+
+_ACPI = "acpi: the legacy check recomputes QEMU's tables, which this verifier does not have"
+
+
+def os_image_hash_of(pcrs: Mapping[int, bytes]) -> bytes:
+    """Return sha256(PCR0 || PCR1 || PCR2), the 32 bytes that stand for an enclave image."""
+    return hashlib.sha256(b"".join(pcrs[index] for index in IMAGE_PCRS)).digest()
+
+
+def claimed_config(attestation: Attestation, vm_config: str = "") -> VmConfig:
+    """Return the config that is judged: `vm_config` (the request's text) when not empty, else the envelope's.
+
+    Never a mixture. Raises `InvalidEvidence("vm_config.*")`.
+    """
+    return parse_vm_config(vm_config or attestation.config)
+
+
+def check_image(evidence: VerifiedAttestation, *, vm_config: str = "") -> VerifiedAttestation:
+    """Check that the claimed os_image_hash is the image that the registers measured; the verdict says so.
+
+    Nitro: the hash of PCR0 to PCR2. TDX: a lite image's registers are rebuilt from its measurement document;
+    a legacy image's cannot be (`skipped(acpi)`): only a policy with `tdx.allow_unverified_image` accepts it.
+    GCP: the image's Authenticode digest is a PCR2 event. NitroTPM: the digest of PCR4, 7 and 12. Where the
+    launcher fixed a configuration id (mr_config), it must be that of the recorded identity.
+
+    Raises `InvalidEvidence`: `vm_config.*`, `identity.os_image.mismatch`, `measurement.*`, `gcp.uki.*`,
+    `aws.image.*`, `mr_config.*`; `PolicyDenied`: `identity.os_image.acpi`, `gcp.partition_table`,
+    `mr_config.unchecked`.
+    """
+    config = claimed_config(evidence.attestation, vm_config)
+    match evidence.attestation.quote:
+        case NitroEnclaveQuote():
+            lanes = _nitro(cast("VerifiedNitroDocument", evidence.evidence), config)
+        case TdxQuote():
+            lanes = _tdx(evidence, config)
+        case GcpTdxQuote():
+            lanes = _gcp(evidence, config)
+        case _:
+            lanes = _nitro_tpm(evidence, config)
+    verdict = evidence.verdict.with_lanes(**lanes)
+    return msgspec.structs.replace(evidence, verdict=verdict)
+
+
+def _nitro(evidence: VerifiedNitroDocument, config: VmConfig) -> dict[str, Lane]:
+    measured = os_image_hash_of(evidence.document.pcrs)
+    if config.os_image_hash != measured:
+        raise InvalidEvidence(
+            "identity.os_image.mismatch",
+            f"os_image_hash is {config.os_image_hash.hex() or 'missing'}, "
+            f"PCR0 to PCR2 measure {measured.hex()}",
+        )
+    return {
+        "os_image": verified("os_image_hash is sha256 of PCR0 to PCR2"),
+        "command_line": verified("a part of the image, in PCR0 and PCR1"),
+        "compose_hash": verified("equal to os_image_hash"),
+    }
+
+
+def _tdx(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    tdx = cast("VerifiedTdx", evidence.evidence)
+    quote = cast("TdxQuote", evidence.attestation.quote)
+    report = tdx.quote.report
+    mr_config = {"mr_config": _mr_config(report.mr_config_id, evidence)}
+    if attestation_variant(config) == "legacy":
+        if not evidence.policy.tdx.allow_unverified_image:
+            raise PolicyDenied(
+                "identity.os_image.acpi",
+                "image is a legacy one whose registers need qemu's acpi tables, the policy wants it verified",
+            )
+        return {name: skipped(_ACPI) for name in ("firmware", "os_image", "command_line")} | mr_config
+    check_lite(
+        config,
+        quote.event_log,
+        LiteRegisters(report.mrtd, *report.rtmrs[:3]),
+    )
+    return {
+        "firmware": verified("MRTD and RTMR0 rebuilt from the image; acpi digests are the guest's own"),
+        "os_image": verified("os_image_hash names the document that MRTD and RTMR0 to RTMR2 follow from"),
+        "command_line": verified("RTMR2 rebuilt from the image"),
+    } | mr_config
+
+
+def _gcp(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    gcp = cast("VerifiedGcp", evidence.evidence)
+    quote = cast("GcpTdxQuote", evidence.attestation.quote)
+    boot = check_gcp_image(config, gcp.pcr2_events)
+    listed = evidence.policy.gcp.partition_tables
+    if listed and boot.before not in listed:
+        raise PolicyDenied(
+            "gcp.partition_table",
+            f"before the uki the firmware measured {boot.before.hex() if boot.before else 'nothing'}, "
+            "which is none of the policy's partition tables",
+        )
+    if listed or boot.before is None or _is_partition_table(boot.before, quote.tdx.event_log):
+        before = "and nothing but a partition table lies before it"
+    else:
+        before = "what lies before it is taken for the partition table: its log was stripped"
+    return {
+        "os_image": verified(f"os_image_hash names the document whose uki is an event of PCR2, {before}"),
+        "mr_config": _mr_config(gcp.tdx.quote.report.mr_config_id, evidence),
+    }
+
+
+def _is_partition_table(digest: bytes, log: Sequence[TdxEvent]) -> bool:
+    """Tell whether the log has the text of this digest, and it is no program.
+
+    A program's digest covers bytes that begin with MZ: none passes for a header that begins with EFI PART.
+    """
+    return any(
+        event.event_payload.startswith(b"EFI PART") and hashlib.sha256(event.event_payload).digest() == digest
+        for event in log
+    )
+
+
+def _nitro_tpm(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    pcrs = cast("VerifiedNitroTpm", evidence.evidence).document.pcrs
+    check_aws_image(config, pcrs)
+    digest = "in the digest of PCR4, PCR7 and PCR12, which os_image_hash names"
+    return {
+        "firmware": verified(f"secure boot state, {digest}"),
+        "os_image": verified(digest),
+        "command_line": verified(digest),
+        "mr_config": skipped("PCR8 extends the configuration id and is not judged"),
+    }
+
+
+def _mr_config(mr_config_id: bytes, evidence: VerifiedAttestation) -> Lane:
+    """Compare MRCONFIGID with the recorded identity; zero means that the launcher fixed none."""
+    events = evidence.events
+    check = check_mr_config(
+        mr_config_id,
+        BootValues(
+            compose_hash=events.compose_hash,
+            app_id=events.app_id,
+            key_provider=parse_key_provider(events.key_provider),
+            instance_id=events.instance_id,
+            gpu_policy_hash=events.gpu_policy_hash,
+            init_script_hashes=events.init_script_hashes,
+        ),
+        required=evidence.policy.tdx.require_mr_config,
+    )
+    if check.checked:
+        return verified(f"version {check.version} {check.reason}")
+    if evidence.policy.tdx.require_mr_config:
+        raise PolicyDenied("mr_config.unchecked", f"mr_config_id cannot be checked: {check.reason}")
+    return skipped(check.reason)
