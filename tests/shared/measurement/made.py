@@ -87,6 +87,9 @@ FIRMWARE = [
     resource(0, 0x12000, 0x2000),
 ]
 HOB_2_GIB = hob(0x12000, [*FIRMWARE, resource(7, 0x14000, 2 * GIB - 0x14000)])
+HOB_2816_MIB = hob(
+    0x12000, [*FIRMWARE, resource(7, 0x14000, 2 * GIB - 0x14000), resource(7, 4 * GIB, 0x3000_0000)]
+)
 HOB_4_GIB = hob(0x12000, [*FIRMWARE, resource(7, 0x14000, 2 * GIB - 0x14000), resource(7, 4 * GIB, 2 * GIB)])
 
 

@@ -51,9 +51,10 @@ def test_writes_each_measurement_as_an_independent_encoder_does() -> None:
     assert encode_measurement(AwsMeasurement(UKI)) == cbor2.dumps({"boot_pcr_digest": UKI})
 
 
-def test_writes_long_byte_strings_as_an_independent_encoder_does() -> None:
+@pytest.mark.parametrize("length", [0, 23, 24, 255, 256, 300])
+def test_writes_byte_strings_of_any_length_as_an_independent_encoder_does(length: int) -> None:
     tree = tdx_tree()
-    tree["tdvf"]["td_hob"] = bytes(300)
+    tree["tdvf"]["td_hob"] = bytes(length)
     encoded = cbor2.dumps(tree)
     assert encode_measurement(parse_tdx_measurement(encoded)) == encoded
 

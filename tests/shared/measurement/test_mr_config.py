@@ -209,6 +209,12 @@ def test_says_which_version_holds(mr_config_id: bytes, document: bytes | None, v
     assert (check.version, check.checked) == (version, True)
 
 
+def test_takes_a_document_and_a_list_of_scripts_at_their_limits() -> None:
+    text = changed(init_script_hashes=["66" * 32] * MAX_INIT_SCRIPTS).ljust(MAX_DOCUMENT_BYTES)
+    boot = msgspec.structs.replace(BOOT, init_script_hashes=(b"\x66" * 32,) * MAX_INIT_SCRIPTS)
+    assert check_mr_config(mr_config_id_v3(text), boot, document=text).checked
+
+
 @pytest.mark.parametrize("scripts", [["66" * 32], None])
 def test_v3_checks_the_init_scripts_it_names(scripts: list[str] | None) -> None:
     text = UPSTREAM_TEXT if scripts is None else changed(init_script_hashes=scripts)

@@ -59,6 +59,18 @@ def test_n06_refuses_a_name_that_is_not_flat_and_plain(name: str) -> None:
         parse_sha256sums(f"{A}  {name}\n".encode())
 
 
+def test_takes_a_list_of_the_largest_size() -> None:
+    line = f"{A}  a\n".encode()
+    assert parse_sha256sums(line + b"\n" * (MAX_SUMS_LINES - 1)).keys() == {"a"}
+    assert parse_sha256sums(line + b" " * (MAX_SUMS_BYTES - len(line))).keys() == {"a"}
+
+
+def test_says_which_line_is_wrong() -> None:
+    with refuses("os_image.sums.line") as caught:
+        parse_sha256sums(f"{A}  a\n{A}\n".encode())
+    assert "line 2 " in caught.value.message
+
+
 @pytest.mark.parametrize("text", [b" " * (MAX_SUMS_BYTES + 1), b"\n" * (MAX_SUMS_LINES + 1)])
 def test_refuses_an_oversize_list(text: bytes) -> None:
     with refuses("os_image.sums.size"):

@@ -25,6 +25,7 @@ from tests.shared.measurement.made import (
     GIB,
     HOB_2_GIB,
     HOB_4_GIB,
+    HOB_2816_MIB,
     TD_HOB,
     acpi_events,
     document,
@@ -93,7 +94,10 @@ def test_makes_the_hob_that_real_machines_logged(memory_size: int, digest: str) 
     assert sha384(build_td_hob(parse_td_hob(FIXTURE_WITNESS), memory_size)).hexdigest() == digest
 
 
-@pytest.mark.parametrize(("memory_size", "expected"), [(2 * GIB, HOB_2_GIB), (4 * GIB, HOB_4_GIB)])
+@pytest.mark.parametrize(
+    ("memory_size", "expected"),
+    [(2 * GIB, HOB_2_GIB), (0xB000_0000, HOB_2816_MIB), (4 * GIB, HOB_4_GIB)],
+)
 def test_makes_the_hob_that_was_packed_by_hand(memory_size: int, expected: bytes) -> None:
     assert build_td_hob(parse_td_hob(TD_HOB), memory_size) == expected
 

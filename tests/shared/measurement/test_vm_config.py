@@ -44,7 +44,23 @@ FULL = {
 @pytest.mark.parametrize("text", ["", "{}", '{"vm_config":""}', '{"vm_config":"{}"}'])
 def test_an_empty_config_has_every_default(text: str) -> None:
     assert parse_vm_config(text) == VmConfig()
-    assert (VmConfig().num_nics, VmConfig().tdx_attestation_variant) == (1, "legacy")
+
+
+def test_the_defaults_are_upstreams() -> None:
+    numbers = (
+        "cpu_count",
+        "memory_size",
+        "pci_hole64_size",
+        "num_gpus",
+        "num_nvswitches",
+        "num_verity_volumes",
+    )
+    flags = ("hugepages", "swtpm", "hotplug_off")
+    named = {"num_nics": 1, "os_image_hash": b"", "host_share_mode": "", "tdx_attestation_variant": "legacy"}
+    defaults = {**dict.fromkeys(numbers, 0), **dict.fromkeys(flags, False), **named}
+    config = VmConfig()
+    assert {name: getattr(config, name) for name in defaults} == defaults
+    assert all(getattr(config, name) is None for name in set(VmConfig.__struct_fields__) - defaults.keys())
 
 
 def test_reads_every_field_and_writes_it_back() -> None:
