@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from cryptography import x509
 from cryptography.hazmat.asn1 import encode_der
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
@@ -191,6 +192,7 @@ def _certificate() -> bytes:
 CERTIFICATE = _certificate()
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @fuzz(st.binary(max_size=600) | mutated([CERTIFICATE]))
 def test_a_certificate(der: bytes) -> None:
     outcome(check_client_certificate, der, temp_ca_der=CERTIFICATE, now=1_800_000_000)
