@@ -5,6 +5,7 @@ anchor, and then reports `simulated`.
 """
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -21,18 +22,21 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from enclave.simulator.revocation_lists import sign_list
 from shared.errors import StorageError
 
 _CHAIN = "chain.pem"
 _ROOT = "root.pem"
-_ZONE_KEY = "zone.key"
+_KEYS = ("root.key", "region.key", "zone.key")
 _ISSUED = datetime(2019, 10, 28, tzinfo=UTC)
 _EXPIRES = datetime(2049, 10, 28, tzinfo=UTC)
 _DOMAIN = "simulated.nitro-enclaves"
+# Nothing answers here: lists are handed over.
+_LISTS = "http://nitro-lists.invalid"
 
 
 class Issuer(msgspec.Struct, frozen=True):
-    """A certificate and its key. The root's key is forgotten once the zone exists."""
+    """A certificate and its key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -44,10 +48,18 @@ class Issuer(msgspec.Struct, frozen=True):
         not_before: datetime,
         not_after: datetime,
         path_length: int | None,
+        list_url: str | None = None,
     ) -> "Issuer":
-        """Issue a CA with that path length, or a leaf when it is None."""
+        """Issue a CA with that path length, or a leaf when it is None.
+
+        `list_url` is where the certificate says that this issuer's revocation list is.
+        """
         key = ec.generate_private_key(ec.SECP384R1())
         builder = _builder(common_name, self.certificate.subject, key, not_before, not_after)
+        if list_url is not None:
+            name = x509.UniformResourceIdentifier(list_url)
+            point = x509.DistributionPoint([name], None, None, None)
+            builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
         certificate = (
             builder.add_extension(x509.BasicConstraints(path_length is not None, path_length), critical=True)
             .add_extension(_usage(ca=path_length is not None), critical=path_length is not None)
@@ -57,9 +69,10 @@ class Issuer(msgspec.Struct, frozen=True):
 
 
 class SimulatedAuthority(msgspec.Struct, frozen=True):
-    """What simulated enclaves share: the certificates of root, region and zone, and the zone's key."""
+    """What simulated enclaves share: root, region and zone. As with AWS, root and region have lists."""
 
-    chain: tuple[x509.Certificate, ...]
+    root: Issuer
+    region: Issuer
     zone: Issuer
 
     @classmethod
@@ -75,26 +88,54 @@ class SimulatedAuthority(msgspec.Struct, frozen=True):
         )
         root = Issuer(certificate, key)
         domain = f"us-east-1.{_DOMAIN}"
-        region = root.issue(domain, not_before=_ISSUED, not_after=_EXPIRES, path_length=2)
-        zone = region.issue(f"zonal.{domain}", not_before=_ISSUED, not_after=_EXPIRES, path_length=1)
-        return cls((root.certificate, region.certificate, zone.certificate), zone)
+        region = root.issue(
+            domain, not_before=_ISSUED, not_after=_EXPIRES, path_length=2, list_url=f"{_LISTS}/root.crl"
+        )
+        zone = region.issue(
+            f"zonal.{domain}",
+            not_before=_ISSUED,
+            not_after=_EXPIRES,
+            path_length=1,
+            list_url=f"{_LISTS}/region.crl",
+        )
+        return cls(root, region, zone)
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates of root, region and zone."""
+        return (self.root.certificate, self.region.certificate, self.zone.certificate)
 
     @property
     def root_pem(self) -> bytes:
         """The root certificate, to be configured as an extra trust anchor."""
-        return self.chain[0].public_bytes(Encoding.PEM)
+        return self.root.certificate.public_bytes(Encoding.PEM)
+
+    def crls(self, now: int, revoked: Iterable[int] = ()) -> tuple[bytes, bytes]:
+        """Return the lists (DER) of root and region, fresh at `now` (unix seconds).
+
+        `revoked` are serial numbers; both lists name them.
+        """
+        revoked = tuple(revoked)
+        first, second = (
+            sign_list(issuer.certificate.subject, issuer.key, now=now, revoked=revoked)
+            for issuer in (self.root, self.region)
+        )
+        return first, second
 
     def save(self, directory: Path) -> None:
-        """Write root.pem, chain.pem and zone.key (0600) into `directory`, which is made when absent.
+        """Write root.pem, chain.pem and the three keys (0600) into `directory`, which is made when absent.
 
         Raises `StorageError("simulator.authority.exists")` rather than replace an authority that enclaves
         use, `StorageError("simulator.authority.write")`.
         """
         chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.chain)
-        key = self.zone.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        keys = (
+            (name, issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            for name, issuer in zip(_KEYS, (self.root, self.region, self.zone), strict=True)
+        )
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name, content in ((_ZONE_KEY, key), (_CHAIN, chain), (_ROOT, self.root_pem)):
+            for name, content in (*keys, (_CHAIN, chain), (_ROOT, self.root_pem)):
                 descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
@@ -112,14 +153,19 @@ class SimulatedAuthority(msgspec.Struct, frozen=True):
         """Read what `save` wrote. Raises `StorageError("simulator.authority.read")`."""
         try:
             chain = tuple(x509.load_pem_x509_certificates((directory / _CHAIN).read_bytes()))
-            key = load_pem_private_key((directory / _ZONE_KEY).read_bytes(), password=None)
+            keys = [load_pem_private_key((directory / name).read_bytes(), password=None) for name in _KEYS]
         except (OSError, ValueError) as error:
             raise StorageError(
                 "simulator.authority.read", f"{directory} holds no readable simulated authority"
             ) from error
-        if len(chain) != 3 or not isinstance(key, ec.EllipticCurvePrivateKey):
+        issuers = [
+            Issuer(certificate, key)
+            for certificate, key in zip(chain, keys, strict=False)
+            if isinstance(key, ec.EllipticCurvePrivateKey)
+        ]
+        if not len(issuers) == len(chain) == len(_KEYS):
             raise StorageError("simulator.authority.read", f"{directory} holds another kind of authority")
-        return cls(chain, Issuer(chain[-1], key))
+        return cls(*issuers)
 
     def issue_instance(self, instance_id: str, now: datetime) -> Issuer:
         """Issue an instance's CA, valid for a day as the real ones are."""
@@ -157,7 +203,7 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=ca,
-        crl_sign=False,
+        crl_sign=ca,
         encipher_only=False,
         decipher_only=False,
     )

@@ -48,6 +48,42 @@ class _Credentials(msgspec.Struct, frozen=True):
     renew_at: datetime
 
 
+class InstanceCredentials:
+    """The certificates of one instance and of what signs on it; new ones in the middle of the leaf's life."""
+
+    def __init__(self, authority: SimulatedAuthority, instance_id: str, module_id: str) -> None:
+        self._authority = authority
+        self._instance_id = instance_id
+        self._module_id = module_id
+        self._current: _Credentials | None = None
+
+    def document(self, payload: Mapping[str, object], now: float) -> bytes:
+        """Return a document signed at `now`, with `certificate` and `cabundle` filled into the payload."""
+        credentials = self._at(datetime.fromtimestamp(now, UTC))
+        chain = (*self._authority.chain, credentials.instance.certificate)
+        certificates = {
+            "certificate": credentials.leaf.certificate.public_bytes(Encoding.DER),
+            "cabundle": [certificate.public_bytes(Encoding.DER) for certificate in chain],
+        }
+        fields = {name: certificates.get(name, value) for name, value in payload.items()}
+        return sign_document(fields, credentials.leaf.key)
+
+    def _at(self, now: datetime) -> _Credentials:
+        credentials = self._current
+        if credentials is None or not credentials.renew_at - _LEAF_RENEWAL <= now < credentials.renew_at:
+            instance = self._authority.issue_instance(self._instance_id, now)
+            leaf = instance.issue(
+                f"{self._module_id}.us-east-1.aws",
+                # A certificate's times have whole seconds, and a real leaf is three seconds older than it
+                # says.
+                not_before=now - timedelta(seconds=3),
+                not_after=now + LEAF_LIFETIME,
+                path_length=None,
+            )
+            credentials = self._current = _Credentials(instance, leaf, now + _LEAF_RENEWAL)
+        return credentials
+
+
 class SimulatedNsm:
     """One enclave's module.
 
@@ -63,15 +99,14 @@ class SimulatedNsm:
         *,
         module_id: str | None = None,
     ) -> None:
-        self._authority = authority
         self._clock = clock
         self.module_id = module_id or f"i-{secrets.token_hex(9)[:17]}-enc{secrets.token_hex(8)[:16]}"
-        self._instance_id = self.module_id.rpartition("-")[0]
+        instance_id = self.module_id.rpartition("-")[0]
         self._pcrs = {index: bytes(PCR_LENGTH) for index in range(PCR_COUNT)}
-        self._pcrs[4] = hashlib.sha384(bytes(PCR_LENGTH) + self._instance_id.encode()).digest()
+        self._pcrs[4] = hashlib.sha384(bytes(PCR_LENGTH) + instance_id.encode()).digest()
         self._pcrs.update(pcrs)
         self._locked = set(range(BOOT_PCRS))
-        self._credentials: _Credentials | None = None
+        self._credentials = InstanceCredentials(authority, instance_id, self.module_id)
         self._lock = Lock()
 
     def transact(self, request: bytes) -> bytes:
@@ -148,36 +183,18 @@ class SimulatedNsm:
             if value is not None and len(value) > limit:
                 raise _Refusal("InputTooLarge")
         now = self._clock()
-        credentials = self._current(datetime.fromtimestamp(now, UTC))
-        chain = (*self._authority.chain, credentials.instance.certificate)
         payload = {
             "module_id": self.module_id,
             "digest": "SHA384",
             "timestamp": int(now * 1000),
             "pcrs": {index: self._pcrs[index] for index in sorted(self._locked)},
-            "certificate": credentials.leaf.certificate.public_bytes(Encoding.DER),
-            "cabundle": [certificate.public_bytes(Encoding.DER) for certificate in chain],
+            "certificate": None,
+            "cabundle": None,
             "public_key": fields.get("public_key"),
             "user_data": fields.get("user_data"),
             "nonce": fields.get("nonce"),
         }
-        return {"document": sign_document(payload, credentials.leaf.key)}
-
-    def _current(self, now: datetime) -> _Credentials:
-        """Return the instance's CA and leaf, new ones when half of the leaf's life is over."""
-        credentials = self._credentials
-        if credentials is None or not credentials.renew_at - _LEAF_RENEWAL <= now < credentials.renew_at:
-            instance = self._authority.issue_instance(self._instance_id, now)
-            leaf = instance.issue(
-                f"{self.module_id}.us-east-1.aws",
-                # A certificate's times have whole seconds, and a real leaf is three seconds older than it
-                # says.
-                not_before=now - timedelta(seconds=3),
-                not_after=now + LEAF_LIFETIME,
-                path_length=None,
-            )
-            credentials = self._credentials = _Credentials(instance, leaf, now + _LEAF_RENEWAL)
-        return credentials
+        return {"document": self._credentials.document(payload, now)}
 
 
 def sign_document(payload: Mapping[str, object], key: ec.EllipticCurvePrivateKey) -> bytes:
