@@ -256,14 +256,13 @@ def _write_platform(quote: Quote) -> tuple[str, dict[str, bytes]]:
             return "gcp-tdx", {**_write_tdx(quote.tdx), "tpm_quote": _write_tpm(quote.tpm)}
         case NitroEnclaveQuote():
             return "nitro-enclave", {"nsm_quote": byte_array(quote.nsm_quote)}
-        case NitroTpmQuote():
-            return "aws-nitro-tpm", {"attestation_doc": byte_array(quote.attestation_doc)}
         case SevSnpQuote():
             return "sev-snp", {
                 "report": byte_array(quote.report),
                 "cert_chain": array([byte_array(certificate) for certificate in quote.cert_chain]),
                 "mr_config": string(quote.mr_config),
             }
+    return "aws-nitro-tpm", {"attestation_doc": byte_array(quote.attestation_doc)}
 
 
 def _write_tdx(quote: TdxQuote) -> dict[str, bytes]:

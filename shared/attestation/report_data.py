@@ -7,7 +7,6 @@ from shared.errors import ProtocolError
 LENGTH = 64
 
 RATLS_CERT = "ratls-cert"
-APP_DATA = "app-data"
 
 _FIPS = {
     "sha256": "sha256",

@@ -68,7 +68,9 @@ def test_bytes_round_trip_in_both_spellings(value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"\xcc" * 70_000, b"\x00\xcc" * 40_000, b"\xff" * 65_536, b"\x7f" * 65_537]
+    "value",
+    [b"\xcc" * 70_000, b"\x00\xcc" * 40_000, b"\xff" * 65_536, b"\x7f" * 65_537],
+    ids=["prefixes", "mixed", "high", "low"],
 )
 def test_long_byte_arrays_cross_the_window(value: bytes) -> None:
     assert decode_strict(array([byte_array(value), byte_array(b"\x01"), byte_array(b"\xcc")])) == [

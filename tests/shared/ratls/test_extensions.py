@@ -92,7 +92,7 @@ def legacy_pair(change: Callable[[bytes], bytes] = lambda log: log) -> tuple[byt
 
 
 def compressed(log: bytes) -> bytes:
-    return b"ELGZv1" + gzip.compress(log)
+    return b"ELGZv1" + gzip.compress(log, mtime=0)
 
 
 @pytest.mark.parametrize("change", [bytes, compressed])
