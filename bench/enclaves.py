@@ -25,6 +25,7 @@ from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService, kms_boot_info
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
+from enclave.tee.peers import PeerVerifier
 from shared.attestation.identity import boot_info
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.trust import TrustAnchors
@@ -89,7 +90,9 @@ class Kms:
 
     def callers(self) -> CallerVerifier:
         """Return a verifier that remembers nobody yet."""
-        return CallerVerifier(temp_ca_der=self.keys.temp_ca_der(), anchors=self.anchors, now=self.now)
+        return CallerVerifier(
+            temp_ca_der=self.keys.temp_ca_der(), verifier=PeerVerifier(anchors=self.anchors, now=self.now)
+        )
 
     def app(self) -> ASGIApp:
         """Return the application of the main listener."""
@@ -109,7 +112,7 @@ class Kms:
 def _bootstrapped(nsm: Nsm, attestor: NitroAttestor, now: Callable[[], int]) -> KeyMaterial:
     with tempfile.TemporaryDirectory() as directory:
         store = KeyStore(Path(directory) / "certs")
-        maker = Bootstrapper(store=store, nsm=nsm, attestor=attestor, now=now)
+        maker = Bootstrapper(store=store, random=nsm.get_random, attestor=attestor, now=now)
         maker.bootstrap("kms.bench", check_self=lambda: None, attest=False)
         keys = store.load()
     assert keys is not None

@@ -1,25 +1,19 @@
-"""What an enclave daemon stands on: the measured image, the NSM, and the way out to the parent.
+"""What a daemon stands on: the measured files, a writable place, and the guest that it runs in.
 
 Everything that decides (contract, trust anchors, KMS URL, root pin, app id) is read below `image`, whose
 bytes the platform measured. Environment, arguments and vsock may not set any of it (DESIGN section 2).
-In production `image` is the enclave's own root file system; the simulator passes a directory it measured.
+In production `image` is the root file system: an enclave's own, or on Google Cloud a container's, into which
+the measured app-compose puts its `configs`. The simulator passes a directory it measured.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from enclave.devices.nsm import DevNsm, NsmDevice
-from enclave.vsock.transport import AfVsock, VsockTransport
-from shared.attestation.trust import NitroAnchors
+from enclave.tee.tee import Tee
+from shared.attestation.trust import Signer, TrustAnchors
 from shared.errors import ConfigError
-from shared.net.dialer import ConnectDialer
-
-PARENT_CID = 3
-"""The parent instance as an enclave sees it (spec deploy section 5B.5)."""
-
-PROXY_PORT = 3128
-"""Where the parent's forwarder accepts CONNECT."""
+from shared.net.dialer import Dialer
 
 MAX_IMAGE_FILE = 1 << 20
 """No configuration file, certificate or pin of an image is near 1 MiB."""
@@ -27,17 +21,39 @@ MAX_IMAGE_FILE = 1 << 20
 
 @dataclass(frozen=True)
 class Platform:
-    """One enclave: its measured files, its writable directory, its NSM and its vsock."""
+    """One guest: its measured files, its writable directory, and what differs between kinds of guest."""
 
     image: Path
     writable: Path
-    nsm: NsmDevice
-    vsock: VsockTransport
+    tee: Tee
 
     @classmethod
-    def nitro(cls) -> "Platform":
-        """Return the platform of a real Nitro Enclave: its root file system, /dev/nsm and AF_VSOCK."""
-        return cls(image=Path("/"), writable=Path("/"), nsm=DevNsm(), vsock=AfVsock())
+    def detect(cls) -> "Platform":
+        """Return the platform of the machine that this process runs on.
+
+        Raises `UnavailableError("platform.device")`, `ConfigError("platform.unsupported")`.
+        """
+        # PLC0415: each kind of guest brings its own devices' modules
+        from enclave.devices.detect import TeePlatform, detect_platform  # noqa: PLC0415
+
+        found = detect_platform()
+        tee: Tee
+        match found:
+            case TeePlatform.NITRO_ENCLAVE:
+                from enclave.tee.nitro import NitroTee  # noqa: PLC0415
+
+                tee = NitroTee.production()
+            case TeePlatform.GCP_TDX:
+                from enclave.tee.gcp import GcpTee  # noqa: PLC0415
+
+                tee = GcpTee.production()
+            case _:
+                raise ConfigError(
+                    "platform.unsupported",
+                    f"this guest is of {found.value}, daemons run on "
+                    f"{TeePlatform.NITRO_ENCLAVE.value} and {TeePlatform.GCP_TDX.value}",
+                )
+        return cls(image=Path("/"), writable=Path("/"), tee=tee)
 
     def read_measured(self, path: str) -> bytes:
         """Read a file of the measured image by its absolute path inside it.
@@ -57,17 +73,18 @@ class Platform:
         """Tell whether the measured image has a file of this absolute path."""
         return (self.image / path.lstrip("/")).exists()
 
-    def anchors(self, roots: tuple[str, ...]) -> NitroAnchors:
-        """Return the production trust anchors and the image's extra ones, PEM files by path."""
-        anchors = NitroAnchors.production()
-        for path in roots:
-            anchors = anchors.with_extra(self.read_measured(path))
+    def anchors(self, roots: Mapping[Signer, Iterable[str]]) -> TrustAnchors:
+        """Return the production anchors and the image's extra ones, PEM files by who signs under them."""
+        anchors = TrustAnchors.production()
+        for signer, paths in roots.items():
+            for path in paths:
+                anchors = anchors.with_extra(self.read_measured(path), signer=signer)
         return anchors
 
     def writable_path(self, path: str) -> Path:
-        """Return where the absolute in-enclave path `path` may be written."""
+        """Return where the absolute in-guest path `path` may be written."""
         return self.writable / path.lstrip("/")
 
-    def dialer(self) -> ConnectDialer:
-        """Return the way out: CONNECT through the parent's forwarder, which sees host and port only."""
-        return ConnectDialer(partial(self.vsock.connect, PARENT_CID, PROXY_PORT))
+    def dialer(self) -> Dialer:
+        """Return the way out of the guest."""
+        return self.tee.dialer()

@@ -1,11 +1,9 @@
-"""Boot of an app's enclave: get the keys into memory, then answer evidence challenges."""
+"""Boot of an app's guest: get the keys into memory, then answer evidence challenges."""
 
 import hashlib
 import sys
 
 from enclave.agent.evidence import evidence_app
-from enclave.devices.attestor import NitroAttestor
-from enclave.devices.nsm import Nsm
 from enclave.dstack_util.enclave_config import load_enclave_config
 from enclave.dstack_util.get_keys import get_keys
 from enclave.log import log_event
@@ -24,10 +22,12 @@ def fingerprint(secret: bytes) -> str:
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
     """Run until stopped. Takes no arguments: what it does is fixed by the measured image."""
     del argv
-    platform = platform or Platform.nitro()
     try:
+        platform = platform or Platform.detect()
         config = load_enclave_config(platform)
+        app_id = config.app_id_bytes()
         bundle = get_keys(platform)
+        platform.tee.record_keys(os_image_hash=bundle.os_image_hash, kms_root=bundle.root_spki())
     except DstackError as error:
         log_event("agent.failed", code=error.code, message=error.message)
         sys.stderr.write(f"agent: {error} [{error.code}]\n")
@@ -41,9 +41,8 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         k256_root=bundle.k256_root.hex(),
         gateway_app_id=bundle.gateway_app_id,
     )
-    app_id = config.app_id_bytes()
-    app = evidence_app(NitroAttestor(Nsm(platform.nsm), app_id), app_id)
-    listener = platform.vsock.listen(config.evidence.port)
+    app = evidence_app(platform.tee.attestor(app_id), app_id)
+    listener = platform.tee.listen(config.evidence.address, config.evidence.port)
     log_event("agent.ready", evidence_port=config.evidence.port)
     run_server(build_plain_server(app), [listener])
     return ExitCode.OK

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from enclave.devices.attestor import NitroAttestor
+from enclave.tee.tee import Attestor
 from shared.attestation.report_data import deploy_challenge
 from shared.errors import DstackError, ProtocolError
 from shared.hex import decode_hex
@@ -24,13 +24,13 @@ class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     challenge: str
 
 
-def evidence_app(attestor: NitroAttestor, app_id: bytes) -> Starlette:
+def evidence_app(attestor: Attestor, app_id: bytes) -> Starlette:
     """Return the ASGI application.
 
     Request `{"challenge": hex32}`; answer `{"attestation": hex}`, an envelope whose report_data is
     SHA512("dstack-deploy-challenge:" || challenge || app_id). A bad request is 400 with `error` and `code`.
     """
-    one_at_a_time = threading.Lock()  # the NSM serves one request at a time anyway
+    one_at_a_time = threading.Lock()  # devices serve one request at a time anyway
 
     def attest(challenge: bytes) -> bytes:
         with one_at_a_time:

@@ -1,12 +1,17 @@
 """`/etc/dstack/enclave.toml`: what an app's enclave image fixes, and thereby measures (DESIGN section 2).
 
-app_id = "0x..."                            # the DstackApp contract
+app_id = "0x..."                            # the DstackApp contract; on GCP the guest records it too
 [kms]
 url = "https://kms.example.org:8000"
 root_ca = "/etc/dstack/kms-root-ca.pem"     # the KMS root CA, never the temporary CA
 k256_pubkey = "0x02..."                     # optional: who must have signed the app's k256 key
 [trust]
-nitro_roots = []                            # extra anchors: simulated enclaves only
+nitro_roots = []                            # extra anchors, PEM files: simulated guests only
+tdx_roots = []
+gcp_tpm_roots = []
+policy = ""                                 # a policy file for the KMS's evidence
+pccs = []                                   # where collateral for it comes from; on GCP it is needed
+tls_roots = ""                              # TLS roots for that, PEM; the system's when empty
 [evidence]
 port = 8080
 """
@@ -17,6 +22,8 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from enclave.platform import Platform
+from enclave.tee.peers import TrustSettings
+from shared.attestation.trust import Signer
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
@@ -61,14 +68,29 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[trust]`."""
+    """`[trust]`: whom to believe about the KMS. Paths are in the image."""
 
     nitro_roots: tuple[str, ...] = ()
+    tdx_roots: tuple[str, ...] = ()
+    gcp_tpm_roots: tuple[str, ...] = ()
+    policy: str = ""
+    pccs: tuple[str, ...] = ()
+    tls_roots: str = ""
+
+    def settings(self) -> TrustSettings:
+        """Return the same as the verifier takes it."""
+        roots: dict[Signer, tuple[str, ...]] = {
+            "nitro": self.nitro_roots,
+            "tdx": self.tdx_roots,
+            "gcp_tpm": self.gcp_tpm_roots,
+        }
+        return TrustSettings(roots=roots, policy=self.policy, pccs=self.pccs, tls_roots=self.tls_roots)
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[evidence]`: the vsock port of the `POST /evidence` responder."""
+    """`[evidence]`: where `POST /evidence` is answered; in an enclave `port` is a vsock port."""
 
+    address: str = "0.0.0.0"
     port: int = 8080
 
 

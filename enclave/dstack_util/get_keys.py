@@ -9,13 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from enclave.devices.attestor import NitroAttestor
-from enclave.devices.clock import TrustedClock
-from enclave.devices.nsm import Nsm
 from enclave.dstack_util.enclave_config import load_enclave_config
 from enclave.dstack_util.kms_client import ClientIdentity, KmsClient
 from enclave.platform import Platform
-from shared.attestation.report_data import RATLS_CERT, report_data
+from enclave.tee.evidence import certificate_evidence
+from enclave.tee.peers import establish_trust
+from enclave.tee.tee import Attestor
 from shared.errors import InvalidEvidence, ProtocolError
 from shared.keys.app_keys import AppKeys, issuer_of_key
 from shared.keys.k256 import public_key
@@ -28,10 +27,12 @@ API_VERSION = 1
 class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
     """What `get-keys` got: the app's secrets and whom they came from.
 
-    `k256_root` is the KMS's root k256 public key (33 bytes) that signed the app's key.
+    `k256_root` is the KMS's root k256 public key (33 bytes) that signed the app's key, `os_image_hash` what
+    the KMS found this guest's image to be.
     """
 
     keys: AppKeys
+    os_image_hash: bytes
     k256_root: bytes
     ca_cert: str
     gateway_app_id: str
@@ -43,11 +44,15 @@ class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
         """Hide the keys."""
         return f"KeyBundle(kms_url={self.kms_url!r})"
 
+    def root_spki(self) -> bytes:
+        """Return the public key of the KMS's root CA, SPKI DER."""
+        return _spki(self.ca_cert.encode())
+
     def to_json(self) -> bytes:
         """Return upstream's `.appkeys.json` object, secrets included (spec deploy section 6.2)."""
         provider = {
             "url": self.kms_url,
-            "pubkey": _spki(self.ca_cert.encode()).hex(),
+            "pubkey": self.root_spki().hex(),
             "tmp_ca_key": self.temp_ca_key,
             "tmp_ca_cert": self.temp_ca_cert,
         }
@@ -73,13 +78,11 @@ def get_keys(platform: Platform) -> KeyBundle:
     """
     config = load_enclave_config(platform)
     app_id = config.app_id_bytes()
-    anchors = platform.anchors(config.trust.nitro_roots)
-    nsm = Nsm(platform.nsm)
-    clock = TrustedClock(nsm, anchors)
-    client = KmsClient(platform, config, anchors, clock.now)
+    trust = establish_trust(platform, config.trust.settings())
+    client = KmsClient(platform, config, trust.verifier)
 
     temporary = client.call("GetTempCaCert", None, pb.GetTempCaCertResponse)
-    identity = _make_identity(temporary, NitroAttestor(nsm, app_id), clock.now())
+    identity = _make_identity(temporary, platform.tee.attestor(app_id), trust.clock.now())
     request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="")
     response = client.call("GetAppKey", request, pb.AppKeyResponse, identity)
     keys = AppKeys(
@@ -100,6 +103,7 @@ def get_keys(platform: Platform) -> KeyBundle:
         )
     return KeyBundle(
         keys=keys,
+        os_image_hash=response.os_image_hash,
         k256_root=issuer,
         ca_cert=response.ca_cert,
         gateway_app_id=response.gateway_app_id,
@@ -109,7 +113,7 @@ def get_keys(platform: Platform) -> KeyBundle:
     )
 
 
-def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: NitroAttestor, now: int) -> ClientIdentity:
+def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now: int) -> ClientIdentity:
     try:
         issuer_cert = x509.load_pem_x509_certificate(temporary.temp_ca_cert.encode())
         issuer_key = load_pem_private_key(temporary.temp_ca_key.encode(), password=None)
@@ -118,8 +122,7 @@ def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: NitroAttestor,
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise ProtocolError("kms.temp_ca", "the KMS's temporary CA key is not an EC key")
     key = ec.generate_private_key(ec.SECP256R1())
-    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    attestation = attestor.attest(report_data(RATLS_CERT, spki))
+    attestation = certificate_evidence(attestor, key.public_key())
     certificate = client_certificate(key, attestation=attestation, issuer=(issuer_cert, issuer_key), now=now)
     return ClientIdentity(key, certificate)
 

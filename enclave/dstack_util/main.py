@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
     keys.add_argument("-o", "--output", type=Path, help="write here, mode 0600, instead of standard output")
     arguments = parser.parse_args(argv)
     try:
-        bundle = get_keys(platform or Platform.nitro())
+        bundle = get_keys(platform or Platform.detect())
         if arguments.output is None:
             sys.stdout.buffer.write(bundle.to_json() + b"\n")
         else:

@@ -1,22 +1,21 @@
 """From configuration to a running KMS's parts: the one place where policy becomes objects.
 
 Everything here follows the trust rule (DESIGN section 2): what would leave a decision to somebody else
-works only in a simulated enclave, and whatever makes this KMS laxer than another is told by GetMeta.
+works only in a simulated guest, and whatever makes this KMS laxer than another is told by GetMeta.
 """
 
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import msgspec
 
-from enclave.devices.attestor import NitroAttestor
-from enclave.devices.clock import TrustedClock
-from enclave.devices.nsm import Nsm
 from enclave.kms.authorization import Authorizer, DevAuthorizer, ProofAuthorizer, WebhookAuthorizer
-from enclave.kms.config import CONFIG_PATH, KmsConfig, Proof, parse_config
+from enclave.kms.config import CONFIG_PATH, Attestation, KmsConfig, Proof, parse_config
 from enclave.platform import Platform
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verify import VerifiedAttestation, verify_attestation
+from enclave.tee.peers import PeerVerifier, TrustSettings, establish_trust
+from enclave.tee.tee import Attestor, Clock
+from shared.attestation.policy import Policy
+from shared.attestation.verify import VerifiedAttestation
+from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
 from shared.errors import ConfigError
@@ -34,11 +33,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon needs, whether or not keys exist yet."""
 
     config: KmsConfig
-    anchors: NitroAnchors
-    nsm: Nsm
-    attestor: NitroAttestor
+    verifier: PeerVerifier
+    attestor: Attestor
     own: VerifiedAttestation
-    now: Callable[[], int]
     authorizer: Authorizer
     policy: pb.KmsPolicy
 
@@ -46,52 +43,60 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 def assemble(platform: Platform) -> Parts:
     """Read the measured configuration and build the parts.
 
-    Verifies evidence about this very enclave first: a debug enclave, or one under an unknown root, does not
+    Verifies evidence about this very guest first: a debug enclave, or one under an unknown root, does not
     start. Raises `ConfigError` (`config.*`) and what verification raises.
     """
     config = parse_config(platform.read_measured(CONFIG_PATH))
-    extra = config.core.attestation.root_ca.aws_nitro_enclave
-    anchors = platform.anchors((extra,) if extra else ())
-    nsm = Nsm(platform.nsm)
-    clock = TrustedClock(nsm, anchors)
-    attestor = NitroAttestor(nsm, _own_app_id(platform))
-    own = verify_attestation(
-        attestor.attest(bytes(64)), now=clock.now(), anchors=anchors, report_data=bytes(64)
-    )
-    if config.core.treat_nitro_as_up_to_date:
+    core = config.core
+    settings = _trust_settings(core.attestation)
+    trust = establish_trust(platform, settings)
+    attestor = platform.tee.attestor(_own_app_id(platform))
+    own = trust.verifier.verify(attestor.attest(bytes(64)), bytes(64))
+    if core.treat_nitro_as_up_to_date and own.verdict.platform == NITRO_ENCLAVE:
         told = own.verdict.with_disabled("tcb_status of this KMS: core.treat_nitro_as_up_to_date")
         own = msgspec.structs.replace(own, verdict=told)
     simulated = own.verdict.simulated
-    if extra and not simulated:
+    if settings.has_extra_roots and not simulated:
         raise ConfigError(
             "config.anchors.mixed",
-            "this enclave is real, so extra trust anchors would let simulated callers have real keys",
+            "this guest is real, so extra trust anchors would let simulated callers have real keys",
         )
-    authorizer = _authorizer(platform, config, clock.now, simulated=simulated)
+    authorizer = _authorizer(platform, config, trust.clock, simulated=simulated)
     return Parts(
         config=config,
-        anchors=anchors,
-        nsm=nsm,
+        verifier=trust.verifier,
         attestor=attestor,
         own=own,
-        now=clock.now,
         authorizer=authorizer,
-        policy=_policy(config, own, clock.source, authorizer.mode),
+        policy=_policy(config, own, trust.verifier.policy, trust.clock.source, authorizer.mode),
     )
 
 
-def _policy(config: KmsConfig, own: VerifiedAttestation, clock_source: str, mode: str) -> pb.KmsPolicy:
+def _trust_settings(attestation: Attestation) -> TrustSettings:
+    return TrustSettings(
+        roots=attestation.root_ca.by_signer(),
+        policy=attestation.policy,
+        pccs=(attestation.urls.pccs,) if attestation.urls.pccs else (),
+        tls_roots=attestation.tls_roots,
+    )
+
+
+def _policy(
+    config: KmsConfig, own: VerifiedAttestation, accepted: Policy, clock_source: str, mode: str
+) -> pb.KmsPolicy:
     """Return what GetMeta tells: every setting that makes this KMS laxer than another."""
     core = config.core
     policy = pb.KmsPolicy(
         auth_mode=mode,
         clock_source=clock_source,
         simulated=own.verdict.simulated,
-        evidence_anchor=own.nitro.anchor,
+        evidence_anchor=", ".join(own.verdict.anchors),
         nitro_enclave_key_release=core.aws_nitro_enclave_key_release,
+        nitro_tpm_key_release=core.aws_nitro_tpm_key_release,
         treat_nitro_as_up_to_date=core.treat_nitro_as_up_to_date,
         self_authorization=core.enforce_self_authorization,
         attested_certificate=core.attest_rpc_cert,
+        evidence_policy=_relaxations(accepted),
         image_verification=True,  # not optional here: core.image.verify is ignored
     )
     proof = core.auth_api.proof
@@ -105,6 +110,12 @@ def _policy(config: KmsConfig, own: VerifiedAttestation, clock_source: str, mode
     return policy
 
 
+def _relaxations(accepted: Policy) -> list[str]:
+    """Return what the policy lets pass of any caller that may have keys, one clause each, none twice."""
+    platforms = (NITRO_ENCLAVE, AWS_NITRO_TPM, GCP_TDX)
+    return list(dict.fromkeys(clause for name in platforms for clause in accepted.relaxations(name)))
+
+
 def _own_app_id(platform: Platform) -> bytes | None:
     if not platform.has_measured(APP_ID_PATH):
         return None
@@ -112,9 +123,7 @@ def _own_app_id(platform: Platform) -> bytes | None:
     return decode_hex_setting(text, what=APP_ID_PATH, length=20, code="image.app_id")
 
 
-def _authorizer(
-    platform: Platform, config: KmsConfig, now: Callable[[], int], *, simulated: bool
-) -> Authorizer:
+def _authorizer(platform: Platform, config: KmsConfig, clock: Clock, *, simulated: bool) -> Authorizer:
     auth = config.core.auth_api
     if auth.type == "dev":
         if not simulated:
@@ -126,12 +135,10 @@ def _authorizer(
         return WebhookAuthorizer(auth.webhook.url, HttpClient(platform.dialer()))
     if auth.proof is None:
         raise ConfigError("config.proof.missing", "[core.auth_api.proof] is missing")
-    return _proof_authorizer(platform, auth.proof, now, simulated=simulated)
+    return _proof_authorizer(platform, auth.proof, clock, simulated=simulated)
 
 
-def _proof_authorizer(
-    platform: Platform, proof: Proof, now: Callable[[], int], *, simulated: bool
-) -> ProofAuthorizer:
+def _proof_authorizer(platform: Platform, proof: Proof, clock: Clock, *, simulated: bool) -> ProofAuthorizer:
     urls = (proof.url, *proof.rpc_urls)
     if not proof.rpc_roots and any(urlsplit(url).scheme.lower() == "https" for url in urls):
         raise ConfigError(
@@ -154,4 +161,4 @@ def _proof_authorizer(
         max_head_age=proof.max_head_age,
         codes=code_list(proof.implementations),
     )
-    return ProofAuthorizer(proof, policy, quorum, http, now)
+    return ProofAuthorizer(proof, policy, quorum, http, clock.now, clock.raise_floor)

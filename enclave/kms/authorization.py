@@ -140,7 +140,10 @@ def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
 
 
 class ProofAuthorizer:
-    """Mode `proof`: two proven views, one refusal is enough."""
+    """Mode `proof`: two proven views, one refusal is enough.
+
+    `raise_floor` is told the time of each accepted head, which a clock may then not fall behind.
+    """
 
     mode = "proof"
 
@@ -151,12 +154,14 @@ class ProofAuthorizer:
         quorum: ChainQuorum,
         http: HttpClient,
         now: Callable[[], int],
+        raise_floor: Callable[[int], None] = lambda _timestamp: None,
     ) -> None:
         self._settings = settings
         self._policy = policy
         self._quorum = quorum
         self._http = http
         self._now = now
+        self._raise_floor = raise_floor
         self._allows: OrderedDict[tuple[Kind, BootInfo], tuple[int, Decision]] = OrderedDict()
         self._lock = threading.Lock()
         self._info: tuple[int, ChainInfo | None] = (0, None)
@@ -232,6 +237,7 @@ class ProofAuthorizer:
             head=head,
             now=self._now(),
         )
+        self._raise_floor(proven.head_timestamp)
         return proven, answer
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:

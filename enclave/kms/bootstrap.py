@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave.devices.attestor import NitroAttestor
-from enclave.devices.nsm import Nsm
 from enclave.kms.key_store import KeyMaterial, KeyStore
 from enclave.log import log_event
+from enclave.tee.tee import Attestor
 from shared.attestation.report_data import bootstrap_report_data
 from shared.errors import ProtocolError, StorageError
 from shared.keys.k256 import ORDER as K256_ORDER
@@ -39,11 +38,21 @@ def check_domain(domain: str) -> None:
 
 
 class Bootstrapper:
-    """Makes and stores the first root keys. At most one bootstrap runs, and only where no key exists."""
+    """Makes and stores the first root keys. At most one bootstrap runs, and only where no key exists.
 
-    def __init__(self, *, store: KeyStore, nsm: Nsm, attestor: NitroAttestor, now: Callable[[], int]) -> None:
+    `random` returns bytes of the hardware's own source, which are mixed with the kernel's.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: KeyStore,
+        random: Callable[[], bytes],
+        attestor: Attestor,
+        now: Callable[[], int],
+    ) -> None:
         self._store = store
-        self._nsm = nsm
+        self._random = random
         self._attestor = attestor
         self._now = now
         self._lock = threading.Lock()
@@ -91,9 +100,9 @@ class Bootstrapper:
         return ec.derive_private_key(self._scalar(label, P256_ORDER), ec.SECP256R1())
 
     def _scalar(self, label: str, order: int) -> int:
-        """Draw a scalar from the kernel's and the NSM's randomness, so that neither alone decides it."""
+        """Draw a scalar from the kernel's and the hardware's randomness, so that neither alone decides it."""
         while True:
-            seed = os.urandom(32) + self._nsm.get_random()
+            seed = os.urandom(32) + self._random()
             scalar = int.from_bytes(hkdf_sha256(seed, [b"dstack-cloud-root:", label.encode()], 32), "big")
             if 0 < scalar < order:
                 return scalar

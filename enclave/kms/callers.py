@@ -7,24 +7,21 @@ do not pay for it again; nothing about policy is remembered here.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 import msgspec
 
 from enclave.serving.prpc import WouldBlockError
-from shared.attestation.chain import ChainCache
-from shared.attestation.nitro import NitroPolicy
-from shared.attestation.trust import NitroAnchors
-from shared.attestation.verify import VerifiedAttestation, verify_attestation
+from enclave.tee.peers import PeerVerifier
+from shared.attestation.verify import VerifiedAttestation
 from shared.ratls.peer import check_client_certificate, ratls_report_data, validity
 
 MAX_REMEMBERED = 1024
-"""Callers with a live connection; one entry holds the certificate and its evidence, some ten kilobytes."""
+"""Callers with a live connection; one entry holds the certificate and its evidence, some ten to
+forty kilobytes."""
 
-MAX_REMEMBERED_LEAF = 16 * 1024
-"""A Nitro certificate has some five kilobytes; a larger one is verified each time instead of kept."""
-
-_DEFAULT_POLICY = NitroPolicy()
+MAX_REMEMBERED_LEAF = 32 * 1024
+"""A Nitro certificate has some five kilobytes, a GCP one up to twenty: two quotes and a boot log. A larger
+one is verified each time instead of kept."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -39,47 +36,32 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class CallerVerifier:
-    """Turns peer certificates into evidence under this KMS's anchors, clock and temporary CA."""
+    """Turns peer certificates into evidence under this KMS's anchors, policy, clock and temporary CA."""
 
-    def __init__(
-        self,
-        *,
-        temp_ca_der: bytes,
-        anchors: NitroAnchors,
-        policy: NitroPolicy = _DEFAULT_POLICY,
-        now: Callable[[], int],
-    ) -> None:
+    def __init__(self, *, temp_ca_der: bytes, verifier: PeerVerifier) -> None:
         self._temp_ca_der = temp_ca_der
-        self._anchors = anchors
-        self._policy = policy
-        self._now = now
-        self._chains = ChainCache()
+        self._verifier = verifier
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def verify(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
         """Return the caller's verified evidence; None for a caller without a certificate or without evidence.
 
-        Raises `InvalidEvidence` and `PolicyDenied` for a certificate or evidence that does not hold.
+        May fetch what the evidence needs to be judged, so it is not for an event loop. Raises
+        `InvalidEvidence` and `PolicyDenied` for a certificate or evidence that does not hold, and
+        `UnavailableError` when it cannot be judged.
         """
         if not peer_chain:
             return None
         leaf = peer_chain[0]
-        now = self._now()
+        now = self._verifier.now()
         known = self._find(leaf, now)
         if known is not None:
             return known
         envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
         if envelope is None:
             return None
-        verified = verify_attestation(
-            envelope,
-            now=now,
-            anchors=self._anchors,
-            policy=self._policy,
-            report_data=ratls_report_data(leaf),
-            chain_cache=self._chains,
-        )
+        verified = self._verifier.verify(envelope, ratls_report_data(leaf))
         if len(leaf) <= MAX_REMEMBERED_LEAF:
             entry = _Known(verified, *validity(leaf))
             with self._lock:
@@ -92,7 +74,7 @@ class CallerVerifier:
         """Return the same for a caller that takes no verification; raise `WouldBlockError` for another."""
         if not peer_chain:
             return None
-        known = self._find(peer_chain[0], self._now())
+        known = self._find(peer_chain[0], self._verifier.now())
         if known is None:
             raise WouldBlockError
         return known

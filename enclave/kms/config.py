@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared.attestation.trust import Signer
 from shared.chain.decision import DEFAULT_MAX_BLOCK_AGE, DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
@@ -47,16 +48,45 @@ class Onboard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootCa(msgspec.Struct, frozen=True, kw_only=True):
-    """`[core.attestation.root_ca]`: extra trust anchors, paths inside the image."""
+    """`[core.attestation.root_ca]`: extra trust anchors, paths inside the image.
 
+    AWS signs for enclaves and NitroTPMs under one root, and so do verifiers here treat the two keys.
+    """
+
+    tdx: str = ""
+    gcp_tpm: str = ""
     aws_nitro_enclave: str = ""
+    aws_nitro_tpm: str = ""
+
+    def by_signer(self) -> dict[Signer, tuple[str, ...]]:
+        """Return the paths that are set, by who signs under them."""
+        named: dict[Signer, tuple[str, ...]] = {
+            "tdx": (self.tdx,),
+            "gcp_tpm": (self.gcp_tpm,),
+            "nitro": (self.aws_nitro_enclave, self.aws_nitro_tpm),
+        }
+        present = {signer: tuple(filter(None, paths)) for signer, paths in named.items()}
+        return {signer: paths for signer, paths in present.items() if paths}
+
+
+class Urls(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.attestation.urls]`: where Intel's collateral comes from; empty fetches nothing on Nitro."""
+
+    pccs: str = ""
 
 
 class Attestation(msgspec.Struct, frozen=True, kw_only=True):
-    """`[core.attestation]`."""
+    """`[core.attestation]`.
+
+    `policy` is a policy file of the image (`shared.attestation.policy`), for callers and for this KMS's own
+    evidence. `tls_roots` is a PEM file of it, the TLS roots for what is fetched; empty takes the system's.
+    """
 
     insecure_allow_external_trust_anchors: bool = False
     root_ca: RootCa = RootCa()
+    urls: Urls = Urls()
+    policy: str = ""
+    tls_roots: str = ""
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,10 +190,7 @@ def parse_config(text: bytes) -> KmsConfig:
                 "auth_api.type is proof (the default), so [core.auth_api.proof] must name the contract",
             )
         proof.contract()
-    if (
-        core.attestation.root_ca.aws_nitro_enclave
-        and not core.attestation.insecure_allow_external_trust_anchors
-    ):
+    if core.attestation.root_ca.by_signer() and not core.attestation.insecure_allow_external_trust_anchors:
         raise ConfigError(
             "config.anchors.flag",
             "attestation.root_ca is set, which needs insecure_allow_external_trust_anchors = true",

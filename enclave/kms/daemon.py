@@ -21,8 +21,8 @@ from shared.version import __version__
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
     """Run until stopped. Takes no arguments: what it does is fixed by the measured image."""
     del argv
-    platform = platform or Platform.nitro()
     try:
+        platform = platform or Platform.detect()
         parts = assemble(platform)
         log_event(
             "kms.assembled",
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
             evidence_anchor=parts.policy.evidence_anchor,
             simulated=parts.policy.simulated,
             disabled_checks=", ".join(parts.own.verdict.disabled_checks),
+            evidence_policy=", ".join(parts.policy.evidence_policy),
         )
         store = KeyStore(platform.writable_path(parts.config.core.cert_dir))
         keys = store.load() or _onboard(platform, parts, store)
@@ -47,7 +48,9 @@ def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
     core = parts.config.core
     if not core.onboard.enabled:
         raise ConfigError("kms.onboard.disabled", "Failed to onboard: no keys, and onboarding is disabled")
-    bootstrapper = Bootstrapper(store=store, nsm=parts.nsm, attestor=parts.attestor, now=parts.now)
+    bootstrapper = Bootstrapper(
+        store=store, random=platform.tee.random, attestor=parts.attestor, now=parts.verifier.now
+    )
 
     def check() -> None:
         if core.enforce_self_authorization:
@@ -74,9 +77,9 @@ def _serve_onboarding(
         server.should_exit = True
 
     server = build_plain_server(onboard_app(bootstrap, finish))
-    port = parts.config.core.onboard.port
-    listener = platform.vsock.listen(port)
-    log_event("kms.onboarding", port=port)
+    onboard = parts.config.core.onboard
+    listener = platform.tee.listen(onboard.address, onboard.port)
+    log_event("kms.onboarding", port=onboard.port)
     run_server(server, [listener])
 
 
@@ -85,11 +88,12 @@ def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     service = KmsService(
         core=core, keys=keys, authorizer=parts.authorizer, own=parts.own, policy=parts.policy
     )
-    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=parts.anchors, now=parts.now)
-    identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.now)
+    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=parts.verifier)
+    identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.verifier.now)
     app = main_app(
         service, callers, version=__version__, metrics=core.metrics.enabled, lifespan=identity.renewing
     )
-    listener = platform.vsock.listen(parts.config.rpc.port)
-    log_event("kms.ready", port=parts.config.rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
+    rpc = parts.config.rpc
+    listener = platform.tee.listen(rpc.address, rpc.port)
+    log_event("kms.ready", port=rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
     run_server(build_server(app, context_factory=identity.context), [listener])

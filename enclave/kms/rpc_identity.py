@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager, suppress
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
-from enclave.devices.attestor import NitroAttestor
 from enclave.kms.key_store import KeyMaterial
 from enclave.log import log_event
-from shared.attestation.report_data import RATLS_CERT, report_data
+from enclave.tee.evidence import certificate_evidence
+from enclave.tee.tee import Attestor
 from shared.errors import DstackError
-from shared.ratls.certificates import rpc_certificate, spki_der
+from shared.ratls.certificates import rpc_certificate
 from shared.ratls.tls import server_context
 
 RENEW_AFTER = 1200
@@ -29,7 +29,7 @@ RETRY_AFTER = 60
 class RpcIdentity:
     """Holds the current TLS context. `context` is called for each new connection."""
 
-    def __init__(self, keys: KeyMaterial, attestor: NitroAttestor | None, now: Callable[[], int]) -> None:
+    def __init__(self, keys: KeyMaterial, attestor: Attestor | None, now: Callable[[], int]) -> None:
         self._keys = keys
         self._attestor = attestor
         self._now = now
@@ -69,7 +69,7 @@ class RpcIdentity:
         key = ec.generate_private_key(ec.SECP256R1())
         attestation = None
         if self._attestor is not None:
-            attestation = self._attestor.attest(report_data(RATLS_CERT, spki_der(key.public_key())))
+            attestation = certificate_evidence(self._attestor, key.public_key())
         certificate = rpc_certificate(
             key,
             domain=self._keys.domain,

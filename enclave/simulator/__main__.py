@@ -15,8 +15,9 @@ from enclave.platform import Platform
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.image import measure_image
 from enclave.simulator.nsm import SimulatedNsm
+from enclave.tee.nitro import NitroTee
 from enclave.vsock.transport import UnixStandIn
-from shared.attestation.identity import os_image_hash_of
+from shared.attestation.image import os_image_hash_of
 from shared.errors import DstackError
 
 
@@ -58,12 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     nsm = SimulatedNsm(measure_image(arguments.image), SimulatedAuthority.load(arguments.authority))
-    platform = Platform(
-        image=arguments.image,
-        writable=arguments.writable,
-        nsm=nsm,
-        vsock=UnixStandIn(arguments.vsock, cid=arguments.cid),
-    )
+    tee = NitroTee(nsm, UnixStandIn(arguments.vsock, cid=arguments.cid))
+    platform = Platform(image=arguments.image, writable=arguments.writable, tee=tee)
     return _daemon(arguments.daemon)(arguments.arguments, platform)
 
 

@@ -41,13 +41,15 @@ class ContractFacts(msgspec.Struct, frozen=True):
     """Proven facts of the KMS contract that do not depend on who asks.
 
     A value on which the two views disagree is left empty: it is no longer, or not yet, the contract's word.
-    `app_implementation` is 20 bytes, zero when unset. `expires_at` is in unix seconds.
+    `app_implementation` is 20 bytes, zero when unset. `expires_at` and `head_timestamp`, the time of the
+    newest accepted header, are in unix seconds.
     """
 
     gateway_app_id: str
     app_implementation: bytes
     finalized_number: int
     expires_at: int
+    head_timestamp: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ class Decision(msgspec.Struct, frozen=True):
     app_implementation: bytes
     finalized_number: int
     expires_at: int
+    head_timestamp: int = 0
 
 
 def decide(
@@ -93,6 +96,7 @@ def decide(
         app_implementation=facts.app_implementation,
         finalized_number=facts.finalized_number,
         expires_at=facts.expires_at,
+        head_timestamp=facts.head_timestamp,
     )
 
 
@@ -143,6 +147,7 @@ class _Views:
             if not self._runs(code.KMS, view.kms):
                 raise InvalidEvidence("proof.code.unknown", _unknown("the kms contract", code.KMS, view.kms))
         self._finalized_number = finalized.number
+        self._head_timestamp = headers[1].timestamp
         self._expires_at = min(
             now + MAX_CACHE_SECONDS,
             headers[0].timestamp + chain.max_block_age,
@@ -175,6 +180,7 @@ class _Views:
             app_implementation=implementations.pop() if len(implementations) == 1 else bytes(20),
             finalized_number=self._finalized_number,
             expires_at=self._expires_at,
+            head_timestamp=self._head_timestamp,
         )
 
     def _runs(self, contract: str, deployed: Deployed) -> bool:

@@ -86,7 +86,9 @@ def bootstrap(store: KeyStore, kms_enclave: Enclave) -> Callable[[], KeyMaterial
     """Return a function that bootstraps the store and loads the keys."""
 
     def run() -> KeyMaterial:
-        maker = Bootstrapper(store=store, nsm=kms_enclave.nsm, attestor=kms_enclave.attestor, now=lambda: NOW)
+        maker = Bootstrapper(
+            store=store, random=kms_enclave.nsm.get_random, attestor=kms_enclave.attestor, now=lambda: NOW
+        )
         maker.bootstrap("kms.test", check_self=lambda: None, attest=True)
         keys = store.load()
         assert keys is not None

@@ -2,7 +2,6 @@
 
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from enclave.kms.service import KmsService
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_server
 from enclave.simulator.nsm import SimulatedNsm
+from enclave.tee.nitro import NitroTee
+from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.errors import DstackError, ExitCode
 from shared.keys.app_keys import RootKeys, derive_app_keys
@@ -37,14 +38,15 @@ CORE = Core(aws_nitro_enclave_key_release=True)
 POLICY = pb.KmsPolicy(auth_mode="proof", clock_source="nsm (simulated)", simulated=True)
 
 
-@dataclass(frozen=True)
-class DirectPlatform(Platform):
-    """A platform whose way out leads straight to the KMS under test."""
+class DirectTee(NitroTee):
+    """An enclave whose way out leads straight to the KMS under test."""
 
-    out: Any = None
+    def __init__(self, nsm: SimulatedNsm, out: Any) -> None:
+        super().__init__(nsm, vsock=None)  # type: ignore[arg-type]
+        self._out = out
 
     def dialer(self) -> Any:
-        return self.out
+        return self._out
 
 
 class World:
@@ -78,7 +80,8 @@ class World:
 
     def platform(self) -> Platform:
         """Start the KMS, write the app's image and return its platform."""
-        callers = CallerVerifier(temp_ca_der=self.keys.temp_ca_der(), anchors=self._anchors, now=lambda: NOW)
+        verifier = PeerVerifier(anchors=self._anchors, now=lambda: NOW)
+        callers = CallerVerifier(temp_ca_der=self.keys.temp_ca_der(), verifier=verifier)
         app = main_app(self.service, callers, version="1", metrics=False)
         dialer = self._serve(build_server(app, context_factory=self.context_factory))
         image = self._directory / "image"
@@ -89,7 +92,7 @@ class World:
         (image / "simulated.pem").write_bytes(self._authority.root_pem)
         registers = {index: bytes([2, index]) * 24 for index in range(3)}
         nsm = SimulatedNsm(registers, self._authority, clock=lambda: self.app_clock)
-        return DirectPlatform(image=image, writable=image, nsm=nsm, vsock=None, out=dialer)  # type: ignore[arg-type]
+        return Platform(image=image, writable=image, tee=DirectTee(nsm, dialer))
 
     def serve_certificate(self, **changes: Any) -> None:
         """Have the KMS present another certificate: `issuer`, `domain`, `attestation`, `client`, `over`."""

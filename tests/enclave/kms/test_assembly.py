@@ -8,8 +8,9 @@ from enclave.kms.assembly import Parts, assemble
 from enclave.platform import Platform
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
+from enclave.tee.nitro import NitroTee
 from enclave.vsock.transport import UnixStandIn
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, DstackError, InvalidEvidence
 
 ANCHOR = """
@@ -51,8 +52,7 @@ class Machine:
             Platform(
                 image=self._directory,
                 writable=self._directory,
-                nsm=SimulatedNsm(self.pcrs, self._authority),
-                vsock=UnixStandIn(self._directory, 16),
+                tee=NitroTee(SimulatedNsm(self.pcrs, self._authority), UnixStandIn(self._directory, 16)),
             )
         )
 
@@ -70,9 +70,9 @@ def simulated(tmp_path: Path, authority: SimulatedAuthority) -> Machine:
 @pytest.fixture
 def real(simulated: Machine, authority: SimulatedAuthority, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Return a machine whose root passes for AWS's own: the only way to test a real enclave's refusals."""
-    extra = NitroAnchors(()).with_extra(authority.root_pem).anchors[0]
-    genuine = NitroAnchors((type(extra)(**{**_fields(extra), "production": True, "name": "aws"}),))
-    monkeypatch.setattr(NitroAnchors, "production", classmethod(lambda _cls: genuine))
+    extra = TrustAnchors((), (), ()).with_extra(authority.root_pem).nitro[0]
+    genuine = TrustAnchors((type(extra)(**{**_fields(extra), "production": True, "name": "aws"}),), (), ())
+    monkeypatch.setattr(TrustAnchors, "production", classmethod(lambda _cls: genuine))
     return simulated
 
 
@@ -173,8 +173,7 @@ def test_refuses_an_image_without_a_configuration(tmp_path: Path, authority: Sim
     platform = Platform(
         image=tmp_path,
         writable=tmp_path,
-        nsm=SimulatedNsm({}, authority),
-        vsock=UnixStandIn(tmp_path, 16),
+        tee=NitroTee(SimulatedNsm({}, authority), UnixStandIn(tmp_path, 16)),
     )
     with pytest.raises(ConfigError) as refusal:
         assemble(platform)

@@ -6,6 +6,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.callers import CallerVerifier
 from enclave.serving.prpc import WouldBlockError
+from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.errors import InvalidEvidence
 from shared.ratls.certificates import client_certificate, spki_der
@@ -25,7 +26,9 @@ def clock() -> list[int]:
 
 @pytest.fixture
 def callers(keys, anchors, clock: list[int]) -> CallerVerifier:
-    return CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=anchors, now=lambda: clock[0])
+    return CallerVerifier(
+        temp_ca_der=keys.temp_ca_der(), verifier=PeerVerifier(anchors=anchors, now=lambda: clock[0])
+    )
 
 
 def test_a_certificate_under_the_temporary_ca_is_verified(callers, keys, app_enclave) -> None:

@@ -17,6 +17,7 @@ from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService
 from enclave.serving.attested_tls import build_plain_server, build_server
 from enclave.serving.prpc import DEFAULT_BODY_BYTES
+from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, bootstrap_report_data, report_data
 from shared.attestation.verify import verify_attestation
 from shared.errors import DstackError
@@ -45,7 +46,8 @@ def main_listener(keys, policy, kms_enclave, anchors, serve):
         own=kms_enclave.evidence(anchors),
         policy=pb.KmsPolicy(auth_mode="proof"),
     )
-    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), anchors=anchors, now=lambda: NOW)
+    verifier = PeerVerifier(anchors=anchors, now=lambda: NOW)
+    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
     identity = RpcIdentity(keys, kms_enclave.attestor, lambda: NOW)
     app = main_app(service, callers, version="9.9.9", metrics=True, lifespan=identity.renewing)
     return serve(build_server(app, context_factory=identity.context))
@@ -164,7 +166,9 @@ def test_meta_answers_in_json_with_upstreams_field_names(main_listener, keys) ->
 
 @pytest.fixture
 def onboarding(store, kms_enclave, serve) -> Iterator[tuple[Callable[..., object], list[bool]]]:
-    maker = Bootstrapper(store=store, nsm=kms_enclave.nsm, attestor=kms_enclave.attestor, now=lambda: NOW)
+    maker = Bootstrapper(
+        store=store, random=kms_enclave.nsm.get_random, attestor=kms_enclave.attestor, now=lambda: NOW
+    )
     finished: list[bool] = []
     app = onboard_app(
         lambda domain: maker.bootstrap(domain, check_self=lambda: None, attest=True),
@@ -243,7 +247,9 @@ def test_finish_ends_onboarding(onboarding) -> None:
 
 
 def test_a_kms_that_is_not_allowed_makes_no_keys(store, kms_enclave) -> None:
-    maker = Bootstrapper(store=store, nsm=kms_enclave.nsm, attestor=kms_enclave.attestor, now=lambda: NOW)
+    maker = Bootstrapper(
+        store=store, random=kms_enclave.nsm.get_random, attestor=kms_enclave.attestor, now=lambda: NOW
+    )
 
     def denied() -> None:
         raise DstackError("kms.self.denied", "no")

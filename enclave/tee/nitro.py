@@ -1,0 +1,63 @@
+"""A Nitro Enclave: the NSM for evidence, time and randomness; vsock and the parent's forwarder as network."""
+
+from functools import partial
+from socket import socket
+from typing import Self
+
+from enclave.devices.attestor import NitroAttestor
+from enclave.devices.clock import TrustedClock
+from enclave.devices.nsm import DevNsm, Nsm, NsmDevice
+from enclave.vsock.transport import AfVsock, VsockTransport
+from shared.attestation.trust import TrustAnchors
+from shared.net.dialer import ConnectDialer
+
+PARENT_CID = 3
+"""The parent instance as an enclave sees it (spec deploy section 5B.5)."""
+
+PROXY_PORT = 3128
+"""Where the parent's forwarder accepts CONNECT."""
+
+
+class ModuleClock(TrustedClock):
+    """The security module's time, which needs no floor."""
+
+    def raise_floor(self, timestamp: int) -> None:
+        """Change nothing."""
+
+
+class NitroTee:
+    """One enclave, by its security module and its vsock."""
+
+    def __init__(self, nsm: NsmDevice, vsock: VsockTransport) -> None:
+        self._nsm = Nsm(nsm)
+        self._vsock = vsock
+
+    @classmethod
+    def production(cls) -> Self:
+        """Return the enclave that this process runs in: /dev/nsm and AF_VSOCK."""
+        return cls(DevNsm(), AfVsock())
+
+    def attestor(self, app_id: bytes | None) -> NitroAttestor:
+        """See `Tee.attestor`."""
+        return NitroAttestor(self._nsm, app_id)
+
+    def clock(self, anchors: TrustAnchors) -> ModuleClock:
+        """Return the module's clock: the parent sets the system's."""
+        return ModuleClock(self._nsm, anchors)
+
+    def random(self) -> bytes:
+        """Return bytes from the module's source."""
+        return self._nsm.get_random()
+
+    def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
+        """Record nothing: an enclave's registers are locked at its start."""
+        del os_image_hash, kms_root
+
+    def listen(self, address: str, port: int) -> socket:
+        """Listen on a vsock port."""
+        del address
+        return self._vsock.listen(port)
+
+    def dialer(self) -> ConnectDialer:
+        """Return CONNECT through the parent's forwarder, which sees host and port only."""
+        return ConnectDialer(partial(self._vsock.connect, PARENT_CID, PROXY_PORT))
