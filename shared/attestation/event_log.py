@@ -5,7 +5,6 @@ carries would let whoever presents the log rename its events.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
@@ -87,9 +86,9 @@ def event_preimage(event: RuntimeEvent) -> bytes:
     if event.version == 1:
         return _TYPE_BYTES + b":" + name + b":" + event.payload
     if event.version == 2:
-        # RFC 8785: keys sorted, no spaces, and the short escapes that json writes too
-        text = json.dumps(event.event, ensure_ascii=False)
-        return f'{{"name":{text},"payload":"{event.payload.hex()}","type":{RUNTIME_EVENT_TYPE}}}'.encode()
+        # RFC 8785: keys sorted, no spaces, and text escaped as msgspec escapes it
+        fields = {"name": event.event, "payload": event.payload.hex(), "type": RUNTIME_EVENT_TYPE}
+        return msgspec.json.encode(fields)
     raise InvalidEvidence("event_log.version", f"event version is {event.version}, expected 1 or 2")
 
 

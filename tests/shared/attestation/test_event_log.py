@@ -106,6 +106,16 @@ def test_version_2_hashes_its_canonical_json() -> None:
     assert event_digest(event, "sha256") == hashlib.sha256(text.encode()).digest()
 
 
+def test_every_character_is_escaped_as_rfc_8785_says() -> None:
+    characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    escaped = {8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
+    for code in range(0x20):
+        escaped.setdefault(code, f"\\u{code:04x}")
+    name = characters.translate(escaped)
+    text = f'{{"name":"{name}","payload":"","type":134217729}}'
+    assert event_preimage(RuntimeEvent(characters, b"", 2)) == text.encode()
+
+
 @given(st.text(max_size=30), st.binary(max_size=30))
 def test_the_canonical_json_is_that_event(name: str, payload: bytes) -> None:
     parsed = json.loads(event_preimage(RuntimeEvent(name, payload, 2)))
