@@ -34,9 +34,13 @@ Gather = Callable[[Attestation, int], Endorsements]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run found. `made_at` and `judged_at` are unix seconds, `registers` hex by name."""
+    """What one run found. `made_at` and `judged_at` are unix seconds, `registers` hex by name.
+
+    `exit_code` tells a refusal (3) from a network that failed (1).
+    """
 
     is_valid: bool
+    exit_code: ExitCode = ExitCode.OK
     kind: str
     simulated: bool | None = None
     judged_at: int
@@ -130,7 +134,7 @@ def verify(  # noqa: PLR0913 - click passes each option by its name
         from cli.verify_output import print_report  # noqa: PLC0415 - loading rich takes longer than verifying
 
         print_report(report, at_given=at is not None)
-    sys.exit(ExitCode.OK if report.is_valid else ExitCode.REFUSED)
+    sys.exit(report.exit_code)
 
 
 def judge(
@@ -144,7 +148,7 @@ def judge(
 ) -> Report:
     """Verify evidence at `now` (unix seconds); a refusal is a report too.
 
-    Raises `ConfigError` and `UnavailableError`: what is wrong there is not the evidence.
+    Raises `ConfigError`: what is wrong there is not the evidence.
     """
     kind, made_at = "unknown", None
     try:
@@ -162,11 +166,14 @@ def judge(
             report_data=expected,
         )
         return _verified(kind, check_image(verified))
-    except (ConfigError, UnavailableError):
+    except ConfigError:
         raise
     except DstackError as error:
+        # What an offline run lacks is the caller's to give: the evidence is refused as it stands.
+        failed = isinstance(error, UnavailableError) and error.code != "endorsements.offline"
         return Report(
             is_valid=False,
+            exit_code=ExitCode.FAILED if failed else ExitCode.REFUSED,
             kind=kind,
             judged_at=now,
             made_at=made_at,

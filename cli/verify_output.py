@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cli.verify import Report
 from shared.attestation.verdict import Status, Verdict
+from shared.errors import ExitCode
 
 _SHOWN_INFO = ("os_image_hash", "compose_hash", "app_id", "instance_id", "mr_aggregated", "device_id")
 _STYLE = {Status.VERIFIED: "green", Status.SELF_ASSERTED: "yellow"}
@@ -18,7 +19,8 @@ def print_report(report: Report, *, at_given: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     verdict = report.verdict
     if verdict is None:
-        console.print(Text.assemble(("REFUSED", "bold red"), f"  {report.reason} [{report.code}]"))
+        word = "FAILED" if report.exit_code is ExitCode.FAILED else "REFUSED"
+        console.print(Text.assemble((word, "bold red"), f"  {report.reason} [{report.code}]"))
         console.print(Text(f"hint: {report.hint}"))
         return
     when = _when(report.judged_at) + (" (--at)" if at_given else "")

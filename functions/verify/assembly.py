@@ -23,11 +23,10 @@ def service_from(settings: VerifierSettings) -> VerifyService:
     @cache
     def source() -> "EndorsementSource":
         # sockets and TLS are a third of a cold start that Nitro evidence does not need
-        from shared.net.endorsement_source import production_source  # noqa: PLC0415
+        from functions.verify.sources import endorsement_source  # noqa: PLC0415
 
-        return production_source(
+        return endorsement_source(
             bundle=bundle,
-            policy=policy,
             pccs_url=settings.attestation.urls.pccs,
             offline=settings.attestation.offline,
             external=settings.attestation.insecure_allow_external_trust_anchors,

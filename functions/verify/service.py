@@ -86,11 +86,11 @@ class Details(msgspec.Struct):
     boot_info: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class VerifyResponse(msgspec.Struct):
+class VerifyResponse(msgspec.Struct, kw_only=True):
     """The answer: upstream's three fields, then ours (`code` of the refusal, `verdict` on what held)."""
 
     is_valid: bool
-    details: Details
+    details: Details = msgspec.field(default_factory=Details)
     reason: str | None = None
     code: str | None = None
     verdict: Verdict | None = None
@@ -157,12 +157,18 @@ class VerifyService:
                 "verify.body.override", "this verifier takes neither now nor collateral from a request"
             )
         now = now if request.now is None else request.now
-        response = VerifyResponse(is_valid=False, details=Details())
+        response = VerifyResponse(is_valid=False)
         stage = "Internal error: {0}"
         try:
             attestation = _attestation(request)
             stage = "Quote verification failed: {0}"
-            verified = self._verify(attestation, request, now)
+            expected = request.expected_report_data
+            verified = self.verify_evidence(
+                attestation,
+                now,
+                report_data=None if expected is None else bytes.fromhex(expected),
+                endorsements=_own_endorsements(request),
+            )
             _tell_evidence(response, verified)
             stage = "OS image hash verification failed: {0}"
             self._tell_image(response.details, verified)
@@ -180,24 +186,26 @@ class VerifyService:
             response.is_valid = True
         return response
 
-    def _verify(self, attestation: Attestation, request: VerifyRequest, now: int) -> VerifiedAttestation:
-        expected = request.expected_report_data
+    def verify_evidence(
+        self,
+        attestation: Attestation,
+        now: int,
+        *,
+        report_data: bytes | None = None,
+        endorsements: Endorsements | None = None,
+    ) -> VerifiedAttestation:
+        """Verify an attestation as a request's is, its endorsements gathered where none are given."""
+        if endorsements is None:
+            endorsements = NO_ENDORSEMENTS if self._gather is None else self._gather(attestation, now)
         return verify_attestation(
             attestation,
             now=now,
             anchors=self._anchors,
             policy=self._policy,
-            endorsements=self._endorsements(attestation, request, now),
-            report_data=None if expected is None else bytes.fromhex(expected),
+            endorsements=endorsements,
+            report_data=report_data,
             cache=self._cache,
         )
-
-    def _endorsements(self, attestation: Attestation, request: VerifyRequest, now: int) -> Endorsements:
-        if request.collateral is not None:
-            from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - for audits alone
-
-            return parse_bundle(bytes(request.collateral))
-        return NO_ENDORSEMENTS if self._gather is None else self._gather(attestation, now)
 
     def _tell_image(self, details: Details, verified: VerifiedAttestation) -> None:
         """Download a legacy TDX image, for what its metadata say; its registers cannot be recomputed here."""
@@ -241,6 +249,14 @@ def _attestation(request: VerifyRequest) -> Attestation:
     if request.event_log is None:
         raise InvalidEvidence("verify.event_log.missing", "Event log is required")
     return attestation_of_quote(bytes.fromhex(request.quote), request.event_log, request.vm_config or "")
+
+
+def _own_endorsements(request: VerifyRequest) -> Endorsements | None:
+    if request.collateral is None:
+        return None
+    from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - for audits alone
+
+    return parse_bundle(bytes(request.collateral))
 
 
 def _tell_evidence(response: VerifyResponse, verified: VerifiedAttestation) -> None:

@@ -36,10 +36,18 @@ def verify_bare_document(
     now: int,
     anchors: TrustAnchors,
     policy: Policy = DEFAULT_POLICY,
+    endorsements: Endorsements = NO_ENDORSEMENTS,
     report_data: bytes | None = None,
 ) -> VerifiedBareDocument:
     """Verify a Nitro document at `now` (unix seconds). Raises what `nitro.verify_document` raises."""
-    nitro = verify_document(cose, now=now, anchors=anchors, policy=policy.nitro, report_data=report_data)
+    nitro = verify_document(
+        cose,
+        now=now,
+        anchors=anchors,
+        policy=policy.nitro,
+        endorsements=endorsements,
+        report_data=report_data,
+    )
     verdict = Verdict(
         platform=NITRO_ENCLAVE,
         anchors=(nitro.anchor,),

@@ -50,8 +50,8 @@ def check_image(evidence: VerifiedAttestation, *, vm_config: str = "") -> Verifi
     launcher fixed a configuration id (mr_config), it must be that of the recorded identity.
 
     Raises `InvalidEvidence`: `vm_config.*`, `identity.os_image.mismatch`, `measurement.*`, `gcp.uki.*`,
-    `aws.image.*`, `mr_config.*`; `PolicyDenied`: `identity.os_image.acpi`, `gcp.partition_table`,
-    `mr_config.unchecked`.
+    `aws.image.*`, `mr_config.*`; `PolicyDenied`: `identity.os_image.acpi`, `gcp.partition_tables`,
+    `gcp.kernels`, `mr_config.unchecked`.
     """
     config = claimed_config(evidence.attestation, vm_config)
     match evidence.attestation.quote:
@@ -86,7 +86,7 @@ def _tdx(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
     tdx = cast("VerifiedTdx", evidence.evidence)
     quote = cast("TdxQuote", evidence.attestation.quote)
     report = tdx.quote.report
-    mr_config = {"mr_config": _mr_config(report.mr_config_id, evidence)}
+    mr_config = {"mr_config": _mr_config(report.mr_config_id, config, evidence)}
     if attestation_variant(config) == "legacy":
         if not evidence.policy.tdx.allow_unverified_image:
             raise PolicyDenied(
@@ -110,29 +110,35 @@ def _gcp(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
     gcp = cast("VerifiedGcp", evidence.evidence)
     quote = cast("GcpTdxQuote", evidence.attestation.quote)
     boot = check_gcp_image(config, gcp.pcr2_events)
-    listed = evidence.policy.gcp.partition_tables
-    if listed and boot.before not in listed:
-        raise PolicyDenied(
-            "gcp.partition_table",
-            f"before the uki the firmware measured {boot.before.hex() if boot.before else 'nothing'}, "
-            "which is none of the policy's partition tables",
-        )
-    if listed or boot.before is None or _is_partition_table(boot.before, quote.tdx.event_log):
-        before = "and nothing but a partition table lies before it"
-    else:
-        before = "what lies before it is taken for the partition table: its log was stripped"
+    policy = evidence.policy.gcp
+    _check_pinned("partition_tables", boot.before, policy.partition_tables)
+    _check_pinned("kernels", boot.after, policy.kernels)
+    taken = []
+    if not policy.partition_tables and not _is_partition_table(boot.before, quote.tdx.event_log):
+        taken.append("the event before it for the partition table")
+    if not policy.kernels and boot.after is not None:
+        taken.append("the one after it for its kernel")
+    assumed = f"; this takes {' and '.join(taken)}" if taken else ""
     return {
-        "os_image": verified(f"os_image_hash names the document whose uki is an event of PCR2, {before}"),
-        "mr_config": _mr_config(gcp.tdx.quote.report.mr_config_id, evidence),
+        "os_image": verified(f"os_image_hash names the document whose uki is in PCR2{assumed}"),
+        "mr_config": _mr_config(gcp.tdx.quote.report.mr_config_id, config, evidence),
     }
 
 
-def _is_partition_table(digest: bytes, log: Sequence[TdxEvent]) -> bool:
-    """Tell whether the log has the text of this digest, and it is no program.
+def _check_pinned(name: str, got: bytes | None, pinned: tuple[bytes, ...]) -> None:
+    if pinned and got not in pinned:
+        raise PolicyDenied(
+            f"gcp.{name}",
+            f"PCR2 has {got.hex() if got else 'no event'}, which is none of the policy's {name}",
+        )
+
+
+def _is_partition_table(digest: bytes | None, log: Sequence[TdxEvent]) -> bool:
+    """Tell whether the log has the text of this digest, if there is one, and it is no program.
 
     A program's digest covers bytes that begin with MZ: none passes for a header that begins with EFI PART.
     """
-    return any(
+    return digest is None or any(
         event.event_payload.startswith(b"EFI PART") and hashlib.sha256(event.event_payload).digest() == digest
         for event in log
     )
@@ -150,7 +156,7 @@ def _nitro_tpm(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lan
     }
 
 
-def _mr_config(mr_config_id: bytes, evidence: VerifiedAttestation) -> Lane:
+def _mr_config(mr_config_id: bytes, config: VmConfig, evidence: VerifiedAttestation) -> Lane:
     """Compare MRCONFIGID with the recorded identity; zero means that the launcher fixed none."""
     events = evidence.events
     check = check_mr_config(
@@ -163,6 +169,7 @@ def _mr_config(mr_config_id: bytes, evidence: VerifiedAttestation) -> Lane:
             gpu_policy_hash=events.gpu_policy_hash,
             init_script_hashes=events.init_script_hashes,
         ),
+        document=config.mr_config,
         required=evidence.policy.tdx.require_mr_config,
     )
     if check.checked:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # these modules are loaded with their first evidence
 _UNSIGNED = "a runtime event of the envelope: nothing of the hardware signs it"
 _NO_IMAGE_CHECK = skipped("not compared with the registers")
 _NO_ENVELOPE = skipped("bare evidence has no envelope to compare it with")
-_NO_LISTS = skipped("no revocation list was consulted")
 _NO_TIME = skipped("a tdx quote carries no time: only an expected report_data makes it fresh")
 
 
@@ -36,7 +35,7 @@ def nitro_lanes(document: "VerifiedNitroDocument", events: SystemEvents, expecte
     return Lanes(
         signature=verified("es384 under the document's leaf certificate"),
         chain=verified(f"leaf to {document.anchor}"),
-        revocation=_NO_LISTS,
+        revocation=document.revocation.lane,
         freshness=verified("the document's age is within policy"),
         debug=verified("PCR0, PCR1 and PCR2 are measured"),
         tcb_status=not_applicable("nitro evidence carries no tcb status"),

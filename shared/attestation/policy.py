@@ -156,9 +156,9 @@ class Firmware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GcpPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[gcp]`: accepted firmware (PCR0), revocation of Google's certificates, accepted boot values.
 
-    `rtmr2` lists RTMR2 values (48 bytes) and `partition_tables` the PCR2 digests (32 bytes) of disks. Either
-    may be empty: then what the host added to the kernel's command line, or what the firmware loaded before
-    the image, is not judged, and the verdict says so.
+    `rtmr2` lists RTMR2 values (48 bytes), `partition_tables` and `kernels` the PCR2 digests (32 bytes) of
+    what the firmware measures before and after the image. Each may be empty: then what the host added to the
+    kernel's command line, or what else was loaded, is not judged, and the verdict says so.
     """
 
     firmware: tuple[Firmware, ...] = (
@@ -167,6 +167,7 @@ class GcpPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     revocation: Revocation = Revocation.REQUIRED
     rtmr2: tuple[bytes, ...] = ()
     partition_tables: tuple[bytes, ...] = ()
+    kernels: tuple[bytes, ...] = ()
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,7 +233,7 @@ def _with_bytes(document: dict[str, Any]) -> dict[str, Any]:
     for entry in gcp.get("firmware", ()) if isinstance(gcp.get("firmware"), list) else ():
         if isinstance(entry, dict) and isinstance(text := entry.get("pcr0"), str):
             entry["pcr0"] = decode_hex(text, what="gcp.firmware.pcr0", length=32, prefix=False)
-    for name, length in (("rtmr2", 48), ("partition_tables", 32)):
+    for name, length in (("rtmr2", 48), ("partition_tables", 32), ("kernels", 32)):
         if isinstance(values := gcp.get(name), list):
             gcp[name] = [
                 decode_hex(text, what=f"gcp.{name}", length=length, prefix=False)

@@ -146,6 +146,7 @@ class _Work(msgspec.Struct, frozen=True):
             now=self.now,
             anchors=self.anchors,
             policy=self.policy.nitro,
+            endorsements=self.endorsements,
             chain_cache=self.cache.chains,
             report_data=self.attestation.report_data,
         )

@@ -237,6 +237,10 @@ def _check_v2(mr_config_id: bytes, boot: BootValues) -> MrConfigCheck:
         return MrConfigCheck(2, checked=False, reason="the guest has no key provider yet")
     if _keccak256() is None:
         return MrConfigCheck(2, checked=False, reason="keccak-256 is not installed here")
+    # A launcher binds the provider that the app pins; where the app pins none, it binds the kind alone.
+    unpinned = KeyProvider(boot.key_provider.kind)
+    if mr_config_id == mr_config_id_v2(boot.compose_hash, boot.app_id, unpinned):
+        return MrConfigCheck(2, checked=True, reason="binds the compose hash, the app id and a provider's kind")
     _check_id(mr_config_id, mr_config_id_v2(boot.compose_hash, boot.app_id, boot.key_provider))
     return MrConfigCheck(2, checked=True, reason="binds the compose hash, the app id and the key provider")
 

@@ -353,3 +353,11 @@ def test_the_lite_fixture_binds_its_compose_hash(shared_data: Callable[[str], Pa
     )
     check = check_mr_config(bytes.fromhex(body["quote"])[232:280], boot, required=True)
     assert (check.version, check.checked) == (1, True)
+
+
+def test_a_version_2_id_of_an_app_that_pins_no_provider_binds_the_kind() -> None:
+    provider = KeyProvider("kms", b"\x33" * 32)
+    boot = BootValues(compose_hash=b"\x22" * 32, app_id=b"\x11" * 20, key_provider=provider)
+    check = check_mr_config(mr_config_id_v2(boot.compose_hash, boot.app_id, KeyProvider("kms")), boot)
+    assert (check.version, check.checked) == (2, True)
+    assert "kind" in check.reason
