@@ -45,7 +45,7 @@ from shared.ratls.peer import check_client_certificate, ratls_report_data
 from tests.fuzz.budget import fuzz, mutated, outcome
 
 DATA = Path(__file__).parent.parent / "data"
-ENVELOPES = [path.read_bytes() for path in sorted((DATA / "attestation/synthetic/envelopes").iterdir())]
+ENVELOPES = [path.read_bytes() for path in sorted((DATA / "attestation/synthetic/envelopes").glob("*.bin"))]
 V1 = [data for data in ENVELOPES if data[0]]
 LOG = (DATA / "attestation/synthetic/tdx/event_log.json").read_bytes()
 LOGS = [LOG, LOG.replace(b"\n }", b',\n  "version": 2, "preimage": "00"\n }'), b"[]"]
