@@ -11,10 +11,9 @@ from enclave.devices import tpm_wire as wire
 from enclave.devices.tpm import Primary, Tpm, TpmQuoted
 from enclave.devices.tpm_nv import NvStorage
 from enclave.devices.tpm_wire import Reader
+from shared.attestation.gcp import QUOTED_PCRS
+from shared.attestation.tpm_quote import BANK_NAME, parse_attest
 from shared.errors import ProtocolError, UnavailableError
-
-QUOTED_PCRS = (0, 2, 14)
-BANK = "sha256"
 
 # Another process may extend a register between quote and reading; three times in a row is no accident.
 _MAX_TRIES = 3
@@ -53,15 +52,16 @@ class GcpVtpm:
     def quote(self, qualifying_data: bytes) -> GcpQuote:
         """Quote PCR 0, 2 and 14 and return their values.
 
-        Raises `UnavailableError("tpm_device.pcr.moving")` when they keep changing under the quote.
+        Raises `UnavailableError("tpm_device.pcr.moving")` when they keep changing under the quote, and
+        `InvalidEvidence("tpm.attest.*")` for a quote of another layout.
         """
         indexes = self._indexes()
         with self._loaded(indexes) as key:
             for _ in range(_MAX_TRIES):
-                quoted = self._tpm.quote(key.handle, qualifying_data, BANK, QUOTED_PCRS)
-                values = self._tpm.pcr_read(BANK, QUOTED_PCRS)
+                quoted = self._tpm.quote(key.handle, qualifying_data, BANK_NAME, QUOTED_PCRS)
+                values = self._tpm.pcr_read(BANK_NAME, QUOTED_PCRS)
                 digest = hashlib.sha256(b"".join(values[index] for index in QUOTED_PCRS)).digest()
-                if quoted.message.endswith(wire.sized(digest)):  # pcrDigest is the last field
+                if digest == parse_attest(quoted.message).pcr_digest:
                     break
             else:
                 raise UnavailableError(

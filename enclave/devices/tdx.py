@@ -9,6 +9,7 @@ from typing import Protocol
 from enclave.devices.tdx_configfs import ConfigfsQuotes, ReportEntry, configfs_entry, has_tdx_entry
 from enclave.devices.tdx_guest import REPORT_DATA_LENGTH, TdxGuestNode
 from enclave.devices.tdx_qgs import Connect, QgsQuotes
+from shared.attestation.tcg_log import MAX_LOG
 from shared.errors import ProtocolError, UnavailableError
 
 RTMR_VARIABLE = "DCAP_TDX_RTMR_SYSFS_PATH"
@@ -16,8 +17,6 @@ RTMR_BASE = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
 CCEL_VARIABLE = "DSTACK_CCEL_FILE"
 CCEL_PATH = Path("/sys/firmware/acpi/tables/data/CCEL")
 
-# The firmware reserves 64 KiB to 256 KiB for its log.
-MAX_CCEL = 4 * 1024 * 1024
 RTMR_COUNT = 4
 DIGEST_LENGTH = 48
 
@@ -137,13 +136,13 @@ class LinuxTdx:
         """
         try:
             with self._ccel.open("rb") as file:
-                log = file.read(MAX_CCEL + 1)
+                log = file.read(MAX_LOG + 1)
         except OSError as error:
             raise UnavailableError(
                 "tdx_device.event_log", f"cannot read {self._ccel}: {error.strerror}"
             ) from error
-        if len(log) > MAX_CCEL:
-            raise ProtocolError("tdx_device.event_log.size", f"{self._ccel} is larger than {MAX_CCEL} bytes")
+        if len(log) > MAX_LOG:
+            raise ProtocolError("tdx_device.event_log.size", f"{self._ccel} is larger than {MAX_LOG} bytes")
         return log
 
 

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
+from shared.attestation.tcg_log import MAX_LOG
 from shared.errors import ProtocolError, UnavailableError
 
 # TPM2_PT_MAX_COMMAND_SIZE and MAX_RESPONSE_SIZE of every TPM 2.0 we know, and the kernel driver's buffer.
@@ -13,6 +15,8 @@ MAX_RESPONSE = 4096
 
 # The kernel's resource manager first: it keeps our objects apart from those of other processes.
 DEVICE_PATHS = ("/dev/tpmrm0", "/dev/tpm0")
+
+BOOT_LOG_PATH = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 
 
 class TpmDevice(Protocol):
@@ -78,3 +82,18 @@ class DevTpm:
                     "tpm_device.absent", f"this machine has no tpm: none of {', '.join(self._paths)} exists"
                 )
         return self._descriptor
+
+
+def read_boot_log(path: Path = BOOT_LOG_PATH) -> bytes:
+    """Return the log of what firmware and boot loader extended into the TPM, as the kernel shows it.
+
+    Raises `UnavailableError("tpm_device.event_log")`, `ProtocolError("tpm_device.event_log.size")`.
+    """
+    try:
+        with path.open("rb") as file:
+            log = file.read(MAX_LOG + 1)
+    except OSError as error:
+        raise UnavailableError("tpm_device.event_log", f"cannot read {path}: {error.strerror}") from error
+    if len(log) > MAX_LOG:
+        raise ProtocolError("tpm_device.event_log.size", f"{path} is larger than {MAX_LOG} bytes")
+    return log

@@ -7,12 +7,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from enclave.devices import tpm_wire as wire
-from enclave.devices.gcp_ak import ECC_AK, QUOTED_PCRS, RSA_AK, AkIndexes, GcpVtpm, ak_public_key
+from enclave.devices.gcp_ak import ECC_AK, RSA_AK, AkIndexes, GcpVtpm, ak_public_key
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import TpmDevice
 from enclave.devices.tpm_nv import NvStorage
 from enclave.simulator.gcp_vtpm import ECC_TEMPLATE, RSA_TEMPLATE, provision_ak
 from enclave.simulator.software_tpm import SoftwareTpm
+from shared.attestation.gcp import QUOTED_PCRS
 from shared.errors import ProtocolError, UnavailableError
 
 QUALIFYING = hashlib.sha256(b"a TDX quote").digest()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from enclave.devices.tdx import MAX_CCEL, LinuxTdx, QuoteSource, tdx_present
+from enclave.devices.tdx import LinuxTdx, QuoteSource, tdx_present
 from enclave.devices.tdx_guest import TdxGuestNode
+from shared.attestation.tcg_log import MAX_LOG
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 
 REPORT_DATA = bytes(range(64))
@@ -187,7 +188,7 @@ def test_reports_a_machine_without_a_log(tmp_path: Path) -> None:
 
 def test_refuses_an_oversize_log(tmp_path: Path) -> None:
     with (tmp_path / "CCEL").open("wb") as file:
-        file.truncate(MAX_CCEL + 1)
+        file.truncate(MAX_LOG + 1)
     assert refused(device(tmp_path).event_log).code == "tdx_device.event_log.size"
 
 
