@@ -1,4 +1,9 @@
-"""The clock. The parent sets an enclave's system clock, so time comes from the NSM (DESIGN section 2)."""
+"""The clocks of guests whose host may lie about the time (DESIGN section 2).
+
+The parent sets a Nitro Enclave's system clock, so there time comes from the NSM. A TDX guest with
+`secure_time` waits for authenticated network time before it starts an app, so there the system clock counts,
+with floors below which it is certainly wrong.
+"""
 
 import secrets
 import time
@@ -8,7 +13,7 @@ from threading import Lock
 from enclave.devices.nsm import Nsm
 from shared.attestation.chain import ChainCache
 from shared.attestation.nitro import parse_document, verify_document
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 
 # How long the monotonic clock is believed between two documents, seconds.
 RENEW_AFTER = 60
@@ -23,7 +28,7 @@ class TrustedClock:
     """
 
     def __init__(
-        self, nsm: Nsm, anchors: NitroAnchors, monotonic: Callable[[], float] = time.monotonic
+        self, nsm: Nsm, anchors: TrustAnchors, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._nsm = nsm
         self._anchors = anchors
@@ -63,3 +68,28 @@ class TrustedClock:
         )
         self._simulated = verified.simulated
         return document.timestamp_ms / 1000
+
+
+class SystemClock:
+    """The guest's own clock, never before a time that evidence has already shown to be past, never backwards.
+
+    `wall` returns unix seconds.
+    """
+
+    source = "system (secure_time)"
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._lock = Lock()
+        self._latest = 0
+
+    def raise_floor(self, timestamp: int) -> None:
+        """Make `timestamp` (unix seconds) the earliest time told from now on; an earlier floor stays."""
+        with self._lock:
+            self._latest = max(self._latest, timestamp)
+
+    def now(self) -> int:
+        """Return the time in unix seconds."""
+        with self._lock:
+            self._latest = max(self._latest, int(self._wall()))
+            return self._latest

@@ -3,17 +3,17 @@ from collections.abc import Callable
 
 import pytest
 
-from enclave.devices.clock import RENEW_AFTER, TrustedClock
+from enclave.devices.clock import RENEW_AFTER, SystemClock, TrustedClock
 from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
-from shared.attestation.trust import NitroAnchors
+from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence, UnavailableError
 
 START = 1_767_225_600.0
 PCRS = {index: bytes([0xA0 + index]) * 48 for index in (0, 1, 2)}
 AUTHORITY = SimulatedAuthority.create()
-ANCHORS = NitroAnchors.production().with_extra(AUTHORITY.root_pem)
+ANCHORS = TrustAnchors.production().with_extra(AUTHORITY.root_pem)
 
 
 class Hands:
@@ -38,7 +38,7 @@ def hands() -> Hands:
     return Hands()
 
 
-def clock(hands: Hands, anchors: NitroAnchors = ANCHORS) -> TrustedClock:
+def clock(hands: Hands, anchors: TrustAnchors = ANCHORS) -> TrustedClock:
     nsm = Nsm(SimulatedNsm(PCRS, AUTHORITY, clock=hands.read_module))
     return TrustedClock(nsm, anchors, monotonic=hands.read_monotonic)
 
@@ -87,7 +87,7 @@ def test_names_a_simulated_source(hands: Hands) -> None:
 
 def test_refuses_a_module_that_it_does_not_trust(hands: Hands) -> None:
     with pytest.raises(InvalidEvidence) as caught:
-        clock(hands, NitroAnchors.production()).now()
+        clock(hands, TrustAnchors.production()).now()
     assert caught.value.code == "nitro.chain.anchor"
 
 
@@ -125,3 +125,32 @@ def test_stops_when_the_module_does_not_answer(hands: Hands) -> None:
     with pytest.raises(UnavailableError) as caught:
         trusted.now()
     assert caught.value.code == "nsm.ioctl"
+
+
+# --- the system's clock of a guest with secure_time ---
+
+
+def system_clock(*readings: float) -> SystemClock:
+    return SystemClock(wall=iter(readings).__next__)
+
+
+def test_the_system_clock_tells_whole_seconds() -> None:
+    assert system_clock(START + 0.9).now() == int(START)
+
+
+def test_the_system_clock_names_its_source() -> None:
+    assert SystemClock().source == "system (secure_time)"
+    assert SystemClock().now() > 0
+
+
+def test_the_system_clock_never_goes_backwards() -> None:
+    clock = system_clock(START, START - 500, START + 1)
+    assert [clock.now() for _ in range(3)] == [int(START), int(START), int(START) + 1]
+
+
+def test_the_system_clock_is_never_below_its_floor() -> None:
+    clock = system_clock(START - 500, START - 500, START + 1)
+    clock.raise_floor(int(START))
+    assert clock.now() == int(START)
+    clock.raise_floor(int(START) - 1000)
+    assert [clock.now(), clock.now()] == [int(START), int(START) + 1]
