@@ -240,7 +240,7 @@ def _check_v2(mr_config_id: bytes, boot: BootValues) -> MrConfigCheck:
     # A launcher binds the provider that the app pins; where the app pins none, it binds the kind alone.
     unpinned = KeyProvider(boot.key_provider.kind)
     if mr_config_id == mr_config_id_v2(boot.compose_hash, boot.app_id, unpinned):
-        return MrConfigCheck(2, checked=True, reason="binds the compose hash, the app id and the provider kind")
+        return MrConfigCheck(2, checked=True, reason="binds the compose hash, app id and a provider kind")
     _check_id(mr_config_id, mr_config_id_v2(boot.compose_hash, boot.app_id, boot.key_provider))
     return MrConfigCheck(2, checked=True, reason="binds the compose hash, the app id and the key provider")
 
