@@ -14,7 +14,7 @@ import msgspec
 from cryptography import x509
 
 from shared.attestation.endorsements import Endorsements, TdxCollateral
-from shared.attestation.pck import PckCa, ca_of, split_pem
+from shared.attestation.pck import UNREADABLE, PckCa, ca_of, load_certificate, split_pem
 from shared.errors import InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
 from shared.strict_json import decode_json
@@ -255,7 +255,7 @@ def _crl(der: bytes, name: str) -> tuple[Period, frozenset[int], str]:
         next_update = crl.next_update_utc
         issued = int(crl.last_update_utc.timestamp())
         revoked = frozenset(entry.serial_number for entry in crl)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise InvalidEvidence("collateral.crl", f"{name} is not a revocation list in der") from error
     if next_update is None:
         raise InvalidEvidence("collateral.crl", f"{name} does not say when the next one is due")
@@ -266,7 +266,7 @@ def _chain_end(pem: str, name: str) -> int:
     try:
         # Some caches drop the last newline.
         ders = split_pem(pem.rstrip("\n").encode() + b"\n")
-        ends = [x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() for der in ders]
-    except (InvalidEvidence, ValueError, TypeError) as error:
+        ends = [load_certificate(der).not_valid_after_utc.timestamp() for der in ders]
+    except (InvalidEvidence, *UNREADABLE) as error:
         raise InvalidEvidence("collateral.chain", f"{name} is not a pem chain of certificates") from error
     return int(min(ends))

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 from cryptography import x509
 
-from shared.attestation.der import SEQUENCE, element
+from shared.attestation.der import INTEGER, SEQUENCE, element, split_signed
 from shared.errors import InvalidEvidence
 
 PckCa = Literal["processor", "platform"]
@@ -26,8 +26,10 @@ _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 _FMSPC_OID = bytes.fromhex("060a2a864886f84d010d0104")
 _FMSPC_LENGTH = 6
 _OCTET_STRING = 0x04
+_VERSION_3 = bytes.fromhex("a003020102")
+_ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 # What `cryptography` raises on der that its outer parser let through.
-_UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 class PckChain(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ def parse_pck_chain(pem: bytes) -> PckChain:
             "tdx.pck.length", f"pck chain has {len(ders)} certificates, expected {CHAIN_LENGTH}"
         )
     try:
-        chain = [x509.load_der_x509_certificate(der) for der in ders]
+        chain = [load_certificate(der) for der in ders]
         leaf = chain[0]
         issuer = leaf.issuer.rfc4514_string()
         extension = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
@@ -68,7 +70,7 @@ def parse_pck_chain(pem: bytes) -> PckChain:
         not_after = min(int(certificate.not_valid_after_utc.timestamp()) for certificate in chain)
     except x509.ExtensionNotFound as error:
         raise InvalidEvidence("tdx.pck.fmspc", "pck leaf has no sgx extension") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidEvidence(
             "tdx.pck.certificate", "a certificate of the pck chain is not valid der"
         ) from error
@@ -84,6 +86,23 @@ def parse_pck_chain(pem: bytes) -> PckChain:
 def ca_of(issuer: str) -> PckCa:
     """Return which CA an issuer's name means; every other name counts as the processor CA, as upstream's."""
     return "platform" if "Platform" in issuer else "processor"
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Load one certificate of Intel's kind: version 3, a positive serial number, ECDSA with SHA-256.
+
+    Raises `ValueError`, where `cryptography` alone would only warn. Its fields may raise `UNREADABLE`.
+    """
+    tbs, algorithm, _ = split_signed(der)
+    start, end = element(tbs, 0, len(tbs), SEQUENCE)
+    if not tbs.startswith(_VERSION_3, start):
+        raise ValueError("is not of version 3")
+    serial, at = element(tbs, start + len(_VERSION_3), end, INTEGER)
+    if serial == at or tbs[serial] & 0x80 or not any(tbs[serial:at]):
+        raise ValueError("has a serial number that is not positive")
+    if algorithm != _ECDSA_SHA256 or not tbs.startswith(_ECDSA_SHA256, at):
+        raise ValueError("is not signed with ecdsa and sha-256")
+    return x509.load_der_x509_certificate(der)
 
 
 def split_pem(pem: bytes) -> tuple[bytes, ...]:

@@ -13,12 +13,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.x509 import load_der_x509_certificate
 
 from shared.attestation.anchor import TrustAnchor
 from shared.attestation.collateral import CollateralFacts, collateral_json, describe, utc_seconds
 from shared.attestation.endorsements import Endorsements, TdxCollateral
-from shared.attestation.pck import PckChain, parse_pck_chain
+from shared.attestation.pck import PckChain, load_certificate, parse_pck_chain
 from shared.attestation.policy import TcbStatus, TdAttribute, TdxPolicy
 from shared.attestation.recent import Recent
 from shared.attestation.tdx_quote import ParsedQuote, TdReport, parse_quote
@@ -163,10 +162,9 @@ def verify_tdx(
 ) -> VerifiedTdx:
     """Verify a TDX quote at `now` (unix seconds).
 
-    1. Parse to the last byte, and judge the domain: not in debug mode, no attribute or state component that
-       the policy does not know, the module signed by Intel, no service domain. All before any signature.
-    2. `report_data`, where the caller expects one.
-    3. Pick the collateral of this platform model and CA, and the anchor that the chain's root is.
+    1. `precheck_tdx`: layout, domain, `report_data`, root. All before any signature.
+    2. Pick the collateral of this platform model and CA: the youngest of several.
+    3. The anchor: the root of the chain that the quote, or else the collateral, carries.
     4. The collateral's dates: none in the future, none overdue, none older than the policy allows; the
        chain's certificates not on its revocation lists.
     5. dcap-qvl: collateral's signatures, revocation, PCK chain, quoting enclave and its identity, the quote's
@@ -177,19 +175,12 @@ def verify_tdx(
     The caller still owes: an expectation for `report_data`, a decision on the measurements, and, when
     `simulated` is set, saying so.
 
-    Raises `InvalidEvidence`: those of `tdx_quote.parse_quote` and `collateral.describe`,
-    `tdx.attributes.{debug,reserved,sept_ve}`, `tdx.xfam`, `tdx.mr_signer_seam`, `tdx.seam_attributes`,
-    `tdx.mr_service_td`, `tdx.report_data`, `tdx.collateral.{missing,future,expired,age}`, `tdx.anchor`,
-    `tdx.pck.revoked`, `tdx.dcap.*` (one for each known refusal; `disagrees`, `panic`, `refused`).
-    Raises `PolicyDenied`: `tdx.attributes.policy`, `tdx.tcb.*`, `tdx.advisory`.
+    Raises `InvalidEvidence`: those of `precheck_tdx` and `collateral.describe`,
+    `tdx.collateral.{missing,future,expired,age}`, `tdx.pck.revoked`, `tdx.dcap.*` (one for each known
+    refusal; `disagrees`, `panic`, `refused`). Raises `PolicyDenied`: `tdx.attributes.policy`, `tdx.tcb.*`,
+    `tdx.advisory`.
     """
-    parsed = parse_quote(quote)
-    _check_domain(parsed.report, policy)
-    if report_data is not None and not hmac.compare_digest(parsed.report.report_data, report_data):
-        raise InvalidEvidence(
-            "tdx.report_data",
-            f"report_data begins {parsed.report.report_data[:16].hex()}, expected {report_data[:16].hex()}",
-        )
+    parsed = precheck_tdx(quote, anchors=anchors, policy=policy, report_data=report_data)
     facts, collateral, chain = _pick_collateral(parsed, endorsements, cache)
     anchor = _pick_anchor(chain, anchors)
     _check_dates(facts, policy, now)
@@ -228,6 +219,35 @@ def verify_tdx(
         collateral_issued=facts.issued,
         valid_until=min(ends) + 1,
     )
+
+
+def precheck_tdx(
+    quote: bytes,
+    *,
+    anchors: tuple[TrustAnchor, ...],
+    policy: TdxPolicy,
+    report_data: bytes | None = None,
+) -> ParsedQuote:
+    """Refuse what can be refused without collateral and without a signature: run it before fetching any.
+
+    The layout to the last byte; the domain: not in debug mode, no attribute or state component that the
+    policy does not know, a module signed by Intel, no service domain; `report_data`, where the caller expects
+    one; and that the chain in the quote, if it has one, ends in a root of `anchors`.
+
+    Raises `InvalidEvidence`: those of `tdx_quote.parse_quote`, `tdx.attributes.{debug,reserved,sept_ve}`,
+    `tdx.xfam`, `tdx.mr_signer_seam`, `tdx.seam_attributes`, `tdx.mr_service_td`, `tdx.report_data`,
+    `tdx.anchor`. Raises `PolicyDenied("tdx.attributes.policy")`.
+    """
+    parsed = parse_quote(quote)
+    _check_domain(parsed.report, policy)
+    if report_data is not None and not hmac.compare_digest(parsed.report.report_data, report_data):
+        raise InvalidEvidence(
+            "tdx.report_data",
+            f"report_data begins {parsed.report.report_data[:16].hex()}, expected {report_data[:16].hex()}",
+        )
+    if parsed.pck_chain is not None:
+        _pick_anchor(parsed.pck_chain, anchors)
+    return parsed
 
 
 def _check_domain(report: TdReport, policy: TdxPolicy) -> None:
@@ -288,7 +308,7 @@ def _made_qe_report(chain: PckChain, quote: ParsedQuote) -> bool:
     r, s = quote.qe_report_signature[:32], quote.qe_report_signature[32:]
     signature = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
     try:
-        key = load_der_x509_certificate(chain.certificates[0]).public_key()
+        key = load_certificate(chain.certificates[0]).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return False
         key.verify(signature, quote.qe_report_raw, ec.ECDSA(SHA256()))
