@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
-from cryptography import x509
 
+from shared.attestation.crl import RevocationList
 from shared.attestation.endorsements import Endorsements, TdxCollateral
 from shared.attestation.pck import UNREADABLE, PckCa, ca_of, load_certificate, split_pem
 from shared.errors import InvalidEvidence, ProtocolError
@@ -248,18 +248,13 @@ def utc_seconds(text: str) -> int:
     raise InvalidEvidence("collateral.date", f"{text[:64]!r} is not a date in utc and whole seconds")
 
 
-def _crl(der: bytes, name: str) -> tuple[Period, frozenset[int], str]:
+def _crl(der: bytes, name: str) -> tuple[Period, frozenset[int], bytes]:
     try:
-        crl = x509.load_der_x509_crl(der)
-        issuer = crl.issuer.rfc4514_string()
-        next_update = crl.next_update_utc
-        issued = int(crl.last_update_utc.timestamp())
-        revoked = frozenset(entry.serial_number for entry in crl)
-    except UNREADABLE as error:
-        raise InvalidEvidence("collateral.crl", f"{name} is not a revocation list in der") from error
-    if next_update is None:
-        raise InvalidEvidence("collateral.crl", f"{name} does not say when the next one is due")
-    return Period(issued, int(next_update.timestamp())), revoked, issuer
+        crl = RevocationList.parse(der)
+    except InvalidEvidence as error:
+        raise InvalidEvidence("collateral.crl", f"{name}: {error}") from error
+    revoked = frozenset(entry.serial_number for entry in crl.parsed)
+    return Period(crl.this_update, crl.next_update), revoked, crl.issuer
 
 
 def _chain_end(pem: str, name: str) -> int:

@@ -64,7 +64,7 @@ def parse_pck_chain(pem: bytes) -> PckChain:
     try:
         chain = [load_certificate(der) for der in ders]
         leaf = chain[0]
-        issuer = leaf.issuer.rfc4514_string()
+        issuer = leaf.issuer.public_bytes()
         extension = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
         serials = tuple(certificate.serial_number for certificate in chain)
         not_after = min(int(certificate.not_valid_after_utc.timestamp()) for certificate in chain)
@@ -83,9 +83,9 @@ def parse_pck_chain(pem: bytes) -> PckChain:
     )
 
 
-def ca_of(issuer: str) -> PckCa:
-    """Return which CA an issuer's name means; every other name counts as the processor CA, as upstream's."""
-    return "platform" if "Platform" in issuer else "processor"
+def ca_of(issuer: bytes) -> PckCa:
+    """Return which CA an issuer's DER name means; unknown ones count as the processor CA, as upstream's."""
+    return "platform" if b"Platform" in issuer else "processor"
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
