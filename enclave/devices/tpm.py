@@ -55,6 +55,11 @@ class Tpm:
         response = self._device.transact(request)
         return wire.decode_response(response, command, auths=len(auths), with_handle=with_handle)
 
+    def run_vendor(self, command: str, code: int, *, handles: Sequence[int], auths: Sequence[Auth]) -> None:
+        """Run a vendor's command that answers success or failure: no standard tells what else is in it."""
+        response = self._device.transact(wire.encode_command(code, handles=handles, auths=auths))
+        wire.check_response(response, command)
+
     def get_random(self, count: int) -> bytes:
         """Return `count` random bytes, at most 1024."""
         if not 0 < count <= MAX_RANDOM:

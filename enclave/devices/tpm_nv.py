@@ -93,9 +93,20 @@ class NvStorage:
             )
         return chunk
 
-    def define(self, index: int, size: int, attributes: int, *, auth: bytes = b"") -> None:
-        """Define an index of `size` bytes as the owner; `auth` becomes its password."""
-        area = wire.u32(index) + wire.u16(wire.ALG_SHA256) + wire.u32(attributes)
+    def define(
+        self,
+        index: int,
+        size: int,
+        attributes: int,
+        *,
+        auth: bytes = b"",
+        name_algorithm: int = wire.ALG_SHA256,
+    ) -> None:
+        """Define an index of `size` bytes as the owner; `auth` becomes its password.
+
+        `name_algorithm` is the hash of its name; a TPM takes a password as long as that hash at most.
+        """
+        area = wire.u32(index) + wire.u16(name_algorithm) + wire.u32(attributes)
         area += wire.sized(b"") + wire.u16(size)
         self._tpm.run(
             "NV_DefineSpace",

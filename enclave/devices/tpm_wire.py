@@ -46,6 +46,7 @@ ALG_ECC = 0x0023
 ALG_SHA1 = 0x0004
 ALG_SHA256 = 0x000B
 ALG_SHA384 = 0x000C
+ALG_SHA512 = 0x000D
 HASHES = {"sha1": ALG_SHA1, "sha256": ALG_SHA256, "sha384": ALG_SHA384}
 DIGEST_LENGTHS = {"sha1": 20, "sha256": 32, "sha384": 48}
 
@@ -75,18 +76,22 @@ class TpmRefused(ProtocolError):  # noqa: N818 - names what happened, as the err
 
 
 class Auth(msgspec.Struct, frozen=True):
-    """One authorisation of a command: a password, or a session. The password never shows in a repr."""
+    """One authorisation of a command: a password, or a session with its nonce and HMAC.
+
+    The password, or the HMAC in its place, never shows in a repr.
+    """
 
     session: int = RS_PASSWORD
     password: bytes = b""
     attributes: int = 0
+    nonce: bytes = b""
 
     def __repr__(self) -> str:
         return f"Auth(session={self.session:#x})"
 
     def encode(self) -> bytes:
-        """Return the TPMS_AUTH_COMMAND, with an empty nonce."""
-        return u32(self.session) + sized(b"") + bytes([self.attributes]) + sized(self.password)
+        """Return the TPMS_AUTH_COMMAND."""
+        return u32(self.session) + sized(self.nonce) + bytes([self.attributes]) + sized(self.password)
 
 
 EMPTY_AUTH = Auth()
@@ -205,21 +210,10 @@ def decode_response(data: bytes, command: str, *, auths: int, with_handle: bool)
 
     `command` is its name in messages, `auths` the number of authorisations that were sent.
 
-    Raises `TpmRefused`, `UnavailableError("tpm_device.busy")` when the TPM may take the command later, and
-    `ProtocolError`: `tpm_device.response.size`, `tpm_device.response.tag`, `tpm_device.response.layout`.
+    Raises what `check_response` does, and `ProtocolError`: `tpm_device.response.tag`,
+    `tpm_device.response.layout`.
     """
-    if not _HEADER.size <= len(data) <= MAX_RESPONSE:
-        raise ProtocolError(
-            "tpm_device.response.size",
-            f"tpm answered {command} with {len(data)} bytes, expected {_HEADER.size} to {MAX_RESPONSE}",
-        )
-    tag, size, rc = _HEADER.unpack_from(data)
-    if size != len(data):
-        raise ProtocolError(
-            "tpm_device.response.size", f"tpm answered {command} with {len(data)} bytes and says {size}"
-        )
-    if rc:
-        _refused(command, rc)
+    tag = check_response(data, command)
     if tag != (expected := TAG_SESSIONS if auths else TAG_NO_SESSIONS):
         raise ProtocolError(
             "tpm_device.response.tag", f"tpm answered {command} with tag {tag:#x}, expected {expected:#x}"
@@ -234,6 +228,27 @@ def decode_response(data: bytes, command: str, *, auths: int, with_handle: bool)
         reader.sized()  # hmac, empty for passwords and for unbound policy sessions
     reader.finish()
     return Response(handle, Reader(parameters, what))
+
+
+def check_response(data: bytes, command: str) -> int:
+    """Check that a response is complete and a success, and return its tag.
+
+    Raises `TpmRefused`, `UnavailableError("tpm_device.busy")` when the TPM may take the command later, and
+    `ProtocolError("tpm_device.response.size")`.
+    """
+    if not _HEADER.size <= len(data) <= MAX_RESPONSE:
+        raise ProtocolError(
+            "tpm_device.response.size",
+            f"tpm answered {command} with {len(data)} bytes, expected {_HEADER.size} to {MAX_RESPONSE}",
+        )
+    tag, size, rc = _HEADER.unpack_from(data)
+    if size != len(data):
+        raise ProtocolError(
+            "tpm_device.response.size", f"tpm answered {command} with {len(data)} bytes and says {size}"
+        )
+    if rc:
+        _refused(command, rc)
+    return int(tag)
 
 
 def _refused(command: str, rc: int) -> NoReturn:

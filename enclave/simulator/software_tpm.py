@@ -44,11 +44,15 @@ _RC_SCHEME_P2 = 0x2D2
 
 _TRANSIENT = 0x80000000
 _MAX_OBJECTS = 3  # as libtpms
-_MAX_NV = 2048  # as libtpms
 _MAX_QUALIFYING = 66  # a TPMT_HA of SHA-512
 _MAX_RANDOM = 48  # as libtpms
 _READS = 8  # values in one TPML_DIGEST
 _BANKS = {wire.HASHES[name]: name for name in wire.DIGEST_LENGTHS}
+_NAME_HASHES = {
+    wire.ALG_SHA256: hashlib.sha256,
+    wire.ALG_SHA384: hashlib.sha384,
+    wire.ALG_SHA512: hashlib.sha512,
+}
 _RESET_ONES = range(17, 23)  # registers of a dynamic launch start with all bits set
 
 _SIGNING = 0x50000  # restricted, sign
@@ -58,10 +62,10 @@ _ST_CREATION = 0x8021
 _P256 = 0x0003
 _RSA_BITS = 2048
 
-_SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-class _Refusal(Exception):  # noqa: N818 - carries one of the TPM's return codes
+class Refusal(Exception):  # noqa: N818 - carries one of the TPM's return codes
     """The command is answered with this return code."""
 
     def __init__(self, rc: int) -> None:
@@ -70,16 +74,22 @@ class _Refusal(Exception):  # noqa: N818 - carries one of the TPM's return codes
 
 
 class _Object(msgspec.Struct, frozen=True):
-    key: _SigningKey
+    key: SigningKey
     name: bytes
     qualified_name: bytes
 
 
 class _Index(msgspec.Struct):
     index: int
+    name_algorithm: int
     attributes: int
     auth: bytes
     content: bytearray
+
+    @property
+    def name(self) -> bytes:
+        new = _NAME_HASHES[self.name_algorithm]
+        return u16(self.name_algorithm) + new(self.public()).digest()
 
     def public(self) -> bytes:
         return (
@@ -91,7 +101,7 @@ class _Index(msgspec.Struct):
         )
 
 
-class _Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True):
     """A command's handles and passwords, and its parameters."""
 
     handles: tuple[int, ...]
@@ -101,17 +111,21 @@ class _Command(msgspec.Struct, frozen=True):
     def finish(self) -> None:
         """Refuse bytes after the last parameter, before anything is done."""
         if self.parameters.rest():
-            raise _Refusal(_RC_SIZE)
+            raise Refusal(_RC_SIZE)
 
 
-class _Handler(msgspec.Struct, frozen=True):
-    run: Callable[[_Command], tuple[bytes, bytes]]  # gives the handle area and the parameters
+class Handler(msgspec.Struct, frozen=True):
+    """What runs a command, and how many handles and passwords it has."""
+
+    run: Callable[[Command], tuple[bytes, bytes]]  # gives the handle area and the parameters
     handles: int = 0
     auths: int = 0
 
 
 class SoftwareTpm:
     """One TPM, a `TpmDevice`. A template gives the same key for this object's life."""
+
+    _max_nv = 2048  # bytes of an index, as libtpms
 
     def __init__(self) -> None:
         self._pcrs = {
@@ -122,20 +136,20 @@ class SoftwareTpm:
         self._clock = 0
         self._indexes: dict[int, _Index] = {}
         self._objects: dict[int, _Object] = {}
-        self._keys: dict[tuple[int, bytes], _SigningKey] = {}
+        self._keys: dict[tuple[int, bytes], SigningKey] = {}
         self._lock = Lock()
         self._handlers = {
-            wire.CC_GET_RANDOM: _Handler(self._get_random),
-            wire.CC_PCR_READ: _Handler(self._pcr_read),
-            wire.CC_PCR_EXTEND: _Handler(self._pcr_extend, handles=1, auths=1),
-            wire.CC_CREATE_PRIMARY: _Handler(self._create_primary, handles=1, auths=1),
-            wire.CC_QUOTE: _Handler(self._quote, handles=1, auths=1),
-            wire.CC_FLUSH_CONTEXT: _Handler(self._flush),
-            wire.CC_NV_DEFINE_SPACE: _Handler(self._nv_define, handles=1, auths=1),
-            wire.CC_NV_UNDEFINE_SPACE: _Handler(self._nv_undefine, handles=2, auths=1),
-            wire.CC_NV_READ_PUBLIC: _Handler(self._nv_read_public, handles=1),
-            wire.CC_NV_READ: _Handler(self._nv_read, handles=2, auths=1),
-            wire.CC_NV_WRITE: _Handler(self._nv_write, handles=2, auths=1),
+            wire.CC_GET_RANDOM: Handler(self._get_random),
+            wire.CC_PCR_READ: Handler(self._pcr_read),
+            wire.CC_PCR_EXTEND: Handler(self._pcr_extend, handles=1, auths=1),
+            wire.CC_CREATE_PRIMARY: Handler(self._create_primary, handles=1, auths=1),
+            wire.CC_QUOTE: Handler(self._quote, handles=1, auths=1),
+            wire.CC_FLUSH_CONTEXT: Handler(self._flush),
+            wire.CC_NV_DEFINE_SPACE: Handler(self._nv_define, handles=1, auths=1),
+            wire.CC_NV_UNDEFINE_SPACE: Handler(self._nv_undefine, handles=2, auths=1),
+            wire.CC_NV_READ_PUBLIC: Handler(self._nv_read_public, handles=1),
+            wire.CC_NV_READ: Handler(self._nv_read, handles=2, auths=1),
+            wire.CC_NV_WRITE: Handler(self._nv_write, handles=2, auths=1),
         }
 
     def transact(self, command: bytes) -> bytes:
@@ -144,7 +158,7 @@ class SoftwareTpm:
             self._clock += 1
             try:
                 return self._answer(command)
-            except _Refusal as refusal:
+            except Refusal as refusal:
                 rc = refusal.rc
             except ProtocolError:  # a field ends early
                 rc = _RC_SIZE_P1
@@ -154,16 +168,16 @@ class SoftwareTpm:
         reader = Reader(command, "command")
         tag, size, code = reader.u16(), reader.u32(), reader.u32()
         if tag not in {wire.TAG_SESSIONS, wire.TAG_NO_SESSIONS}:
-            raise _Refusal(_RC_BAD_TAG)
+            raise Refusal(_RC_BAD_TAG)
         if size != len(command) or size > MAX_COMMAND:
-            raise _Refusal(_RC_COMMAND_SIZE)
+            raise Refusal(_RC_COMMAND_SIZE)
         if (handler := self._handlers.get(code)) is None:
-            raise _Refusal(_RC_COMMAND_CODE)
+            raise Refusal(_RC_COMMAND_CODE)
         handles = tuple(reader.u32() for _ in range(handler.handles))
         passwords = _passwords(Reader(reader.take(reader.u32()), "auth")) if tag == wire.TAG_SESSIONS else ()
         if len(passwords) != handler.auths:
-            raise _Refusal(_RC_AUTH_MISSING)
-        handle, body = handler.run(_Command(handles, passwords, Reader(reader.rest(), "parameters")))
+            raise Refusal(_RC_AUTH_MISSING)
+        handle, body = handler.run(Command(handles, passwords, Reader(reader.rest(), "parameters")))
         if handler.auths:
             acknowledged = sized(b"") + b"\x01" + sized(b"")
             body = u32(len(body)) + body + acknowledged * handler.auths
@@ -171,12 +185,12 @@ class SoftwareTpm:
 
     # --- randomness and registers ---
 
-    def _get_random(self, command: _Command) -> tuple[bytes, bytes]:
+    def _get_random(self, command: Command) -> tuple[bytes, bytes]:
         count = min(command.parameters.u16(), _MAX_RANDOM)
         command.finish()
         return b"", sized(secrets.token_bytes(count))
 
-    def _pcr_read(self, command: _Command) -> tuple[bytes, bytes]:
+    def _pcr_read(self, command: Command) -> tuple[bytes, bytes]:
         algorithm, indices = wire.read_selection(command.parameters)
         command.finish()
         if (bank := _BANKS.get(algorithm)) is None:
@@ -185,15 +199,15 @@ class SoftwareTpm:
         values = b"".join(sized(self._pcrs[bank][index]) for index in read)
         return b"", u32(self._updates) + wire.selection(bank, read) + u32(len(read)) + values
 
-    def _pcr_extend(self, command: _Command) -> tuple[bytes, bytes]:
+    def _pcr_extend(self, command: Command) -> tuple[bytes, bytes]:
         (index,) = command.handles
         if index >= wire.PCR_COUNT:
-            raise _Refusal(_RC_VALUE_1)
+            raise Refusal(_RC_VALUE_1)
         _check_password(command, b"")
         digests = {}
         for _ in range(min(command.parameters.u32(), len(_BANKS) + 1)):
             if (bank := _BANKS.get(command.parameters.u16())) is None:
-                raise _Refusal(_RC_HASH_P1)
+                raise Refusal(_RC_HASH_P1)
             digests[bank] = command.parameters.take(wire.DIGEST_LENGTHS[bank])
         command.finish()
         for bank, digest in digests.items():
@@ -204,10 +218,10 @@ class SoftwareTpm:
 
     # --- keys and quotes ---
 
-    def _create_primary(self, command: _Command) -> tuple[bytes, bytes]:
+    def _create_primary(self, command: Command) -> tuple[bytes, bytes]:
         (hierarchy,) = command.handles
         if hierarchy not in {wire.RH_ENDORSEMENT, wire.RH_OWNER}:
-            raise _Refusal(_RC_VALUE_1)
+            raise Refusal(_RC_VALUE_1)
         _check_password(command, b"")
         sensitive, template = Reader(command.parameters.sized(), "sensitive"), command.parameters.sized()
         sensitive.sized()
@@ -216,11 +230,11 @@ class SoftwareTpm:
         wire.read_selection(command.parameters)
         command.finish()
         if len(self._objects) >= _MAX_OBJECTS:
-            raise _Refusal(0x902)  # TPM_RC_OBJECT_MEMORY
+            raise Refusal(0x902)  # TPM_RC_OBJECT_MEMORY
         try:
             key, public = self._primary(hierarchy, template)
         except ProtocolError as error:
-            raise _Refusal(_RC_SIZE_P2) from error
+            raise Refusal(_RC_SIZE_P2) from error
         name = u16(wire.ALG_SHA256) + hashlib.sha256(public).digest()
         qualified = u16(wire.ALG_SHA256) + hashlib.sha256(u32(hierarchy) + name).digest()
         handle = next(
@@ -233,50 +247,50 @@ class SoftwareTpm:
         ticket = u16(_ST_CREATION) + u32(hierarchy) + sized(secrets.token_bytes(32))
         return u32(handle), sized(public) + sized(creation) + sized(digest) + ticket + sized(name)
 
-    def _primary(self, hierarchy: int, template: bytes) -> tuple[_SigningKey, bytes]:
+    def _primary(self, hierarchy: int, template: bytes) -> tuple[SigningKey, bytes]:
         """Return the key of a template, made at its first use, and the template with the key filled in."""
         reader = Reader(template, "template")
         kind = reader.u16()
         if reader.u16() != wire.ALG_SHA256:
-            raise _Refusal(0x2C3)  # TPM_RC_HASH
+            raise Refusal(0x2C3)  # TPM_RC_HASH
         if reader.u32() & 0x70000 != _SIGNING:
-            raise _Refusal(_RC_ATTRIBUTES_P2)
+            raise Refusal(_RC_ATTRIBUTES_P2)
         reader.sized()  # policy: authorisation is by the empty password
         if reader.u16() != wire.ALG_NULL:
-            raise _Refusal(0x2D6)  # TPM_RC_SYMMETRIC: no cipher in a signing key
+            raise Refusal(0x2D6)  # TPM_RC_SYMMETRIC: no cipher in a signing key
         scheme, digest = reader.u16(), reader.u16()
         if kind == wire.ALG_ECC:
             parameters = (scheme, digest, reader.u16(), reader.u16())
             if parameters != (wire.ALG_ECDSA, wire.ALG_SHA256, _P256, wire.ALG_NULL):
-                raise _Refusal(_RC_SCHEME_P2)
+                raise Refusal(_RC_SCHEME_P2)
             unique = sized(reader.sized()) + sized(reader.sized())
         elif kind == wire.ALG_RSA:
             parameters = (scheme, digest, reader.u16(), reader.u32())
             if parameters != (wire.ALG_RSASSA, wire.ALG_SHA256, _RSA_BITS, 0):
-                raise _Refusal(_RC_SCHEME_P2)
+                raise Refusal(_RC_SCHEME_P2)
             unique = sized(reader.sized())
         else:
-            raise _Refusal(0x2CA)  # TPM_RC_TYPE
+            raise Refusal(0x2CA)  # TPM_RC_TYPE
         reader.finish()
         if (key := self._keys.get((hierarchy, template))) is None:
             key = ec.generate_private_key(ec.SECP256R1()) if kind == wire.ALG_ECC else _rsa_key()
             self._keys[hierarchy, template] = key
         return key, template[: len(template) - len(unique)] + _unique(key)
 
-    def _quote(self, command: _Command) -> tuple[bytes, bytes]:
+    def _quote(self, command: Command) -> tuple[bytes, bytes]:
         (handle,) = command.handles
         if (quoting := self._objects.get(handle)) is None:
-            raise _Refusal(_RC_VALUE_1)
+            raise Refusal(_RC_VALUE_1)
         _check_password(command, b"")
         qualifying = command.parameters.sized()
         if len(qualifying) > _MAX_QUALIFYING:
-            raise _Refusal(_RC_SIZE_P1)
+            raise Refusal(_RC_SIZE_P1)
         if command.parameters.u16() != wire.ALG_NULL:
-            raise _Refusal(_RC_SCHEME_P2)
+            raise Refusal(_RC_SCHEME_P2)
         algorithm, indices = wire.read_selection(command.parameters)
         command.finish()
         if (bank := _BANKS.get(algorithm)) is None:
-            raise _Refusal(0x3C3)  # TPM_RC_HASH
+            raise Refusal(0x3C3)  # TPM_RC_HASH
         values = b"".join(self._pcrs[bank][index] for index in indices)
         message = (
             (u32(_GENERATED) + u16(_ST_ATTEST_QUOTE))
@@ -286,19 +300,19 @@ class SoftwareTpm:
         )
         return b"", sized(message) + _sign(quoting.key, message)
 
-    def _flush(self, command: _Command) -> tuple[bytes, bytes]:
+    def _flush(self, command: Command) -> tuple[bytes, bytes]:
         handle = command.parameters.u32()
         command.finish()
         if self._objects.pop(handle, None) is None:
-            raise _Refusal(_RC_VALUE_P1)
+            raise Refusal(_RC_VALUE_P1)
         return b"", b""
 
     # --- non-volatile indexes ---
 
-    def _nv_define(self, command: _Command) -> tuple[bytes, bytes]:
+    def _nv_define(self, command: Command) -> tuple[bytes, bytes]:
         _check_owner(command)
         auth, area = command.parameters.sized(), Reader(command.parameters.sized(), "nv area")
-        index, _hash, attributes, _policy, size = (
+        index, name_algorithm, attributes, _policy, size = (
             *(area.u32(), area.u16(), area.u32()),
             *(area.sized(), area.u16()),
         )
@@ -307,68 +321,71 @@ class SoftwareTpm:
         readable = attributes & (nv.ATTR_OWNER_READ | nv.ATTR_AUTH_READ)
         writable = attributes & (nv.ATTR_OWNER_WRITE | nv.ATTR_AUTH_WRITE)
         if not readable or not writable or attributes & nv.ATTR_WRITTEN:
-            raise _Refusal(_RC_ATTRIBUTES_P2)
+            raise Refusal(_RC_ATTRIBUTES_P2)
         if index >> 24 != 1:
-            raise _Refusal(0x2C4)  # TPM_RC_VALUE
-        if size > _MAX_NV:
-            raise _Refusal(_RC_SIZE_P2)
+            raise Refusal(0x2C4)  # TPM_RC_VALUE
+        if name_algorithm not in _NAME_HASHES:
+            raise Refusal(0x2C3)  # TPM_RC_HASH
+        if len(auth) > _NAME_HASHES[name_algorithm]().digest_size:
+            raise Refusal(_RC_SIZE_P1)
+        if size > self._max_nv:
+            raise Refusal(_RC_SIZE_P2)
         if index in self._indexes:
-            raise _Refusal(_RC_NV_DEFINED)
-        self._indexes[index] = _Index(index, attributes, auth, bytearray(b"\xff" * size))
+            raise Refusal(_RC_NV_DEFINED)
+        self._indexes[index] = _Index(index, name_algorithm, attributes, auth, bytearray(b"\xff" * size))
         return b"", b""
 
-    def _nv_undefine(self, command: _Command) -> tuple[bytes, bytes]:
+    def _nv_undefine(self, command: Command) -> tuple[bytes, bytes]:
         _check_owner(command)
         command.finish()
         if self._indexes.pop(command.handles[1], None) is None:
-            raise _Refusal(_RC_HANDLE_2)
+            raise Refusal(_RC_HANDLE_2)
         return b"", b""
 
-    def _nv_read_public(self, command: _Command) -> tuple[bytes, bytes]:
+    def _nv_read_public(self, command: Command) -> tuple[bytes, bytes]:
         command.finish()
         if (found := self._indexes.get(command.handles[0])) is None:
-            raise _Refusal(_RC_HANDLE_1)
-        public = found.public()
-        return b"", sized(public) + sized(u16(wire.ALG_SHA256) + hashlib.sha256(public).digest())
+            raise Refusal(_RC_HANDLE_1)
+        return b"", sized(found.public()) + sized(found.name)
 
-    def _nv_read(self, command: _Command) -> tuple[bytes, bytes]:
+    def _nv_read(self, command: Command) -> tuple[bytes, bytes]:
         found = self._authorised(command, nv.ATTR_OWNER_READ, nv.ATTR_AUTH_READ)
         size, offset = command.parameters.u16(), command.parameters.u16()
         command.finish()
         if not found.attributes & nv.ATTR_WRITTEN:
-            raise _Refusal(_RC_NV_UNINITIALIZED)
+            raise Refusal(_RC_NV_UNINITIALIZED)
         if size > nv.CHUNK:
-            raise _Refusal(_RC_VALUE_P1)
+            raise Refusal(_RC_VALUE_P1)
         if offset + size > len(found.content):
-            raise _Refusal(_RC_NV_RANGE)
+            raise Refusal(_RC_NV_RANGE)
         return b"", sized(bytes(found.content[offset : offset + size]))
 
-    def _nv_write(self, command: _Command) -> tuple[bytes, bytes]:
+    def _nv_write(self, command: Command) -> tuple[bytes, bytes]:
         found = self._authorised(command, nv.ATTR_OWNER_WRITE, nv.ATTR_AUTH_WRITE)
         data, offset = command.parameters.sized(), command.parameters.u16()
         command.finish()
         if len(data) > nv.CHUNK:
-            raise _Refusal(_RC_SIZE_P1)
+            raise Refusal(_RC_SIZE_P1)
         if offset + len(data) > len(found.content):
-            raise _Refusal(_RC_NV_RANGE)
+            raise Refusal(_RC_NV_RANGE)
         found.content[offset : offset + len(data)] = data
         found.attributes |= nv.ATTR_WRITTEN
         return b"", b""
 
-    def _authorised(self, command: _Command, by_owner: int, by_index: int) -> _Index:
+    def _authorised(self, command: Command, by_owner: int, by_index: int) -> _Index:
         authority, index = command.handles
         if (found := self._indexes.get(index)) is None:
-            raise _Refusal(_RC_HANDLE_2)
+            raise Refusal(_RC_HANDLE_2)
         _check_password(command, found.auth if authority == index else b"")
         needed = {wire.RH_OWNER: by_owner, index: by_index}.get(authority, 0)
         if not found.attributes & needed:
-            raise _Refusal(_RC_AUTH_UNAVAILABLE if authority == index else _RC_NV_AUTHORIZATION)
+            raise Refusal(_RC_AUTH_UNAVAILABLE if authority == index else _RC_NV_AUTHORIZATION)
         return found
 
 
 def _passwords(area: Reader) -> tuple[bytes, ...]:
     if area.u32() != wire.RS_PASSWORD:
-        raise _Refusal(0x984)  # TPM_RC_VALUE: no session of that handle
+        raise Refusal(0x984)  # TPM_RC_VALUE: no session of that handle
     area.sized()
     area.u8()
     password = area.sized()
@@ -376,14 +393,14 @@ def _passwords(area: Reader) -> tuple[bytes, ...]:
     return (password,)
 
 
-def _check_password(command: _Command, expected: bytes) -> None:
+def _check_password(command: Command, expected: bytes) -> None:
     if command.passwords[0] != expected:
-        raise _Refusal(_RC_BAD_AUTH_1)
+        raise Refusal(_RC_BAD_AUTH_1)
 
 
-def _check_owner(command: _Command) -> None:
+def _check_owner(command: Command) -> None:
     if command.handles[0] != wire.RH_OWNER:
-        raise _Refusal(_RC_VALUE_1)
+        raise Refusal(_RC_VALUE_1)
     _check_password(command, b"")
 
 
@@ -391,14 +408,14 @@ def _rsa_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, _RSA_BITS)
 
 
-def _unique(key: _SigningKey) -> bytes:
+def _unique(key: SigningKey) -> bytes:
     if isinstance(key, rsa.RSAPrivateKey):
         return sized(key.public_key().public_numbers().n.to_bytes(_RSA_BITS // 8, "big"))
     point = key.public_key().public_numbers()
     return sized(point.x.to_bytes(32, "big")) + sized(point.y.to_bytes(32, "big"))
 
 
-def _sign(key: _SigningKey, message: bytes) -> bytes:
+def _sign(key: SigningKey, message: bytes) -> bytes:
     """Return the TPMT_SIGNATURE over `message`."""
     if isinstance(key, rsa.RSAPrivateKey):
         signature = key.sign(message, padding.PKCS1v15(), SHA256())

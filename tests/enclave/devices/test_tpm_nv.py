@@ -97,6 +97,8 @@ def area(attributes: int = BOTH, index: int = INDEX + 1, size: int = 10) -> byte
         (lambda storage: storage.define(INDEX + 1, 10, ATTR_OWNER_READ), 0x2C2),
         (lambda storage: storage.define(INDEX + 1, 10, BOTH | ATTR_WRITTEN), 0x2C2),
         (lambda storage: storage.define(INDEX + 1, 2049, BOTH), 0x2D5),
+        (lambda storage: storage.define(INDEX + 1, 10, BOTH, name_algorithm=0x99), 0x2C3),
+        (lambda storage: storage.define(INDEX + 1, 10, BOTH, auth=bytes([1]) * 33), 0x1D5),
         (lambda storage: storage.undefine(INDEX + 1), 0x28B),
         (lambda storage: storage.write(INDEX + 1, b"x"), 0x28B),
         (lambda storage: storage.write(INDEX, bytes(11)), 0x146),

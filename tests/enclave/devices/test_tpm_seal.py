@@ -90,6 +90,17 @@ def test_has_no_password_to_open_it_by(real: Tpm) -> None:
     assert caught.value.rc == 0x12F  # TPM_RC_AUTH_UNAVAILABLE
 
 
+def test_reports_another_refusal_as_it_is(swtpm: Swtpm) -> None:
+    class Refusing:
+        def transact(self, command: bytes) -> bytes:
+            response = swtpm.transact(command)
+            return bytes.fromhex("8001 0000000a 00000101") if command[6:10] == b"\0\0\x01\x5e" else response
+
+    with pytest.raises(TpmRefused) as caught:
+        unseal(Tpm(Refusing()), seal(Tpm(swtpm), SECRET, "sha256", [14]))
+    assert caught.value.rc == 0x101
+
+
 def test_leaves_nothing_loaded(real: Tpm) -> None:
     """A TPM has room for three objects and as many sessions."""
     blob = seal(real, SECRET, "sha256", [14])

@@ -84,6 +84,13 @@ def test_refuses_an_impossible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert caught.value.code == "tpm_device.response.size"
 
 
+def test_reports_a_process_that_hangs_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = fake_program(tmp_path, monkeypatch, "read -N 1 -u $fd; printf x >&$fd")
+    with Swtpm(state) as running, pytest.raises(UnavailableError) as caught:
+        running.transact(b"x")
+    assert caught.value.code == "swtpm.ended"
+
+
 def test_kills_a_process_that_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enclave.simulator.swtpm._STOP_TIMEOUT", 0.05)
     state = fake_program(
