@@ -78,7 +78,7 @@ def application(service: VerifyService) -> Callable[[dict[str, Any], Receive, Se
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Return the body, one that is too long for any that is, None when the client left."""
+    """Return the body, None when the client left; of one that is too long no more is read than shows it."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -86,10 +86,11 @@ async def _body(receive: Receive) -> bytes | None:
             return None
         part = message.get("body", b"")
         size += len(part)
-        if size <= MAX_BODY:
-            parts.append(part)
+        if size > MAX_BODY:
+            return _BODY_TOO_LARGE
+        parts.append(part)
         if not message.get("more_body", False):
-            return b"".join(parts) if size <= MAX_BODY else _BODY_TOO_LARGE
+            return b"".join(parts)
 
 
 def _serve(settings: VerifierSettings, service: VerifyService) -> int:

@@ -18,11 +18,11 @@ from shared.attestation.envelope import Attestation, NitroEnclaveQuote, NitroTpm
 from shared.attestation.identity import info_of
 from shared.attestation.image import check_image, os_image_hash_of
 from shared.attestation.nitro import parse_document
-from shared.attestation.policy import DEFAULT_POLICY, Policy, parse_policy
+from shared.attestation.policy import DEFAULT_POLICY, Policy, Revocation, parse_policy
 from shared.attestation.trust import TrustAnchors
 from shared.attestation.verdict import Verdict
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
-from shared.errors import ConfigError, DstackError, ExitCode, UnavailableError
+from shared.errors import ConfigError, DstackError, ExitCode, InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
 
 if TYPE_CHECKING:  # dcap-qvl is heavy
@@ -36,7 +36,8 @@ Gather = Callable[[Attestation, int], Endorsements]
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What one run found. `made_at` and `judged_at` are unix seconds, `registers` hex by name.
 
-    `exit_code` tells a refusal (3) from a network that failed (1).
+    `exit_code` tells a refusal (3) from a network that failed (1). Where `is_valid` is false, `code`,
+    `reason` and `hint` say why and what to change, and all below them is empty.
     """
 
     is_valid: bool
@@ -101,9 +102,12 @@ def verify(  # noqa: PLR0913 - click passes each option by its name
     """Verify evidence, whatever form it comes in.
 
     FILE is an attestation envelope, a Nitro document, a TDX quote, a verifier request, an RA-TLS certificate,
-    or hex of one; it may be - for standard input. Nitro evidence needs no network; TDX needs Intel's
-    collateral, which is fetched unless it is given. Exit codes: 0 verified, 3 refused, 2 usage, 1 the network
-    failed.
+    or hex of one; it may be - for standard input. Nitro evidence needs no network. TDX needs Intel's
+    statements about the platform (collateral), Google Cloud needs Google's certificates too: both are fetched
+    unless --collateral gives them.
+
+    Exit codes: 0 verified, 1 the network failed, 2 usage, 3 refused. The page docs/verification.md explains
+    the output, lane by lane, and policy files.
     """
     anchors = TrustAnchors.production()
     for path in trust_anchors:
@@ -156,7 +160,7 @@ def judge(
         kind, made_at = evidence.kind, _made_at(evidence)
         if evidence.attestation is None:
             return _bare(evidence, now, anchors, policy, gather, report_data)
-        expected = evidence.report_data if report_data is None else report_data
+        expected = _expected(evidence, report_data)
         verified = verify_attestation(
             evidence.attestation,
             now=now,
@@ -170,10 +174,10 @@ def judge(
         raise
     except DstackError as error:
         # What an offline run lacks is the caller's to give: the evidence is refused as it stands.
-        failed = isinstance(error, UnavailableError) and error.code != "endorsements.offline"
+        refused = error.exit_code is ExitCode.REFUSED or error.code == "endorsements.offline"
         return Report(
             is_valid=False,
-            exit_code=ExitCode.FAILED if failed else ExitCode.REFUSED,
+            exit_code=ExitCode.REFUSED if refused else ExitCode.FAILED,
             kind=kind,
             judged_at=now,
             made_at=made_at,
@@ -183,12 +187,30 @@ def judge(
         )
 
 
+def _expected(evidence: EvidenceFile, wanted: bytes | None) -> bytes | None:
+    """Return the report_data to hold the evidence to: a certificate's key and the caller's must agree."""
+    bound = evidence.report_data
+    if bound is not None and wanted is not None and bound != wanted:
+        raise InvalidEvidence(
+            "attestation.report_data",
+            f"certificate's key makes report_data {bound[:16].hex()}.., expected {wanted[:16].hex()}..",
+        )
+    return bound if wanted is None else wanted
+
+
 def _made_at(evidence: EvidenceFile) -> int | None:
-    """Return the time that a Nitro document names, before anything is verified: only a hint uses it."""
-    document = evidence.bare if evidence.kind == "nitro-document" else None
-    if evidence.attestation is not None and isinstance(evidence.attestation.quote, NitroEnclaveQuote):
-        document = evidence.attestation.quote.nsm_quote
-    return None if document is None else parse_document(document).timestamp
+    """Return the time that an AWS document names, before anything is verified: only a hint uses it."""
+    if evidence.attestation is None:
+        return parse_document(evidence.bare).timestamp if evidence.kind == "nitro-document" else None
+    match evidence.attestation.quote:
+        case NitroEnclaveQuote(document):
+            return parse_document(document).timestamp
+        case NitroTpmQuote(document):
+            from shared.attestation.nitro_tpm import parse_tpm_document  # noqa: PLC0415 - the rarest platform
+
+            return parse_tpm_document(document).timestamp
+        case _:
+            return None
 
 
 def _verified(kind: str, checked: VerifiedAttestation) -> Report:
@@ -215,26 +237,33 @@ def _bare(
     gather: Gather,
     report_data: bytes | None,
 ) -> Report:
-    if evidence.kind == "nitro-document":
+    is_nitro = evidence.kind == "nitro-document"
+    quote = NitroEnclaveQuote(evidence.bare) if is_nitro else TdxQuote(evidence.bare, ())
+    endorsements = gather(Attestation(quote, (), bytes(64), ""), now)
+    if is_nitro:
         bare = verify_bare_document(
-            evidence.bare, now=now, anchors=anchors, policy=policy, report_data=report_data
+            evidence.bare,
+            now=now,
+            anchors=anchors,
+            policy=policy,
+            endorsements=endorsements,
+            report_data=report_data,
         )
         document = bare.nitro.document
         data, registers, module_id = document.user_data, _pcrs(document.pcrs), document.module_id
         verdict = bare.verdict
         info: dict[str, Any] | None = {"os_image_hash": os_image_hash_of(document.pcrs).hex()}
     else:
-        unread = Attestation(TdxQuote(evidence.bare, ()), (), bytes(64), "")
-        quote = verify_bare_quote(
+        tdx = verify_bare_quote(
             evidence.bare,
             now=now,
             anchors=anchors,
             policy=policy,
-            endorsements=gather(unread, now),
+            endorsements=endorsements,
             report_data=report_data,
         )
-        data, registers, module_id = quote.tdx.quote.report.report_data, _tdx_registers(quote.tdx), None
-        verdict, info = quote.verdict, None
+        data, registers, module_id = tdx.tdx.quote.report.report_data, _tdx_registers(tdx.tdx), None
+        verdict, info = tdx.verdict, None
     return Report(
         is_valid=True,
         kind=evidence.kind,
@@ -292,18 +321,36 @@ def _gatherer(
     """Return what finds the endorsements: a file, the network, or nothing for evidence that needs none."""
 
     def gather(attestation: Attestation, now: int) -> Endorsements:
-        # PLC0415: these load dcap-qvl, sockets and TLS, which Nitro evidence does not need
-        from shared.attestation.collateral import bundle_json, parse_bundle  # noqa: PLC0415
+        bundle = NO_ENDORSEMENTS if collateral is None else _bundle(collateral)
+        is_aws = isinstance(attestation.quote, NitroEnclaveQuote | NitroTpmQuote)
+        if is_aws and policy.nitro.revocation is not Revocation.REQUIRED:
+            found = bundle
+        else:
+            # sockets, TLS and dcap-qvl, which Nitro evidence does not need
+            from shared.net.endorsement_source import production_source  # noqa: PLC0415
 
-        bundle = parse_bundle(collateral.read_bytes()) if collateral else NO_ENDORSEMENTS
-        if isinstance(attestation.quote, NitroEnclaveQuote | NitroTpmQuote):
-            return bundle
-        from functions.verify.sources import endorsement_source  # noqa: PLC0415
-
-        source = endorsement_source(bundle=bundle, pccs_url=pccs, offline=offline, external=external)
-        found = source.gather(attestation, anchors=anchors, policy=policy, now=now)
+            source = production_source(bundle=bundle, pccs_url=pccs, offline=offline, external=external)
+            found = source.gather(attestation, anchors=anchors, policy=policy, now=now)
         if save is not None:
-            save.write_text(bundle_json(found))
+            _save(save, found)
         return found
 
     return gather
+
+
+def _bundle(path: Path) -> Endorsements:
+    from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - few runs bring a bundle
+
+    try:
+        return parse_bundle(path.read_bytes())
+    except ProtocolError as error:
+        raise ConfigError(error.code, f"{path}: {error.message}") from error
+
+
+def _save(path: Path, found: Endorsements) -> None:
+    from shared.attestation.collateral import bundle_json  # noqa: PLC0415 - as above
+
+    try:
+        path.write_text(bundle_json(found))
+    except OSError as error:
+        raise ConfigError("verify.save", f"cannot write {path}: {error.strerror}") from error

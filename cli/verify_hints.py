@@ -18,8 +18,8 @@ HINTS = {
     "attestation.report_data": "the evidence is about another key or challenge: ask for evidence over yours",
     "attestation.platform": "Nitro enclave, NitroTPM, TDX and GCP TDX evidence is verified, SEV-SNP is not",
     "identity.os_image.acpi": (
-        "a legacy image's registers cannot be recomputed here: boot with a measurement document (lite), or "
-        " accept an unverified image with [tdx] allow_unverified_image = true in --policy"
+        "a legacy image's registers cannot be recomputed here: boot with a measurement document (lite), "
+        "or accept an unverified image with [tdx] allow_unverified_image = true in --policy"
     ),
     "identity.os_image": "the config names another image: rebuild the envelope around this document",
     "identity": f"the envelope's config or events were altered: {_DAMAGED}",

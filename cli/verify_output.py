@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cli.verify import Report
@@ -30,10 +29,10 @@ def print_report(report: Report, *, at_given: bool) -> None:
     console.print(title)
     for name, value in _facts(report, verdict):
         console.print(Text(f"  {name:<14} {value}"))
-    lanes = Table("lane", "status", "why", box=None)
+    console.print(Text(f"  {'lane':<20}  {'status':<14}  why", "bold"))
     for name, lane in verdict.lanes.items():
-        lanes.add_row(name, Text(lane.status.value, _STYLE.get(lane.status, "dim")), Text(lane.reason))
-    console.print(lanes)
+        status = (f"{lane.status.value:<14}", _STYLE.get(lane.status, "dim"))
+        console.print(Text.assemble(f"  {name:<20}  ", status, f"  {lane.reason}"))
     for check in verdict.disabled_checks:
         console.print(Text(f"  relaxed: {check}", "bold yellow"))
 

@@ -11,6 +11,7 @@ from shared.attestation.envelope import Attestation
 
 if TYPE_CHECKING:
     from shared.net.endorsement_source import EndorsementSource
+    from shared.net.os_image import OsImageStore
 
 
 def service_from(settings: VerifierSettings) -> VerifyService:
@@ -23,9 +24,9 @@ def service_from(settings: VerifierSettings) -> VerifyService:
     @cache
     def source() -> "EndorsementSource":
         # sockets and TLS are a third of a cold start that Nitro evidence does not need
-        from functions.verify.sources import endorsement_source  # noqa: PLC0415
+        from shared.net.endorsement_source import production_source  # noqa: PLC0415
 
-        return endorsement_source(
+        return production_source(
             bundle=bundle,
             pccs_url=settings.attestation.urls.pccs,
             offline=settings.attestation.offline,
@@ -35,15 +36,18 @@ def service_from(settings: VerifierSettings) -> VerifyService:
     def gather(attestation: Attestation, now: int) -> Endorsements:
         return source().gather(attestation, anchors=anchors, policy=policy, now=now)
 
-    def os_image(image_hash: bytes) -> OsImage:
-        from shared.net.os_image import fetch_os_image  # noqa: PLC0415 - as above
+    @cache
+    def images() -> "OsImageStore":
+        from shared.net.os_image import OsImageStore  # noqa: PLC0415 - as above
 
-        return fetch_os_image(
-            image_hash,
+        return OsImageStore(
+            Path(settings.image_cache_dir),
             url_template=settings.image_download_url,
-            cache=Path(settings.image_cache_dir),
             timeout=settings.image_download_timeout_secs,
         )
+
+    def os_image(image_hash: bytes) -> OsImage:
+        return images().get(image_hash)
 
     return VerifyService(
         anchors,

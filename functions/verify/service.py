@@ -161,24 +161,23 @@ class VerifyService:
         stage = "Internal error: {0}"
         try:
             attestation = _attestation(request)
+            endorsements = _own_endorsements(request)
             stage = "Quote verification failed: {0}"
             expected = request.expected_report_data
             verified = self.verify_evidence(
                 attestation,
                 now,
                 report_data=None if expected is None else bytes.fromhex(expected),
-                endorsements=_own_endorsements(request),
+                endorsements=endorsements,
             )
             _tell_evidence(response, verified)
             stage = "OS image hash verification failed: {0}"
-            self._tell_image(response.details, verified)
-            verified = check_image(verified)
-            response.verdict = verified.verdict
-            response.details.os_image_hash_verified = (
-                verified.verdict.lanes.os_image.status is Status.VERIFIED
-            )
+            checked = check_image(verified)
+            self._tell_image(response.details, checked)
+            response.verdict = checked.verdict
+            response.details.os_image_hash_verified = checked.verdict.lanes.os_image.status is Status.VERIFIED
             stage = "Event log verification failed: {0}"
-            _tell_identity(response.details, verified)
+            _tell_identity(response.details, checked)
         except DstackError as error:
             response.code = error.code
             response.reason = stage.format(_upstream_text(error))
@@ -207,11 +206,14 @@ class VerifyService:
             cache=self._cache,
         )
 
-    def _tell_image(self, details: Details, verified: VerifiedAttestation) -> None:
-        """Download a legacy TDX image, for what its metadata say; its registers cannot be recomputed here."""
-        if self._os_image is None or verified.attestation.tee_variant != TDX:
+    def _tell_image(self, details: Details, checked: VerifiedAttestation) -> None:
+        """Download a legacy TDX image, for what its metadata say; its registers cannot be recomputed here.
+
+        The policy has let such an image pass by then: nothing is downloaded for evidence that is refused.
+        """
+        if self._os_image is None or checked.attestation.tee_variant != TDX:
             return
-        config = claimed_config(verified.attestation)
+        config = claimed_config(checked.attestation)
         if config.tdx_attestation_variant == "legacy" and config.os_image_hash:
             image = self._os_image(config.os_image_hash)
             details.os_image_is_dev, details.os_image_version = image.is_dev, image.version

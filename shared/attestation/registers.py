@@ -38,5 +38,5 @@ def check_boot_log(report: TdReport, log: Sequence[TdxEvent]) -> Lane:
             )
     missing = [f"RTMR{index}" for index in _BOOT_REGISTERS if index not in replayed]
     if missing:
-        return skipped(f"the log of {' and '.join(missing)} was stripped from the envelope")
+        return skipped(f"the log of {', '.join(missing)} was stripped from the envelope")
     return verified("replayed to RTMR0, RTMR1 and RTMR2")
