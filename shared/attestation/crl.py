@@ -178,10 +178,11 @@ def _is_ca(certificate: x509.Certificate) -> bool:
 
 def _load(der: bytes) -> x509.Certificate:
     try:
+        rules.after_serial(rules.split_signed(der)[0])
         return x509.load_der_x509_certificate(der)
     except _UNREADABLE as error:
         raise InvalidEvidence(
-            "crl.certificate", f"certificate is not valid der: {_first_line(error)}"
+            "crl.certificate", f"certificate cannot be read: {_first_line(error)}"
         ) from error
 
 

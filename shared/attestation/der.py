@@ -5,6 +5,8 @@ Signed bytes, names and keys are compared and hashed as they came. What lies ins
 
 SEQUENCE, INTEGER, BIT_STRING = 0x30, 0x02, 0x03
 
+_VERSION_3 = bytes.fromhex("a003020102")
+
 # Lengths of up to 16 MiB: larger than anything that is read.
 _MAX_WIDTH = 3
 
@@ -51,3 +53,18 @@ def split_signed(data: bytes) -> tuple[bytes, bytes, bytes]:
     if bits_end != end or data[bits : bits + 1] != b"\0":
         raise ValueError("does not end in a signature of whole bytes")
     return signed, algorithm, data[bits + 1 : end]
+
+
+def after_serial(tbs: bytes) -> tuple[int, int]:
+    """Return where the fields behind a certificate's serial number start, and where the signed part ends.
+
+    The certificate must be of version 3 and its number positive: `cryptography` only warns of others. Raises
+    `ValueError` as `element` does.
+    """
+    at, end = element(tbs, 0, len(tbs), SEQUENCE)
+    if end != len(tbs) or not tbs.startswith(_VERSION_3, at):
+        raise ValueError("is not of version 3")
+    serial, at = element(tbs, at + len(_VERSION_3), end, INTEGER)
+    if serial == at or tbs[serial] & 0x80 or not any(tbs[serial:at]):
+        raise ValueError("has a serial number that is not positive")
+    return at, end

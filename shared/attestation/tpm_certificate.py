@@ -22,7 +22,6 @@ MAX_CERTIFICATE = 4096
 EK_USAGE = x509.ObjectIdentifier("2.23.133.8.1")
 
 _EXTENSIONS = 0xA3
-_VERSION_3 = bytes.fromhex("a003020102")
 _UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _UNDERSTOOD = frozenset(
     {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE}
@@ -151,11 +150,7 @@ class TpmCertificate(msgspec.Struct, frozen=True):
 
 def _fields(tbs: bytes, algorithm: bytes) -> tuple[bytes, bytes, bytes]:
     """Return issuer, subject and SubjectPublicKeyInfo as they stand in the signed part."""
-    at, end = rules.element(tbs, 0, len(tbs), rules.SEQUENCE)
-    if not tbs.startswith(_VERSION_3, at):
-        raise ValueError("is not of version 3")
-    at += len(_VERSION_3)
-    at += len(rules.whole(tbs, at, end, rules.INTEGER))
+    at, end = rules.after_serial(tbs)
     if not tbs.startswith(algorithm, at):
         raise ValueError("names another algorithm inside than outside")
     at += len(algorithm)
