@@ -171,7 +171,7 @@ class RuntimeEventLog:
         except OSError as error:
             raise _failed(self._directory / _LOCK, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, self._directory / _LOCK)
             yield
         finally:
             os.close(descriptor)
@@ -199,6 +199,13 @@ class RuntimeEventLog:
             raise _failed(path, error) from error
         if written != len(content):
             raise StorageError("runtime_events.io", f"{path} took {written} of {len(content)} bytes")
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _failed(path, error) from error
 
 
 def _check(name: str, payload: bytes) -> None:

@@ -17,7 +17,8 @@ RTMR_BASE = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
 CCEL_VARIABLE = "DSTACK_CCEL_FILE"
 CCEL_PATH = Path("/sys/firmware/acpi/tables/data/CCEL")
 
-RTMR_COUNT = 4
+# The firmware's registers, 0 and 1, are over when a guest runs.
+GUEST_RTMRS = (2, 3)
 DIGEST_LENGTH = 48
 
 # One quote or extension at a time in this process, through whichever object: the driver has one of each.
@@ -32,7 +33,7 @@ class TdxDevice(Protocol):
         ...
 
     def extend_rtmr(self, index: int, digest: bytes) -> None:
-        """Extend a register: new = sha384(old || digest), digest of 48 bytes."""
+        """Extend RTMR2 or RTMR3: new = sha384(old || digest), digest of 48 bytes."""
         ...
 
     def event_log(self) -> bytes:
@@ -109,8 +110,8 @@ class LinuxTdx:
         Raises `ProtocolError`: `tdx_device.rtmr.index`, `tdx_device.digest.length`;
         `UnavailableError`: `tdx_device.rtmr.io`, `tdx_device.node`, `tdx_device.ioctl`.
         """
-        if not 0 <= index < RTMR_COUNT:
-            raise ProtocolError("tdx_device.rtmr.index", f"register is rtmr{index}, expected rtmr0 to rtmr3")
+        if index not in GUEST_RTMRS:
+            raise ProtocolError("tdx_device.rtmr.index", f"register is rtmr{index}, expected rtmr2 or rtmr3")
         if len(digest) != DIGEST_LENGTH:
             raise ProtocolError(
                 "tdx_device.digest.length", f"digest has {len(digest)} bytes, expected {DIGEST_LENGTH}"

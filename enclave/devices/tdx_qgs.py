@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.errors import ConfigError, ProtocolError, UnavailableError
+from shared.errors import ProtocolError, UnavailableError
 
 CONFIG_PATH = Path("/etc/tdx-attest.conf")
 HOST_CID = 2
@@ -46,7 +46,7 @@ class QgsQuotes:
 
         Raises `UnavailableError`: `tdx_device.qgs.absent` when no port is configured, `tdx_device.qgs.io`,
         `tdx_device.qgs.refused` for an error code of the service; `ProtocolError`:
-        `tdx_device.qgs.malformed`; `ConfigError("tdx_device.qgs.config")`; what `connect` and `report` raise.
+        `tdx_device.qgs.malformed`; what `connect` and `report` raise.
         """
         port = qgs_port(self._config)
         report = self._report(report_data)
@@ -75,7 +75,8 @@ def qgs_port(config: Path) -> int:
         statement = line.partition("#")[0].strip()
         if match := _PORT.fullmatch(statement):
             return int(match[1])
-    raise ConfigError("tdx_device.qgs.config", f"{config} has no line of the form port = N")
+    # As Intel's package installs the file, with its line commented out.
+    raise UnavailableError("tdx_device.qgs.absent", f"no quote service is configured: {config} has no port")
 
 
 def encode_request(report: bytes) -> bytes:

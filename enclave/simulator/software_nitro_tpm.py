@@ -20,7 +20,8 @@ from enclave.devices.nitro_tpm import BUFFER_SIZE, CC_NSM_REQUEST, EK_TEMPLATE
 from enclave.devices.tpm_nv import ATTR_WRITTEN
 from enclave.devices.tpm_wire import Reader, sized, u16, u32
 from enclave.simulator.nitro_tpm import SimulatedNitroTpm
-from enclave.simulator.software_tpm import Command, Handler, Refusal, SigningKey, SoftwareTpm
+from enclave.simulator.software_tpm import Command, Handler, SoftwareTpm
+from enclave.simulator.tpm_signing import Refusal, SigningKey
 
 _RC_AUTH_FAIL_1 = 0x98E
 _RC_HANDLE_1 = 0x18B

@@ -11,14 +11,12 @@ from collections.abc import Callable
 from threading import Lock
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from enclave.devices import tpm_nv as nv
 from enclave.devices import tpm_wire as wire
 from enclave.devices.tpm_device import MAX_COMMAND
 from enclave.devices.tpm_wire import Reader, sized, u16, u32
+from enclave.simulator.tpm_signing import Refusal, SigningKey, read_template, sign, unique
 from shared.errors import ProtocolError
 
 _RC_COMMAND_SIZE = 0x142
@@ -55,22 +53,9 @@ _NAME_HASHES = {
 }
 _RESET_ONES = range(17, 23)  # registers of a dynamic launch start with all bits set
 
-_SIGNING = 0x50000  # restricted, sign
 _GENERATED = 0xFF544347
 _ST_ATTEST_QUOTE = 0x8018
 _ST_CREATION = 0x8021
-_P256 = 0x0003
-_RSA_BITS = 2048
-
-SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-
-
-class Refusal(Exception):  # noqa: N818 - carries one of the TPM's return codes
-    """The command is answered with this return code."""
-
-    def __init__(self, rc: int) -> None:
-        super().__init__(rc)
-        self.rc = rc
 
 
 class _Object(msgspec.Struct, frozen=True):
@@ -249,33 +234,10 @@ class SoftwareTpm:
 
     def _primary(self, hierarchy: int, template: bytes) -> tuple[SigningKey, bytes]:
         """Return the key of a template, made at its first use, and the template with the key filled in."""
-        reader = Reader(template, "template")
-        kind = reader.u16()
-        if reader.u16() != wire.ALG_SHA256:
-            raise Refusal(0x2C3)  # TPM_RC_HASH
-        if reader.u32() & 0x70000 != _SIGNING:
-            raise Refusal(_RC_ATTRIBUTES_P2)
-        reader.sized()  # policy: authorisation is by the empty password
-        if reader.u16() != wire.ALG_NULL:
-            raise Refusal(0x2D6)  # TPM_RC_SYMMETRIC: no cipher in a signing key
-        scheme, digest = reader.u16(), reader.u16()
-        if kind == wire.ALG_ECC:
-            parameters = (scheme, digest, reader.u16(), reader.u16())
-            if parameters != (wire.ALG_ECDSA, wire.ALG_SHA256, _P256, wire.ALG_NULL):
-                raise Refusal(_RC_SCHEME_P2)
-            unique = sized(reader.sized()) + sized(reader.sized())
-        elif kind == wire.ALG_RSA:
-            parameters = (scheme, digest, reader.u16(), reader.u32())
-            if parameters != (wire.ALG_RSASSA, wire.ALG_SHA256, _RSA_BITS, 0):
-                raise Refusal(_RC_SCHEME_P2)
-            unique = sized(reader.sized())
-        else:
-            raise Refusal(0x2CA)  # TPM_RC_TYPE
-        reader.finish()
+        parsed = read_template(template)
         if (key := self._keys.get((hierarchy, template))) is None:
-            key = ec.generate_private_key(ec.SECP256R1()) if kind == wire.ALG_ECC else _rsa_key()
-            self._keys[hierarchy, template] = key
-        return key, template[: len(template) - len(unique)] + _unique(key)
+            key = self._keys[hierarchy, template] = parsed.new_key()
+        return key, parsed.head + unique(key)
 
     def _quote(self, command: Command) -> tuple[bytes, bytes]:
         (handle,) = command.handles
@@ -298,7 +260,7 @@ class SoftwareTpm:
             + (self._clock.to_bytes(8, "big") + u32(0) + u32(0) + b"\x01" + bytes(8))
             + (wire.selection(bank, indices) + sized(hashlib.sha256(values).digest()))
         )
-        return b"", sized(message) + _sign(quoting.key, message)
+        return b"", sized(message) + sign(quoting.key, message)
 
     def _flush(self, command: Command) -> tuple[bytes, bytes]:
         handle = command.parameters.u32()
@@ -402,28 +364,3 @@ def _check_owner(command: Command) -> None:
     if command.handles[0] != wire.RH_OWNER:
         raise Refusal(_RC_VALUE_1)
     _check_password(command, b"")
-
-
-def _rsa_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, _RSA_BITS)
-
-
-def _unique(key: SigningKey) -> bytes:
-    if isinstance(key, rsa.RSAPrivateKey):
-        return sized(key.public_key().public_numbers().n.to_bytes(_RSA_BITS // 8, "big"))
-    point = key.public_key().public_numbers()
-    return sized(point.x.to_bytes(32, "big")) + sized(point.y.to_bytes(32, "big"))
-
-
-def _sign(key: SigningKey, message: bytes) -> bytes:
-    """Return the TPMT_SIGNATURE over `message`."""
-    if isinstance(key, rsa.RSAPrivateKey):
-        signature = key.sign(message, padding.PKCS1v15(), SHA256())
-        return u16(wire.ALG_RSASSA) + u16(wire.ALG_SHA256) + sized(signature)
-    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(SHA256())))
-    return (
-        u16(wire.ALG_ECDSA)
-        + u16(wire.ALG_SHA256)
-        + sized(r.to_bytes(32, "big"))
-        + sized(s.to_bytes(32, "big"))
-    )

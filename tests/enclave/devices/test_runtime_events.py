@@ -1,5 +1,6 @@
 """Runtime events: register first, log second, one writer at a time, and nothing lost in silence."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -247,6 +248,14 @@ def test_reports_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     caught = refused(RuntimeEventLog((), tmp_path / "file" / "log").read)
     assert (caught.code, type(caught)) == ("runtime_events.io", StorageError)
+
+
+def test_reports_a_file_system_without_locks(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", fails)
+    assert refused(RuntimeEventLog((), directory).read).code == "runtime_events.io"
 
 
 def test_reports_a_log_that_cannot_be_read(directory: Path) -> None:

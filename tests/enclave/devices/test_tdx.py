@@ -162,8 +162,8 @@ def test_reports_a_file_that_takes_half_a_digest(
     assert refused(lambda: device(tmp_path).extend_rtmr(3, DIGEST)).code == "tdx_device.rtmr.io"
 
 
-@pytest.mark.parametrize("index", [-1, 4])
-def test_refuses_a_register_that_does_not_exist(tmp_path: Path, index: int) -> None:
+@pytest.mark.parametrize("index", [-1, 0, 1, 4])
+def test_refuses_a_register_that_is_not_the_guests(tmp_path: Path, index: int) -> None:
     assert refused(lambda: device(tmp_path).extend_rtmr(index, DIGEST)).code == "tdx_device.rtmr.index"
 
 
