@@ -13,7 +13,7 @@ from enclave.devices.tdx_attestor import TdxAttestor
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import read_boot_log
 from enclave.simulator.ak_authority import SimulatedAkAuthority
-from enclave.simulator.boot import boot_gcp, boot_tdx
+from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
 from enclave.simulator.software_tpm import SoftwareTpm
 from enclave.simulator.tdx import SimulatedIntel, SimulatedTdx
@@ -28,7 +28,6 @@ from shared.errors import DstackError, InvalidEvidence, ProtocolError, StorageEr
 NOW = 1_900_000_000
 REPORT_DATA = bytes(range(64))
 VM_CONFIG = '{"os_image_hash":"' + "ab" * 32 + '"}'
-UKI = hashlib.sha256(b"uki").digest()
 EVENTS = (
     ("system-preparing", b""),
     ("app-id", b"\x11" * 20),
@@ -48,17 +47,27 @@ ANCHORS = (
 )
 
 
+def booted(image: Path, content: bytes) -> GcpBoot:
+    """Return the boot of an image of one file."""
+    image.mkdir(exist_ok=True)
+    (image / "kernel").write_bytes(content)
+    return GcpBoot.of(image)
+
+
 class Guest:
     """A simulated TDX guest, with a vTPM or without."""
 
     def __init__(self, directory: Path, tpm: Tpm | None = None, *, version: int = 1) -> None:
-        ccel, rtmrs = boot_tdx()
-        self.tdx = SimulatedTdx(INTEL, rtmrs=rtmrs, event_log=ccel)
+        boot = booted(directory.parent / "image", b"kernel")
+        self.tdx = SimulatedTdx(INTEL, rtmrs=boot.rtmrs, event_log=boot.ccel())
         self.tpm = tpm
         registers = [Rtmr3(self.tdx)] if tpm is None else [Rtmr3(self.tdx), Pcr14(tpm, "sha256")]
         self.log = RuntimeEventLog(registers, directory)
         self.log.set_version(2 if version == 2 else 1)
-        self.boot_log = b"" if tpm is None else boot_gcp(tpm, uki_digest=UKI)
+        self.boot_log = boot.tpm_log()
+        if tpm is not None:
+            for event in boot.pcr_events:
+                tpm.pcr_extend(event.register, {"sha256": event.digest})
 
     def boot(self) -> "Guest":
         for name, payload in EVENTS:
@@ -214,8 +223,8 @@ def test_refuses_to_attest_when_another_writer_extended_pcr14(provisioned: Guest
     assert refused(provisioned).code == "gcp.pcr14"
 
 
-def test_refuses_to_attest_with_another_boots_log(provisioned: Guest) -> None:
-    provisioned.boot_log = boot_gcp(Tpm(SoftwareTpm()), uki_digest=bytes(32))
+def test_refuses_to_attest_with_another_boots_log(provisioned: Guest, tmp_path: Path) -> None:
+    provisioned.boot_log = booted(tmp_path / "image", b"another kernel").tpm_log()
     assert refused(provisioned).code == "tpm.log.mismatch"
 
 
