@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import cbor2
 import hypothesis.strategies as st
@@ -10,11 +11,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from hypothesis import given
 
-from enclave.simulator.nsm import sign_document
+from enclave.devices.nsm import Nsm
+from enclave.simulator.authority import SimulatedAuthority
+from enclave.simulator.nsm import SimulatedNsm, sign_document
 from shared.attestation.cbor import decode_strict
 from shared.attestation.chain import ChainCache
 from shared.attestation.cose import P384_ORDER, parse_sign1
-from shared.attestation.nitro import NitroPolicy, VerifiedNitroDocument, parse_document, verify_document
+from shared.attestation.endorsements import Endorsements
+from shared.attestation.nitro import VerifiedNitroDocument, parse_document, verify_document
+from shared.attestation.policy import NitroPolicy, Revocation
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verdict import Status
 from shared.errors import InvalidEvidence
 from tests.shared.attestation.forgery import DROP, NOW, PCRS, REPORT_DATA, Forge, refuses
 
@@ -261,7 +268,7 @@ def test_n30_refuses_a_missing_image_register(index: int, forge: Forge, verify: 
 
 
 def test_n30_the_policy_has_no_switch_for_debug() -> None:
-    assert set(NitroPolicy.__struct_fields__) == {"max_age", "max_future"}
+    assert set(NitroPolicy.__struct_fields__) == {"max_age", "max_future", "revocation"}
 
 
 # --- N-31: chain, inside a document ---
@@ -414,3 +421,75 @@ def test_arbitrary_bytes_raise_nothing_but_our_error(data: bytes) -> None:
     for cose in (data, b"\x84" + data):
         with pytest.raises(InvalidEvidence):
             parse_document(cose)
+
+
+# --- N-35: revocation ---
+
+
+class Listed:
+    """An enclave's document under an authority with lists."""
+
+    def __init__(self) -> None:
+        self.authority = SimulatedAuthority.create()
+        self.anchors = TrustAnchors.production().with_extra(self.authority.root_pem)
+        pcrs = {index: PCRS[index] for index in (0, 1, 2)}
+        self.cose = Nsm(SimulatedNsm(pcrs, self.authority, clock=lambda: NOW)).attestation()
+
+    def verify(
+        self, crls: tuple[bytes, ...], mode: Revocation = Revocation.IF_AVAILABLE, **changes: Any
+    ) -> VerifiedNitroDocument:
+        arguments = {"now": NOW, "anchors": self.anchors, **changes}
+        policy = NitroPolicy(revocation=mode)
+        return verify_document(self.cose, policy=policy, endorsements=Endorsements(crls=crls), **arguments)
+
+
+@pytest.fixture(scope="module")
+def listed() -> Listed:
+    return Listed()
+
+
+def test_n35_a_document_without_lists_says_so(listed: Listed) -> None:
+    lane = listed.verify(()).revocation.lane
+    assert (lane.status, lane.reason) == (Status.SKIPPED, "no revocation list was given")
+    with refuses("crl.missing"):
+        listed.verify((), Revocation.REQUIRED)
+
+
+def test_n35_current_lists_are_looked_at_and_bound_the_verdict(listed: Listed) -> None:
+    verified = listed.verify(listed.authority.crls(NOW - 7 * 86_400 + 60), Revocation.REQUIRED)
+    assert verified.revocation.lane.status is Status.VERIFIED
+    assert verified.valid_until == NOW + 60 + 1
+    assert listed.verify(listed.authority.crls(NOW)).valid_until == NOW + 3600 + 1
+
+
+@pytest.mark.parametrize("level", [1, 2], ids=["region", "zone"])
+def test_n35_refuses_a_revoked_authority(listed: Listed, level: int) -> None:
+    serial = listed.authority.chain[level].serial_number
+    for mode in (Revocation.IF_AVAILABLE, Revocation.REQUIRED):
+        with refuses("crl.revoked"):
+            listed.verify(listed.authority.crls(NOW, (serial,)), mode)
+    turned_off = listed.verify(listed.authority.crls(NOW, (serial,)), Revocation.OFF)
+    assert turned_off.revocation.lane.reason == "turned off by the policy"
+
+
+def test_n35_refuses_lists_that_are_over_where_they_are_required(listed: Listed) -> None:
+    old = listed.authority.crls(NOW - 8 * 86_400)
+    with refuses("crl.expired"):
+        listed.verify(old, Revocation.REQUIRED)
+    assert "its list ended" in listed.verify(old).revocation.lane.reason
+
+
+def test_n35_lists_of_another_authority_do_not_count(listed: Listed) -> None:
+    with refuses("crl.signature"):
+        listed.verify(SimulatedAuthority.create().crls(NOW), Revocation.REQUIRED)
+
+
+def test_a_remembered_chain_is_checked_against_new_lists(listed: Listed) -> None:
+    cache = ChainCache()
+    serial = listed.authority.chain[2].serial_number
+    for _ in range(2):
+        verified = listed.verify(listed.authority.crls(NOW), chain_cache=cache)
+        assert verified.revocation.lane.status is Status.VERIFIED
+    assert len(cache.revocation.links) == 1
+    with refuses("crl.revoked"):
+        listed.verify(listed.authority.crls(NOW, (serial,)), chain_cache=cache)
