@@ -6,16 +6,20 @@ UV := $(BIN)/uv
 STAMP := $(VENV)/.installed
 NPM := $(shell command -v npm 2>/dev/null)
 NODE_STAMP := contracts/node_modules/.installed
+DIFFERENTIAL_STAMP := tests/differential/node_modules/.installed
 
-.PHONY: demo test setup check bench lock contracts contracts-check proto wheel clean
+.PHONY: demo test setup check bench fuzz lock contracts contracts-check proto wheel clean
 
+# make demo PLATFORM=gcp runs it on simulated Google Cloud TDX guests instead of Nitro enclaves; ARGS are the
+# command's own options, as in make demo ARGS=--json
+PLATFORM ?= nitro
 demo: $(STAMP) node
-	@$(BIN)/dstack-cloud demo $(ARGS)
+	@$(BIN)/dstack-cloud demo --platform $(PLATFORM) $(ARGS)
 
-test: $(STAMP) node
+test: $(STAMP) node differential
 	$(BIN)/pytest -n auto $(ARGS)
 
-setup: $(STAMP) node
+setup: $(STAMP) node differential
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -33,18 +37,24 @@ $(STAMP): $(UV) pyproject.toml locks/dev.txt
 	@touch $(STAMP)
 
 # node gives the demo and the tests a real chain (anvil) and the compiler (solc); without it they use py-evm.
-.PHONY: node
+# The tests compare TDX verdicts with an implementation from npm too.
+.PHONY: node differential
 ifeq ($(NPM),)
-node:
+node differential:
 	@:
 else
 node: $(NODE_STAMP)
+differential: $(DIFFERENTIAL_STAMP)
 endif
 
 $(NODE_STAMP): contracts/package-lock.json contracts/package.json
 	@echo "setting up anvil and solc from npm (first run only)"
 	@cd contracts && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
 	  echo "npm could not install them; going on without node" >&2; }
+
+$(DIFFERENTIAL_STAMP): tests/differential/package-lock.json tests/differential/package.json
+	@cd tests/differential && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
+	  echo "npm could not install the second TDX verifier; its tests will skip" >&2; }
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -61,6 +71,11 @@ wheel: $(STAMP)
 bench: $(STAMP) node
 	$(BIN)/python -m bench $(ARGS)
 
+# How long `make fuzz` mutates bytes for each target; the tests do the same for two seconds.
+SECONDS ?= 120
+fuzz: $(STAMP)
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest tests/fuzz -n auto -p no:cacheprovider $(ARGS)
+
 contracts: solc
 	cd contracts && node build.mjs
 
@@ -75,7 +90,7 @@ solc: node
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. shared/rpc/kms.proto
 
-EXTRAS := authorize-aws authorize-gcp verify-aws verify-gcp enclave cli demo
+EXTRAS := authorize-aws authorize-gcp verify-aws verify-gcp enclave cli verifier demo
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-find-links --no-emit-index-url
 lock: $(UV)
@@ -86,4 +101,4 @@ lock: $(UV)
 	echo 'uv' | $(UV) $(COMPILE) --upgrade - --output-file locks/uv.txt
 
 clean:
-	rm -rf $(VENV) dist build contracts/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
