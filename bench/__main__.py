@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attested_request, import_budget, key_dispatch, nitro_verdict
+from bench import attested_request, import_budget, key_dispatch, nitro_verdict, tdx_verdict
 from bench.measure import Result
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -16,6 +16,9 @@ RESULTS = Path(__file__).with_name("results.json")
 BENCHES: dict[str, Callable[[], Result]] = {
     "nitro-cold": nitro_verdict.cold,
     "nitro-warm": nitro_verdict.warm,
+    "tdx-verdict": tdx_verdict.tdx,
+    "gcp-verdict": tdx_verdict.gcp,
+    "event-replay": tdx_verdict.long_log,
     "import-verify": import_budget.verify,
     "import-authorize": import_budget.authorize,
     "key-dispatch": key_dispatch.dispatch,

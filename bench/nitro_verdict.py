@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 
 from bench.enclaves import Kms
 from bench.measure import Bar, Result, compare
-from shared.attestation.chain import ChainCache
-from shared.attestation.verify import verify_attestation
+from shared.attestation.verify import VerifierCache, verify_attestation
 
 SIGNATURES = 5
 SIGNED_BYTES = 600  # about a certificate of the chain
@@ -30,12 +29,12 @@ def cold() -> Result:
 
 def warm() -> Result:
     """Measure with the chain remembered: the document itself is verified every time."""
-    verdict, raw = _subjects(ChainCache())
+    verdict, raw = _subjects(VerifierCache())
     what = "verify_attestation, chain cached, against five raw P-384 verifications"
     return compare("nitro-warm", what, verdict, raw, bar=Bar("at most", 0.5))
 
 
-def _subjects(cache: ChainCache | None) -> tuple[Callable[[], object], Callable[[], object]]:
+def _subjects(cache: VerifierCache | None) -> tuple[Callable[[], object], Callable[[], object]]:
     with redirect_stdout(io.StringIO()):  # its log lines
         kms = Kms()
     now = kms.now()
@@ -48,7 +47,7 @@ def _subjects(cache: ChainCache | None) -> tuple[Callable[[], object], Callable[
             now=now,
             anchors=kms.anchors,
             report_data=client.report_data,
-            chain_cache=cache,
+            cache=cache,
         )
 
     algorithm = ec.ECDSA(SHA384())

@@ -26,22 +26,24 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
+        self._end = len(data)
 
     @property
     def remaining(self) -> int:
         """Bytes not read yet."""
-        return len(self._data) - self._at
+        return self._end - self._at
 
     def take(self, count: int, what: str) -> bytes:
         """Read exactly `count` bytes of the field named `what`."""
-        if count > self.remaining:
+        start = self._at
+        end = start + count
+        if end > self._end:
             raise InvalidEvidence(
                 "scale.truncated",
-                f"{what} needs {count} bytes at offset {self._at}, only {self.remaining} are left",
+                f"{what} needs {count} bytes at offset {start}, only {self.remaining} are left",
             )
-        start = self._at
-        self._at = start + count
-        return self._data[start : self._at]
+        self._at = end
+        return self._data[start:end]
 
     def u8(self, what: str) -> int:
         """Read one byte."""
@@ -56,13 +58,14 @@ class Reader:
         start = self._at
         first = self.u8(what)
         mode = first & 3
+        if mode == 0:  # nearly every length: one byte, always in its shortest form
+            return first >> 2
         if mode == 3:
             raw = self.take((first >> 2) + 4, what)
             value, floor = int.from_bytes(raw, "little"), max(_FOUR_BYTES, 1 << (8 * (len(raw) - 1)))
         else:
-            width = (1, 2, 4)[mode]
+            width, floor = (2, _ONE_BYTE) if mode == 1 else (4, _TWO_BYTES)
             value = int.from_bytes(bytes([first]) + self.take(width - 1, what), "little") >> 2
-            floor = (0, _ONE_BYTE, _TWO_BYTES)[mode]
         if value < floor:
             raise InvalidEvidence(
                 "scale.compact.minimal", f"length of {what} at offset {start} is not in its shortest form"
