@@ -5,6 +5,8 @@ bounded number of times, and what comes back counts by its signature alone. Plai
 are in practice; nothing secret travels and everything is signed.
 """
 
+import base64
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,6 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from shared.attestation.ak_chain import MAX_DEPTH, is_issued_by
@@ -58,7 +59,6 @@ _PORTS = {"http": 80, "https": 443}
 # The last two labels are names: no rule holds for a whole top-level domain, and none for an address.
 _RULE = re.compile(r"(?:[a-z0-9*-]+\.)+[a-z0-9-]+\.[a-z]+")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
-_PEM = b"-----BEGIN "
 _SEQUENCE = b"\x30"
 
 
@@ -152,7 +152,9 @@ class IssuerClient:
             return self._certificates.get(
                 url,
                 now,
-                fetch=lambda _: TpmCertificate.parse(_certificate_der(self._get(url, _MAX_CERTIFICATE_BODY))),
+                fetch=lambda _: TpmCertificate.parse(
+                    _der(self._get(url, _MAX_CERTIFICATE_BODY), b"CERTIFICATE")
+                ),
                 check=check,
             )
 
@@ -174,7 +176,7 @@ class IssuerClient:
 
         def from_url(url: str) -> _List:
             def fetch(held: _List | None) -> _List:
-                der = _list_der(self._get(url, _MAX_LIST_BODY))
+                der = _der(self._get(url, _MAX_LIST_BODY), b"X509 CRL")
                 new = _List(der, RevocationList.parse(der))
                 if held is not None and new.parsed.this_update < held.parsed.this_update:
                     raise InvalidEvidence(
@@ -268,27 +270,15 @@ def _host_pattern(rule: str) -> re.Pattern[str]:
     return re.compile(re.escape(rule).replace(r"\*", "[a-z0-9-]+"))
 
 
-def _certificate_der(body: bytes) -> bytes:
+def _der(body: bytes, label: bytes) -> bytes:
+    """Return the one object in a body of DER, or of PEM under `label`; what it is shows when it is parsed."""
     if body.startswith(_SEQUENCE):
         return body
-    try:
-        if body.startswith(_PEM):
-            return x509.load_pem_x509_certificate(body).public_bytes(Encoding.DER)
-    except ValueError as error:
-        raise _not("a certificate", body) from error
-    raise _not("a certificate", body)
-
-
-def _list_der(body: bytes) -> bytes:
-    if body.startswith(_SEQUENCE):
-        return body
-    try:
-        if body.startswith(_PEM):
-            return x509.load_pem_x509_crl(body).public_bytes(Encoding.DER)
-    except ValueError as error:
-        raise _not("a revocation list", body) from error
-    raise _not("a revocation list", body)
-
-
-def _not(what: str, body: bytes) -> ProtocolError:
-    return ProtocolError("issuers.content", f"got {len(body)} bytes that are not {what} in der or pem")
+    begin, end = (b"-----" + word + b" " + label + b"-----" for word in (b"BEGIN", b"END"))
+    text = body.strip()
+    if text.startswith(begin) and text.endswith(end):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(b"".join(text[len(begin) : -len(end)].split()), validate=True)
+    raise ProtocolError(
+        "issuers.content", f"got {len(body)} bytes that are no {label.decode().lower()} in der or pem"
+    )

@@ -154,11 +154,6 @@ class OsImageStore:
                 return
 
 
-def fetch_os_image(image_hash: bytes, *, url_template: str, cache: Path, timeout: float) -> OsImage:
-    """Return an image of a store that is used once; raises what `OsImageStore` and its `get` raise."""
-    return OsImageStore(cache, url_template=url_template, timeout=timeout).get(image_hash)
-
-
 class _Timer:
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline

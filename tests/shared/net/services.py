@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -25,11 +25,11 @@ DAY = 86_400
 KEY = ec.generate_private_key(ec.SECP256R1())
 
 
-Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def certificate_of(key: Key = KEY, name: str = "Intel SGX PCK Platform CA") -> str:
-    """Return a certificate of `key` that it signed itself, as PEM."""
+    """Return a certificate of `key`, as PEM."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     made = (
         x509.CertificateBuilder()
@@ -39,7 +39,7 @@ def certificate_of(key: Key = KEY, name: str = "Intel SGX PCK Platform CA") -> s
         .serial_number(1)
         .not_valid_before(utc(NOW - 365 * DAY))
         .not_valid_after(utc(NOW + 365 * DAY))
-        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+        .sign(KEY, hashes.SHA256())
     )
     return made.public_bytes(Encoding.PEM).decode()
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import cast
+from urllib.parse import urlsplit
 
+import hypothesis.strategies as st
 import msgspec
 import pytest
 from cryptography import x509
@@ -28,6 +30,7 @@ from shared.errors import ConfigError, DstackError
 from shared.net import issuers
 from shared.net.fetch import HttpClient
 from shared.net.issuers import PRODUCTION_HOSTS, IssuerClient
+from tests.fuzz.budget import fuzz, mutated, outcome
 from tests.shared.net.evidence import AK
 from tests.shared.net.services import NOW, RoutedDialer, plain_client, utc
 
@@ -252,12 +255,13 @@ PKCS7_PEM = pkcs7.serialize_certificates([x509.load_der_x509_certificate(naming(
         (b"", "issuers.content"),
         (b"<html>", "issuers.content"),
         (PKCS7_PEM, "issuers.content"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "issuers.content"),
+        (b"-----BEGIN CERTIFICATE-----\n%\n-----END CERTIFICATE-----\n", "issuers.content"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "gcp.chain.malformed"),
         (PKCS7_DER, "gcp.chain.malformed"),
         (b"\x30\x00", "gcp.chain.malformed"),
         (b"\x30" + bytes(10_000), "net.response.oversize"),
     ],
-    ids=["empty", "html", "pkcs7 pem", "bad pem", "pkcs7", "bad der", "oversize"],
+    ids=["empty", "html", "pkcs7 pem", "bad base64", "bad pem", "pkcs7", "bad der", "oversize"],
 )
 def test_an_issuer_in_another_form_is_refused(world: World, body: bytes, expected: str) -> None:
     world.server.files[INTERMEDIATE_PATH] = body
@@ -315,7 +319,7 @@ def test_n11_an_older_list_does_not_replace_a_newer_one(world: World) -> None:
         ("stale", lambda world: world.authority.root.list_at(NOW - 30 * 86_400), "issuers.list"),
         ("future", lambda world: world.authority.root.list_at(NOW + 3600), "issuers.list"),
         ("empty", lambda _: b"", "issuers.content"),
-        ("pem", lambda _: b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "issuers.content"),
+        ("pem", lambda _: b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "crl.malformed"),
         ("der", lambda _: b"\x30\x00", "crl.malformed"),
         ("oversize", lambda _: b"\x30" * (2 << 20), "net.response.oversize"),
     ],
@@ -395,3 +399,23 @@ def test_an_origin_must_be_one(origin: str) -> None:
     with pytest.raises(ConfigError) as caught:
         IssuerClient(HttpClient(RoutedDialer(1)), origins=[origin])
     assert caught.value.code == "issuers.config.origin"
+
+
+PEM = x509.load_der_x509_certificate(naming()).public_bytes(Encoding.PEM)
+
+
+@fuzz(st.binary(max_size=256) | mutated([PEM]))
+def test_any_body_is_one_object_or_refused(body: bytes) -> None:
+    outcome(issuers._der, body, b"CERTIFICATE")
+
+
+@fuzz(st.text(max_size=80) | mutated([GOOGLE.encode()]).map(lambda url: url.decode("latin-1")))
+def test_any_address_is_judged(url: str) -> None:
+    """And what passes is under a vendor's domain, as the HTTP client reads it."""
+    if IssuerClient(NO_HTTP)._is_allowed(url):
+        host = urlsplit(url).hostname
+        assert host is not None
+        assert host.endswith((".storage.googleapis.com", ".amazonaws.com"))
+
+
+NO_HTTP = HttpClient(RoutedDialer(1))

@@ -18,7 +18,7 @@ from enclave.simulator.pccs import CollateralServer
 from shared.errors import ConfigError, DstackError, ProtocolError, StorageError, UnavailableError
 from shared.net import image_archive, os_image
 from shared.net.image_archive import unpack
-from shared.net.os_image import OsImage, OsImageStore, fetch_os_image
+from shared.net.os_image import OsImage, OsImageStore
 from tests.fuzz.budget import fuzz, mutated
 from tests.shared.net.test_fetch import drip, read_request
 
@@ -98,12 +98,6 @@ def test_what_is_kept_is_not_downloaded_again(server: CollateralServer, tmp_path
     first = store(server, tmp_path).get(HASH)
     assert store(server, tmp_path).get(HASH) == first
     assert len(server.requests) == 1
-
-
-def test_one_call_makes_its_own_store(server: CollateralServer, tmp_path: Path) -> None:
-    template = f"{server.url}/os-images/mr_{{OS_IMAGE_HASH}}.tar.gz"
-    image = fetch_os_image(HASH, url_template=template, cache=tmp_path, timeout=60)
-    assert image.version == "0.5.4"
 
 
 def test_threads_share_one_download(server: CollateralServer, tmp_path: Path) -> None:
@@ -395,8 +389,8 @@ def test_an_oversize_download_is_refused(
 def test_a_slow_download_ends_at_the_deadline(tmp_path: Path, raw_server: RawServer) -> None:
     port = raw_server(drip(b"HTTP/1.1 200 OK\r\n\r\n", b"a"))
     with pytest.raises(UnavailableError) as caught:
-        fetch_os_image(
-            HASH, url_template=f"http://127.0.0.1:{port}/{{OS_IMAGE_HASH}}", cache=tmp_path, timeout=0.3
+        OsImageStore(tmp_path, url_template=f"http://127.0.0.1:{port}/{{OS_IMAGE_HASH}}", timeout=0.3).get(
+            HASH
         )
     assert caught.value.code == "net.timeout"
 
@@ -420,7 +414,7 @@ def test_a_redirect_is_not_followed(tmp_path: Path, raw_server: RawServer) -> No
 
     template = f"http://127.0.0.1:{raw_server(serve)}/{{OS_IMAGE_HASH}}"
     with pytest.raises(UnavailableError) as caught:
-        fetch_os_image(HASH, url_template=template, cache=tmp_path, timeout=30)
+        OsImageStore(tmp_path, url_template=template, timeout=30).get(HASH)
     assert caught.value.code == "os_image.status"
 
 

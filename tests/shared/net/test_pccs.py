@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from enclave.simulator.pccs import Answer, CollateralServer
 from shared.attestation.collateral import CollateralFacts
@@ -41,7 +41,7 @@ from tests.shared.net.test_fetch import OK, answering, certificate, drip, read_r
 
 RawServer = Callable[[Callable[[socket.socket], None]], int]
 OTHER_FMSPC = bytes(6)
-ED25519_PEM = certificate_of(ed25519.Ed25519PrivateKey.generate())
+RSA_PEM = certificate_of(rsa.generate_private_key(65537, 2048))
 
 
 def good(fmspc: str, ca: str) -> TdxCollateral | None:
@@ -281,7 +281,7 @@ def test_members_around_the_signed_object_may_stand_in_any_order(http: HttpClien
 
 @pytest.mark.parametrize(
     "certificate",
-    [certificate_of(ec.generate_private_key(ec.SECP256R1())), ED25519_PEM],
+    [certificate_of(ec.generate_private_key(ec.SECP256R1())), RSA_PEM],
     ids=["another key", "no curve"],
 )
 def test_a_chain_whose_first_key_did_not_sign_is_refused(http: HttpClient, certificate: str) -> None:
