@@ -1,6 +1,7 @@
 """Google's attestation key, on both TPMs."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -13,6 +14,7 @@ from enclave.devices.tpm_device import TpmDevice
 from enclave.devices.tpm_nv import NvStorage
 from enclave.simulator.gcp_vtpm import ECC_TEMPLATE, RSA_TEMPLATE, provision_ak
 from enclave.simulator.software_tpm import SoftwareTpm
+from enclave.simulator.swtpm import Swtpm
 from shared.attestation.gcp import QUOTED_PCRS
 from shared.errors import ProtocolError, UnavailableError
 
@@ -67,6 +69,18 @@ def test_the_public_area_identifies_the_vtpm(tpm: Tpm) -> None:
     public = vtpm.ak_public()
     assert public == vtpm.ak_public()
     assert spki(ak_public_key(public)) == NvStorage(tpm).read(ECC_AK.certificate)
+
+
+def test_the_key_outlives_a_reboot(tmp_path: Path, swtpm: Swtpm) -> None:
+    swtpm.close()  # the fixture tells whether there is a real TPM to restart
+    publics = []
+    with Swtpm(tmp_path / "vtpm") as first:
+        certificate = provision_ak(Tpm(first), spki)
+        publics.append(GcpVtpm(Tpm(first)).ak_public())
+    with Swtpm(tmp_path / "vtpm") as second:
+        publics.append(GcpVtpm(Tpm(second)).ak_public())
+        assert GcpVtpm(Tpm(second)).quote(QUALIFYING).certificate == certificate
+    assert publics[0] == publics[1]
 
 
 class Moving:

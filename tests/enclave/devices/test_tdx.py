@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_does_not_work_around_a_source_that_answers_nonsense(tmp_path: Path) -> 
 def test_refuses_report_data_of_another_length(tmp_path: Path, length: int) -> None:
     caught = refused(lambda: device(tmp_path, Source(b"quote")).quote(bytes(length)))
     assert caught.code == "tdx_device.report_data.length"
+
+
+def test_one_call_at_a_time_in_a_process(tmp_path: Path, register: Path) -> None:
+    """Through whichever object: the driver has one request at a time."""
+    thread = threading.Thread(target=lambda: device(tmp_path).extend_rtmr(3, DIGEST))
+    during: list[bytes] = []
+
+    class Slow:
+        def quote(self, _report_data: bytes) -> bytes:
+            thread.start()
+            thread.join(0.05)
+            during.append(register.read_bytes())
+            return b"quote"
+
+    assert device(tmp_path, Slow()).quote(REPORT_DATA) == b"quote"
+    thread.join(10)
+    assert (during, register.read_bytes()) == ([b""], DIGEST)
 
 
 # --- registers ---

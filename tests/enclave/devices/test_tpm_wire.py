@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.devices import tpm_wire as wire
+from enclave.devices.gcp_ak import GcpVtpm
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import MAX_COMMAND, MAX_RESPONSE
+from enclave.devices.tpm_nv import NvStorage
+from enclave.devices.tpm_seal import SealedBlob, unseal
 from enclave.devices.tpm_wire import Auth, Reader, TpmRefused, decode_response, encode_command
 from shared.errors import DstackError, ProtocolError, UnavailableError
 
@@ -200,3 +203,36 @@ def test_reports_a_key_that_cannot_be_flushed() -> None:
     ):
         pass
     assert caught.value.rc == 0x1C4
+
+
+class Arbitrary:
+    """A TPM that answers anything, framed well enough to be read."""
+
+    def __init__(self, bodies: list[bytes]) -> None:
+        self.bodies = bodies
+
+    def transact(self, command: bytes) -> bytes:
+        body = self.bodies.pop(0) if self.bodies else b""
+        if command[:2] == wire.u16(wire.TAG_SESSIONS):
+            handle = bytes(4) if command[6:10] == wire.u32(wire.CC_CREATE_PRIMARY) else b""
+            body = handle + wire.u32(len(body)) + body + bytes(5)
+        return command[:2] + wire.u32(10 + len(body)) + bytes(4) + body
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tpm: tpm.get_random(8),
+        lambda tpm: tpm.pcr_read("sha256", [0, 2, 14]),
+        lambda tpm: tpm.pcr_extend(14, {"sha256": bytes(32)}),
+        lambda tpm: tpm.quote(0x80000000, b"", "sha256", [0]),
+        lambda tpm: tpm.primary(wire.RH_OWNER, b"template").__enter__(),
+        lambda tpm: NvStorage(tpm).read(0x01C10002),
+        lambda tpm: GcpVtpm(tpm).quote(bytes(32)),
+        lambda tpm: unseal(tpm, SealedBlob("sha256", (14,), b"", b"").encode()),
+    ],
+)
+@given(bodies=st.lists(st.binary(max_size=80), max_size=4))
+def test_a_tpm_that_answers_anything_ends_in_a_value_or_an_error(call, bodies: list[bytes]) -> None:
+    with suppress(DstackError):
+        call(Tpm(Arbitrary(bodies)))
