@@ -17,13 +17,24 @@ from cli.demo.narration import Narrator, Report, StepFailed, print_table
 from shared.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from cli.demo.scenario import Scenario
+    from cli.demo.scenario import Kind, Scenario
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CASTS = {
+    "nitro": "one app, one KMS, two parents, one chain",
+    "gcp": "one app and one KMS, each on a TDX machine with a vTPM, one chain",
+}
 _OUR_PACKAGES = frozenset({"cli", "contracts", "enclave", "functions", "shared"})
 
 
 @click.command()
+@click.option(
+    "--platform",
+    type=click.Choice(["nitro", "gcp"]),
+    default="nitro",
+    show_default=True,
+    help="The guests: AWS Nitro Enclaves, or Google Cloud VMs with TDX and a vTPM.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the story.")
 @click.option(
     "--engine",
@@ -37,17 +48,20 @@ _OUR_PACKAGES = frozenset({"cli", "contracts", "enclave", "functions", "shared"}
     type=click.Path(file_okay=False, path_type=Path),
     help="Work in this new directory and leave it: images, logs, and the KMS's root keys.",
 )
-def demo(*, as_json: bool, engine: str, keep: Path | None) -> None:
+def demo(*, platform: "Kind", as_json: bool, engine: str, keep: Path | None) -> None:
     """Run a whole confidential deployment on this machine.
 
-    A chain, the governance contracts, a KMS enclave, two parents' forwarders, the authorize function and an
-    app enclave run as separate processes. The enclaves are simulated; every check is the production one.
+    A chain, the governance contracts, a KMS guest, the authorize function and an app guest run as separate
+    processes; on nitro two parents' forwarders too, on gcp a service of simulated Intel's and Google's
+    collateral. The guests are simulated; every check is the production one.
     """
     scenario_class = _load_scenario()
     with _unwinding():
         work = _work_directory(keep)
         try:
-            report = _run(scenario_class, work, engine, Narrator(quiet=as_json))
+            report = _run(
+                scenario_class(work, Narrator(quiet=as_json), kind=platform, engine=engine, now=_now)
+            )
         finally:
             if keep is None:
                 shutil.rmtree(work, ignore_errors=True)
@@ -98,11 +112,13 @@ def _load_scenario() -> "type[Scenario]":
     return Scenario
 
 
-def _run(scenario_class: "type[Scenario]", work: Path, engine: str, narrator: Narrator) -> Report:
-    scenario = scenario_class(work, narrator, engine=engine, now=lambda: int(time.time()))
-    narrator.say(
-        "dstack-cloud demo: one app, one KMS, two parents, one chain. Everything here is simulated.\n"
-    )
+def _now() -> int:
+    return int(time.time())
+
+
+def _run(scenario: "Scenario") -> Report:
+    narrator = scenario.narrator
+    narrator.say(f"dstack-cloud demo: {_CASTS[scenario.kind]}. Everything here is simulated.\n")
     try:
         scenario.run()
         ok = True
@@ -111,6 +127,7 @@ def _run(scenario_class: "type[Scenario]", work: Path, engine: str, narrator: Na
     return Report(
         ok=ok,
         simulated=True,
+        platform=scenario.kind,
         chain_engine=scenario.chain_engine,
         app_id=scenario.app_id,
         keys=scenario.keys,

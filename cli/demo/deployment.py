@@ -1,35 +1,27 @@
-"""Starts the demo's daemons the way a parent instance would, each as a process of its own."""
+"""Starts the demo's Nitro enclaves the way parent instances would, each as a process of its own."""
 
 import socket
-import sys
-import time
 from collections.abc import Callable
-from http import HTTPStatus
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
 from cli.demo.answers import convert_answer
+from cli.demo.functions import LOOPBACK, READY_SECONDS
+from cli.demo.guests import Measured
+from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots
 from cli.demo.processes import Process, ProcessGroup
-from shared.errors import ConfigError, UnavailableError
+from cli.demo.simulator import run_simulator
+from cli.demo.verifier import Verifier
+from shared.attestation.trust import TrustAnchors
 from shared.hex import decode_hex
-from shared.net.dialer import ConnectDialer, DirectDialer
-from shared.net.fetch import HttpClient
+from shared.net.dialer import ConnectDialer
 
 PARENT_CID, PROXY_PORT = 3, 3128
-KMS_PORT, EVIDENCE_PORT = 8000, 8080
-READY_SECONDS = 30.0
-POLL_SECONDS = 0.05
-LOOPBACK = "127.0.0.1"
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """A written image and its OS_IMAGE_HASH, sha256(PCR0 || PCR1 || PCR2)."""
-
-    directory: Path
-    os_image_hash: bytes
+KMS_CID, APP_CID, SECOND_APP_CID = 16, 17, 18
+NITRO_DEVICE = bytes.fromhex("de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7")
+"""sha256("i"): the device id that every Nitro enclave has at upstream's pin (spec kms trap 8)."""
 
 
 class _Registers(msgspec.Struct, frozen=True):
@@ -45,61 +37,68 @@ class _Listening(msgspec.Struct, frozen=True):
 
 
 class Enclaves:
-    """One throw-away authority, the functions, two parents with their forwarders, and their enclaves.
+    """One throw-away authority, two parents with their forwarders, and their enclaves.
 
     Each parent has a vsock directory of its own: the KMS's parent and the app's parent do not share one.
     """
 
-    def __init__(self, processes: ProcessGroup, work: Path) -> None:
+    device_id = NITRO_DEVICE
+
+    def __init__(self, processes: ProcessGroup, work: Path, now: Callable[[], int]) -> None:
         self._processes = processes
         self._work = work
         self._authority = work / "authority"
-        self._simulator("authority", "authority", str(self._authority))
-        self.simulated_root = (self._authority / "root.pem").read_bytes()
+        run_simulator(processes, "authority", "authority", str(self._authority))
+        root = (self._authority / "root.pem").read_bytes()
+        self.roots = Roots(pems={"aws_nitro_enclave": root})
+        self.verifier = Verifier(TrustAnchors.production().with_extra(root, signer="nitro"), now)
         self.kms: Process
+        self._evidence_address = ""
+
+    def describe(self) -> str:
+        """See `Guests.describe`."""
+        return "made a throw-away attestation root"
+
+    def build_kms(self, image: KmsImage) -> Measured:
+        """See `Guests.build_kms`."""
+        return self.build("kms-image", image.write)
+
+    def build_app(self, image: AppImage) -> Measured:
+        """See `Guests.build_app`."""
+        return self.build("app-image", image.write)
 
     def build(self, name: str, write: Callable[[Path], None]) -> Measured:
         """Write an image below the working directory and measure it."""
         directory = self._work / name
         directory.mkdir()
         write(directory)
-        output = self._simulator(f"measure-{name}", "measure", str(directory))
+        output = run_simulator(self._processes, f"measure-{name}", "measure", str(directory))
         registers = convert_answer(output, _Registers, what="the simulator's measurement")
-        return Measured(directory, decode_hex(registers.os_image_hash, what="os_image_hash", length=32))
-
-    def start_authorize(self, rpc_url: str, kms_contract: str, chain_id: int) -> str:
-        """Start the authorize function under functions-framework; returns its base URL once it answers."""
-        spec = find_spec("functions.authorize.gcp")
-        if spec is None or spec.origin is None:
-            raise ConfigError("demo.function", "the authorize function is not installed")
-        port = _free_port()
-        process = self._processes.start(
-            "authorize",
-            [
-                *(sys.executable, "-m", "functions_framework", "--source", spec.origin),
-                *("--target", "authorize", "--host", LOOPBACK, "--port", str(port)),
-            ],
-            {"ETH_RPC_URL": rpc_url, "KMS_CONTRACT_ADDR": kms_contract, "ETH_CHAIN_ID": str(chain_id)},
+        image_hash = decode_hex(registers.os_image_hash, what="os_image_hash", length=32)
+        return Measured(
+            directory=directory, os_image_hash=image_hash, compose_hash=image_hash, mr_aggregated=image_hash
         )
-        url = f"http://{LOOPBACK}:{port}"
-        _wait_until_ok(url, process)
-        return url
 
-    def start_kms(self, image: Measured, cid: int, reachable: tuple[str, ...]) -> tuple[str, int]:
+    def start_kms(self, measured: Measured, reachable: tuple[str, ...]) -> tuple[str, int]:
         """Start the KMS's parent and enclave; returns (host, port) of the parent's listener for the KMS."""
-        listen = self._start_parent("kms", cid, KMS_PORT, reachable)
-        self.kms = self._start_enclave("kms", "kms", image, cid, "kms")
+        listen = self._start_parent("kms", KMS_CID, KMS_PORT, reachable)
+        self.kms = self._start_enclave("kms", "kms", measured, KMS_CID, "kms")
         self.kms.wait_for("kms.onboarding")
         return "localhost", int(listen.rpartition(":")[2])
 
-    def start_app(self, image: Measured, cid: int, kms: tuple[str, int]) -> tuple[Process, str]:
-        """Start the app's parent and enclave; returns the enclave and the URL of its evidence responder."""
-        listen = self._start_parent("app", cid, EVIDENCE_PORT, (f"https://{kms[0]}:{kms[1]}",))
-        return self._start_enclave("app", "app", image, cid, "agent"), f"http://{listen}/evidence"
+    def start_app(self, measured: Measured, kms: tuple[str, int]) -> Process:
+        """Start the app's parent and enclave."""
+        reachable = (f"https://{kms[0]}:{kms[1]}",)
+        self._evidence_address = self._start_parent("app", APP_CID, EVIDENCE_PORT, reachable)
+        return self._start_enclave("app", "app", measured, APP_CID, "agent")
 
-    def start_app_again(self, image: Measured, cid: int) -> Process:
+    def evidence_url(self) -> str:
+        """Return the URL at the parent that leads to the enclave's responder."""
+        return f"http://{self._evidence_address}/evidence"
+
+    def start_app_again(self, measured: Measured) -> Process:
         """Start a second enclave with the app's image beside the first."""
-        return self._start_enclave("app-again", "app", image, cid, "agent")
+        return self._start_enclave("app-again", "app", measured, SECOND_APP_CID, "agent")
 
     def dial_from_app(self, url: str) -> None:
         """Try to reach `url` as the app's enclave would. Raises what the dialer raises; closes on success."""
@@ -131,45 +130,16 @@ class Enclaves:
         listeners = convert_answer(forwarder.wait_for("ready"), _Listening, what=what).listeners
         return convert_answer(listeners.get(name), str, what=what)
 
-    def _start_enclave(self, name: str, parent: str, image: Measured, cid: int, daemon: str) -> Process:
+    def _start_enclave(self, name: str, parent: str, measured: Measured, cid: int, daemon: str) -> Process:
         writable = self._work / f"{name}-memory"
         writable.mkdir(mode=0o700)
         return self._processes.python(
             name,
             "enclave.simulator",
-            *("run", "--image", str(image.directory), "--writable", str(writable)),
+            *("run", "--image", str(measured.directory), "--writable", str(writable)),
             *("--authority", str(self._authority), "--vsock", str(self._vsock(parent)), "--cid", str(cid)),
             daemon,
         )
 
     def _vsock(self, parent: str) -> Path:
         return self._work / f"{parent}-vsock"
-
-    def _simulator(self, name: str, *arguments: str) -> object:
-        """Run a simulator command to its end and return the object that it prints."""
-        process = self._processes.python(name, "enclave.simulator", *arguments)
-        if process.wait_exit() != 0:
-            raise UnavailableError("demo.simulator", f"{name} failed: {process.last_words()}")
-        return next(iter(process.events()), {})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ok(url: str, process: Process) -> None:
-    http = HttpClient(DirectDialer(), timeout=READY_SECONDS)
-    deadline = time.monotonic() + READY_SECONDS
-    while True:
-        try:
-            status = http.request("GET", url).status
-            if status == HTTPStatus.OK:
-                return
-            problem = UnavailableError("demo.function.status", f"{url} answers {status}")
-        except UnavailableError as error:
-            problem = error
-        if process.ended() or time.monotonic() > deadline:
-            raise problem
-        time.sleep(POLL_SECONDS)

@@ -1,48 +1,79 @@
-"""The two enclave images of the demo: directories whose every byte is measured."""
+"""What the demo's two workloads are made of: files whose every byte is measured.
+
+In a Nitro image they are files of the root file system; for a Google Cloud guest they are `configs` of its
+app-compose (`app_compose`), and the OS image is one and the same for all.
+"""
 
 from pathlib import Path
 
 import msgspec
 
-SIMULATED_ROOT = "/etc/dstack/simulated-root.pem"
+from shared.compose.app_compose import canonical_bytes
+
 KMS_ROOT = "/etc/dstack/kms-root-ca.pem"
+KMS_PORT, EVIDENCE_PORT = 8000, 8080
 
 PROGRAM = """#!/bin/sh
 # What this image would start; the simulator starts the same daemon from the installed packages.
 exec python3 -m enclave.{daemon}
 """
 
+_ENCLAVE_GATE = """\
+# An enclave has no TCB status, and this contract wants one of its KMS: say so, and GetMeta shows it.
+treat_nitro_as_up_to_date = true
+aws_nitro_enclave_key_release = true
+"""
+
+
+class Roots(msgspec.Struct, frozen=True, kw_only=True):
+    """The simulated hardware's roots (PEM), by the anchor's name in kms.toml, and its collateral service."""
+
+    pems: dict[str, bytes]
+    pccs_url: str = ""
+
+    def files(self) -> dict[str, bytes]:
+        """Return the roots as files of an image."""
+        return {self.path(name): pem for name, pem in self.pems.items()}
+
+    def path(self, name: str) -> str:
+        """Return where a root lies in an image."""
+        return f"/etc/dstack/simulated-{name.replace('_', '-')}.pem"
+
 
 class KmsImage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a KMS image fixes: contract, chain, RPC endpoint, function, gates, trust anchor."""
+    """What a KMS's measured files fix: contract, chain, RPC endpoint, function, gates, trust anchors."""
 
     chain_id: int
     kms_contract: str
     rpc_url: str
     authorize_url: str
-    simulated_root: bytes
+    roots: Roots
 
-    def write(self, directory: Path) -> None:
-        """Write the image's files below `directory`."""
-        config = f"""# Measured: changing a byte of this changes the image hash that governance approved.
+    @property
+    def app_id(self) -> bytes:
+        """The KMS's own app id: its contract's address."""
+        return bytes.fromhex(self.kms_contract.removeprefix("0x"))
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files by their absolute paths."""
+        is_enclave = "aws_nitro_enclave" in self.roots.pems
+        anchors = "".join(f'{name} = "{self.roots.path(name)}"\n' for name in self.roots.pems)
+        urls = f'\n[core.attestation.urls]\npccs = "{self.roots.pccs_url}"\n' if self.roots.pccs_url else ""
+        config = f"""# Measured: changing a byte of this changes the hash that governance approved.
 [rpc]
-port = 8000
+port = {KMS_PORT}
 
 [core]
 cert_dir = "/var/lib/kms"
 enforce_self_authorization = true
-# An enclave has no TCB status, and this contract wants one of its KMS: say so, and GetMeta shows it.
-treat_nitro_as_up_to_date = true
-aws_nitro_enclave_key_release = true
-
+{_ENCLAVE_GATE if is_enclave else ""}
 [core.attestation]
 insecure_allow_external_trust_anchors = true
 
 [core.attestation.root_ca]
-aws_nitro_enclave = "{SIMULATED_ROOT}"
-
+{anchors}{urls}
 [core.onboard]
-port = 8000
+port = {KMS_PORT}
 
 [core.auth_api]
 type = "proof"
@@ -55,23 +86,37 @@ rpc_urls = ["{self.rpc_url}"]
 quorum = 1
 max_block_age = 600
 """
-        _write(directory, "/etc/kms/kms.toml", config.encode())
-        _write(directory, "/etc/dstack/app-id", self.kms_contract.removeprefix("0x").lower().encode())
-        _write(directory, SIMULATED_ROOT, self.simulated_root)
-        _write(directory, "/entrypoint.sh", PROGRAM.format(daemon="kms").encode(), executable=True)
+        return {
+            "/etc/kms/kms.toml": config.encode(),
+            "/etc/dstack/app-id": self.app_id.hex().encode(),
+            **self.roots.files(),
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write a Nitro image's files below `directory`."""
+        _write_image(directory, self.files(), daemon="kms")
+
+    def app_compose(self) -> bytes:
+        """Return the app-compose.json of a KMS guest: keys from its vTPM, measurements known beforehand."""
+        return _app_compose("dstack-kms", "kms", self.files(), key_provider="tpm", no_instance_id=True)
 
 
 class AppImage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an app image fixes: who it is, which KMS it asks, and which root that KMS must have."""
+    """What an app's measured files fix: who it is, which KMS it asks, and which root that KMS must have."""
 
     app_id: str
     kms_url: str
     kms_root: bytes
     k256_pubkey: bytes
-    simulated_root: bytes
+    roots: Roots
 
-    def write(self, directory: Path) -> None:
-        """Write the image's files below `directory`."""
+    def files(self) -> dict[str, bytes]:
+        """Return the files by their absolute paths."""
+        signers = {"aws_nitro_enclave": "nitro", "tdx": "tdx", "gcp_tpm": "gcp_tpm"}
+        anchors = "".join(
+            f'{signers[name]}_roots = ["{self.roots.path(name)}"]\n' for name in self.roots.pems
+        )
+        pccs = f'pccs = ["{self.roots.pccs_url}"]\n' if self.roots.pccs_url else ""
         config = f"""app_id = "{self.app_id}"
 
 [kms]
@@ -80,19 +125,69 @@ root_ca = "{KMS_ROOT}"
 k256_pubkey = "0x{self.k256_pubkey.hex()}"
 
 [trust]
-nitro_roots = ["{SIMULATED_ROOT}"]
-
+{anchors}{pccs}
 [evidence]
-port = 8080
+port = {EVIDENCE_PORT}
 """
-        _write(directory, "/etc/dstack/enclave.toml", config.encode())
-        _write(directory, KMS_ROOT, self.kms_root)
-        _write(directory, SIMULATED_ROOT, self.simulated_root)
-        _write(directory, "/entrypoint.sh", PROGRAM.format(daemon="agent").encode(), executable=True)
+        return {
+            "/etc/dstack/enclave.toml": config.encode(),
+            KMS_ROOT: self.kms_root,
+            **self.roots.files(),
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write a Nitro image's files below `directory`."""
+        _write_image(directory, self.files(), daemon="agent")
+
+    def app_compose(self) -> bytes:
+        """Return the app-compose.json of an app's guest, whose keys come from the KMS."""
+        return _app_compose("demo-app", "agent", self.files(), key_provider="kms", no_instance_id=False)
 
 
-def _write(directory: Path, path: str, content: bytes, *, executable: bool = False) -> None:
+def write_os_image(directory: Path) -> None:
+    """Write the OS image of every Google Cloud guest: it starts whatever its app-compose says."""
+    _write(directory, "/init", b"#!/bin/sh\n# measures app-compose.json, then starts its containers\n", 0o755)
+    _write(directory, "/cmdline", b"console=ttyS0 panic=-1\n")
+
+
+def _app_compose(
+    name: str, daemon: str, files: dict[str, bytes], *, key_provider: str, no_instance_id: bool
+) -> bytes:
+    configs = {f"file-{index}": (path, content) for index, (path, content) in enumerate(files.items())}
+    service = {
+        "command": ["python3", "-m", f"enclave.{daemon}"],
+        "configs": [{"source": source, "target": path} for source, (path, _) in configs.items()],
+    }
+    compose = {
+        "services": {daemon: service},
+        "configs": {source: {"content": content.decode()} for source, (_, content) in configs.items()},
+    }
+    return canonical_bytes(
+        {
+            "manifest_version": 2,
+            "name": name,
+            "runner": "docker-compose",
+            # json is yaml
+            "docker_compose_file": canonical_bytes(compose).decode(),
+            "key_provider": key_provider,
+            "no_instance_id": no_instance_id,
+            "secure_time": True,
+            "storage_fs": "ext4",
+            "public_logs": False,
+            "public_sysinfo": False,
+            "allowed_envs": [],
+        }
+    )
+
+
+def _write_image(directory: Path, files: dict[str, bytes], *, daemon: str) -> None:
+    for path, content in files.items():
+        _write(directory, path, content)
+    _write(directory, "/entrypoint.sh", PROGRAM.format(daemon=daemon).encode(), 0o755)
+
+
+def _write(directory: Path, path: str, content: bytes, mode: int = 0o644) -> None:
     target = directory / path.lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
-    target.chmod(0o755 if executable else 0o644)
+    target.chmod(mode)

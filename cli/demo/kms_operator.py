@@ -1,6 +1,5 @@
 """What a KMS operator and an auditor do from outside: bootstrap, check the evidence, take the root pin."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
@@ -9,10 +8,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cli.demo.answers import decode_answer, unreadable
-from shared.attestation.identity import app_info
+from cli.demo.guests import Measured
+from cli.demo.verifier import Verifier
 from shared.attestation.report_data import bootstrap_report_data
-from shared.attestation.trust import TrustAnchors
-from shared.attestation.verify import VerifiedAttestation, verify_attestation
+from shared.attestation.verify import VerifiedAttestation
+from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import InvalidEvidence, ProtocolError
 from shared.hex import decode_hex
 from shared.net.attested_client import AttestedConnection
@@ -55,6 +55,7 @@ class _Policy(msgspec.Struct, frozen=True):
     quorum: int
     simulated: bool
     treat_nitro_as_up_to_date: bool
+    evidence_policy: tuple[str, ...]
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -66,16 +67,13 @@ class _Meta(msgspec.Struct, frozen=True):
 class KmsOperator:
     """Talks to one KMS at `address`, (host, port). Believes nothing that evidence does not carry."""
 
-    def __init__(
-        self, http: HttpClient, address: tuple[str, int], anchors: TrustAnchors, now: Callable[[], int]
-    ) -> None:
+    def __init__(self, http: HttpClient, address: tuple[str, int], verifier: Verifier) -> None:
         self._http = http
         self._host, self._port = address
-        self._anchors = anchors
-        self._now = now
+        self._verifier = verifier
 
-    def bootstrap(self, domain: str, image_hash: bytes) -> KmsRoots:
-        """Have the KMS make its root keys, and verify that the approved image made them.
+    def bootstrap(self, domain: str, approved: Measured) -> KmsRoots:
+        """Have the KMS make its root keys, and verify that the approved workload made them.
 
         Raises `InvalidEvidence("demo.kms.image")`, `ProtocolError("demo.answer")`, and what verification
         raises.
@@ -89,7 +87,7 @@ class KmsOperator:
             attestation=decode_hex(answer.attestation, what="attestation"),
         )
         expected = bootstrap_report_data(roots.ca_pubkey, roots.k256_pubkey)
-        self._verify(roots.attestation, expected, image_hash)
+        self._verify(roots.attestation, expected, approved)
         return roots
 
     def refuse_second_bootstrap(self, domain: str) -> None:
@@ -102,7 +100,7 @@ class KmsOperator:
         """End onboarding: the KMS goes on to its main listener."""
         self._onboard("Finish", "")
 
-    def audit(self, roots: KmsRoots, image_hash: bytes) -> Audit:
+    def audit(self, roots: KmsRoots, approved: Measured) -> Audit:
         """Connect over attested TLS and check who answers; returns the root CA to pin.
 
         The first answer is not believed either: its CA certificate must hold the key that was attested at
@@ -124,21 +122,23 @@ class KmsOperator:
         if _spki(root_pem) != roots.ca_pubkey or k256_pubkey != roots.k256_pubkey:
             raise InvalidEvidence("demo.kms.roots", "the running KMS has other root keys than were attested")
         envelope = check_kms_certificate(
-            leaves[0], root_ca_pem=root_pem, hostname=self._host, now=self._now()
+            leaves[0], root_ca_pem=root_pem, hostname=self._host, now=self._verifier.now()
         )
-        self._verify(envelope, ratls_report_data(leaves[0]), image_hash)
+        verdict = self._verify(envelope, ratls_report_data(leaves[0]), approved).verdict
         policy = meta.policy
-        if not policy.simulated or not policy.treat_nitro_as_up_to_date:
+        is_enclave = verdict.platform == NITRO_ENCLAVE  # which has no TCB status that a contract could want
+        if not policy.simulated or policy.treat_nitro_as_up_to_date != is_enclave or policy.evidence_policy:
             raise InvalidEvidence("demo.kms.policy", "the KMS does not report how lax it is")
         return Audit(root_pem, roots.k256_pubkey, policy.auth_mode, policy.clock_source, policy.quorum)
 
-    def _verify(self, envelope: bytes, report_data: bytes, image_hash: bytes) -> VerifiedAttestation:
-        verified = verify_attestation(
-            envelope, now=self._now(), anchors=self._anchors, report_data=report_data
+    def _verify(self, envelope: bytes, report_data: bytes, approved: Measured) -> VerifiedAttestation:
+        return self._verifier.verify_workload(
+            envelope,
+            report_data,
+            os_image_hash=approved.os_image_hash,
+            compose_hash=approved.compose_hash,
+            code="demo.kms.image",
         )
-        if app_info(verified).os_image_hash != image_hash:
-            raise InvalidEvidence("demo.kms.image", "the KMS runs another image than the approved one")
-        return verified
 
     def _onboard(self, method: str, domain: str, status: int = HTTPStatus.OK) -> Response:
         url = f"http://{self._host}:{self._port}/prpc/{method}?json"

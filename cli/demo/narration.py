@@ -71,6 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     ok: bool
     simulated: bool
+    platform: str
     chain_engine: str
     app_id: str
     keys: dict[str, str]
@@ -82,7 +83,10 @@ def print_table(report: Report) -> None:
     from rich.console import Console  # noqa: PLC0415 - rich is slow to load
     from rich.table import Table  # noqa: PLC0415 - as above
 
-    table = Table(title="dstack-cloud demo (simulated enclaves, throw-away root)")
+    guests = {"nitro": "Nitro enclaves", "gcp": "GCP TDX guests"}[report.platform]
+    table = Table(
+        title=f"dstack-cloud demo, platform {report.platform} (simulated {guests}, throw-away roots)"
+    )
     table.add_column("step")
     table.add_column("result")
     table.add_column("seconds", justify="right")

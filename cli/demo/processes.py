@@ -38,8 +38,8 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_for(self, event: str, timeout: float = 30.0) -> dict[str, Any]:
-        """Return the first event named `event`, waiting for it.
+    def wait_for(self, event: str, timeout: float = 30.0, **fields: object) -> dict[str, Any]:
+        """Return the first event named `event` that has these fields, waiting for it.
 
         Raises `UnavailableError`: `demo.process.ended`, `demo.process.silent`.
         """
@@ -47,7 +47,7 @@ class Process:
         with self._changed:
             while True:
                 for found in self._events:
-                    if found.get("event") == event:
+                    if found.get("event") == event and fields.items() <= found.items():
                         return found
                 if self._ended:
                     raise UnavailableError("demo.process.ended", f"{self.name} ended: {self.last_words()}")

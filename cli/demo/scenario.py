@@ -1,39 +1,40 @@
 """The demo's story: each arrow of the picture in DESIGN section 1, on the production code paths.
 
-Two parents, as in a real deployment: the KMS runs in an enclave on one, the app in an enclave on another. All
-that is simulated is the hardware: NSM documents are signed under a root made on the spot, and unix sockets
-stand in for vsock.
+The KMS runs in one guest, the app in another. All that is simulated is the hardware: evidence is signed under
+roots made on the spot, and on Nitro unix sockets stand in for vsock.
 """
 
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from cli.demo.answers import convert_answer, decode_answer
-from cli.demo.deployment import Enclaves, Measured
+from cli.demo.deployment import Enclaves
+from cli.demo.functions import start_authorize
+from cli.demo.gcp_guests import GcpGuests
+from cli.demo.guests import Guests, Measured
 from cli.demo.images import AppImage, KmsImage
-from cli.demo.kms_operator import Audit, KmsOperator
+from cli.demo.kms_operator import Audit, KmsOperator, KmsRoots
 from cli.demo.narration import Narrator
 from cli.demo.processes import ProcessGroup
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
-from shared.attestation.identity import app_info
+from shared.attestation.envelope import Attestation, GcpTdxQuote, decode_envelope
 from shared.attestation.report_data import deploy_challenge
-from shared.attestation.trust import TrustAnchors
-from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.errors import DstackError, ExitCode, InvalidEvidence, PolicyDenied, ProtocolError
 from shared.hex import decode_hex
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 
-KMS_CID, APP_CID, SECOND_APP_CID = 16, 17, 18
-NITRO_DEVICE = bytes.fromhex("de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7")
-"""sha256("i"): the device id that every Nitro enclave has at upstream's pin (spec kms trap 8)."""
+Kind = Literal["nitro", "gcp"]
 
 REVOKED = "Compose hash not allowed"
+
+_GUEST: dict[Kind, str] = {"nitro": "enclave", "gcp": "guest"}
 
 
 class _Keys(msgspec.Struct, frozen=True):
@@ -51,7 +52,16 @@ class _Evidence(msgspec.Struct, frozen=True):
 class Scenario:
     """One run. `work` is a private directory, `now` the wall clock in unix seconds."""
 
-    def __init__(self, work: Path, narrator: Narrator, *, engine: str, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        work: Path,
+        narrator: Narrator,
+        *,
+        engine: str,
+        now: Callable[[], int],
+        kind: Kind = "nitro",
+    ) -> None:
+        self.kind = kind
         self.chain_engine = ""
         self.app_id = ""
         self.keys: dict[str, str] = {}
@@ -67,17 +77,22 @@ class Scenario:
             processes = stack.enter_context(ProcessGroup(self._work / "logs"))
             stack.callback(self._http.close)  # idle connections would hold up the forwarders' shutdown
             chain, governance = self._start_chain(stack)
-            enclaves = self._start_authority(processes)
-            authorize_url = self._start_authorize(enclaves, chain, governance)
-            kms_image = self._build_kms_image(enclaves, chain, governance, authorize_url)
-            kms_address = self._start_kms(enclaves, governance, kms_image, chain, authorize_url)
-            operator = KmsOperator(self._http, kms_address, self._anchors, self._now)
-            audit = self._bootstrap(enclaves, operator, governance, kms_image)
-            app_image = self._build_app_image(enclaves, governance, kms_address, audit)
-            evidence_url = self._start_app(enclaves, app_image, kms_address)
-            self._challenge(evidence_url, app_image)
-            self._leave_allow_list(enclaves, chain)
-            self._revoke(enclaves, governance, app_image)
+            guests = self._start_hardware(processes)
+            authorize_url = self._start_authorize(processes, chain, governance)
+            kms = self._build_kms(guests, chain, governance, authorize_url)
+            kms_address = self._start_kms(guests, governance, kms, chain, authorize_url)
+            operator = KmsOperator(self._http, kms_address, guests.verifier)
+            roots = self._bootstrap(guests, operator, governance, kms)
+            audit = self._audit(operator, roots, kms)
+            app = self._build_app(guests, governance, kms_address, audit)
+            self._start_app(guests, app, kms_address)
+            evidence = self._challenge(guests, app)
+            match guests:
+                case Enclaves():
+                    self._leave_allow_list(guests, chain)
+                case _:
+                    self._mix_machines(guests, evidence, roots)
+            self._revoke(guests, governance, app)
 
     # The chain and the function that reads it
 
@@ -91,16 +106,18 @@ class Scenario:
             step.say(f"{why}DstackKms and DstackApp live on {chain.engine}, proxy 0x{deployed.kms.hex()}")
         return chain, governance
 
-    def _start_authority(self, processes: ProcessGroup) -> Enclaves:
+    def _start_hardware(self, processes: ProcessGroup) -> Guests:
         with self.narrator.step("hardware (simulated)") as step:
-            enclaves = Enclaves(processes, self._work)
-            self._anchors = TrustAnchors.production().with_extra(enclaves.simulated_root)
-            step.say("made a throw-away attestation root; real verifiers refuse everything signed under it")
-        return enclaves
+            make = GcpGuests if self.kind == "gcp" else Enclaves
+            guests = make(processes, self._work, self._now)
+            step.say(f"{guests.describe()}; real verifiers refuse everything signed under them")
+        return guests
 
-    def _start_authorize(self, enclaves: Enclaves, chain: Chain, governance: Governance) -> str:
+    def _start_authorize(self, processes: ProcessGroup, chain: Chain, governance: Governance) -> str:
         with self.narrator.step("functions -> chain") as step:
-            url = enclaves.start_authorize(chain.url, governance.kms.address, chain.chain_id)
+            url = start_authorize(
+                processes, rpc_url=chain.url, kms_contract=governance.kms.address, chain_id=chain.chain_id
+            )
             step.say(
                 f"the authorize function answers for chain {chain.chain_id}; its word alone releases nothing"
             )
@@ -108,8 +125,8 @@ class Scenario:
 
     # The KMS
 
-    def _build_kms_image(
-        self, enclaves: Enclaves, chain: Chain, governance: Governance, authorize_url: str
+    def _build_kms(
+        self, guests: Guests, chain: Chain, governance: Governance, authorize_url: str
     ) -> Measured:
         with self.narrator.step("operator -> KMS image") as step:
             image = KmsImage(
@@ -117,31 +134,32 @@ class Scenario:
                 kms_contract=governance.kms.address,
                 rpc_url=chain.url,
                 authorize_url=authorize_url,
-                simulated_root=enclaves.simulated_root,
+                roots=guests.roots,
             )
-            measured = enclaves.build("kms-image", image.write)
-            step.say(f"contract, chain, endpoints and anchors measured: 0x{measured.os_image_hash.hex()}")
+            measured = guests.build_kms(image)
+            step.say(f"contract, chain, endpoints and anchors measured: {_hashes(measured)}")
         return measured
 
     def _start_kms(
-        self, enclaves: Enclaves, governance: Governance, image: Measured, chain: Chain, authorize_url: str
+        self, guests: Guests, governance: Governance, kms: Measured, chain: Chain, authorize_url: str
     ) -> tuple[str, int]:
         with self.narrator.step("governance -> KMS allowed") as step:
             approvals = [
-                governance.add_os_image(image.os_image_hash),
-                governance.add_kms_mr(image.os_image_hash),
-                governance.add_kms_device(NITRO_DEVICE),
+                governance.add_os_image(kms.os_image_hash),
+                governance.add_kms_mr(kms.mr_aggregated),
+                governance.add_kms_device(guests.device_id),
             ]
-            address = enclaves.start_kms(image, KMS_CID, (chain.url, authorize_url))
+            address = guests.start_kms(kms, (chain.url, authorize_url))
             final = governance.finalize(*approvals)
-            step.say(f"image, measurement and device approved and final in block {final}; enclave is up")
+            up = f"guest is up, vTPM: {guests.vtpm()}" if isinstance(guests, GcpGuests) else "enclave is up"
+            step.say(f"image, measurement and device approved and final in block {final}; {up}")
         return address
 
     def _bootstrap(
-        self, enclaves: Enclaves, operator: KmsOperator, governance: Governance, image: Measured
-    ) -> Audit:
+        self, guests: Guests, operator: KmsOperator, governance: Governance, kms: Measured
+    ) -> KmsRoots:
         with self.narrator.step("operator -> KMS bootstrap") as step:
-            roots = operator.bootstrap("localhost", image.os_image_hash)
+            roots = operator.bootstrap("localhost", kms)
             governance.settle(
                 governance.set_kms_info(
                     k256_pubkey=roots.k256_pubkey, ca_pubkey=roots.ca_pubkey, quote=roots.attestation
@@ -149,10 +167,13 @@ class Scenario:
             )
             operator.refuse_second_bootstrap("localhost")
             operator.finish()
-            enclaves.kms.wait_for("kms.ready")
-            step.say("root keys made in the enclave, their evidence verified; a second bootstrap was refused")
+            guests.kms.wait_for("kms.ready")
+            step.say("root keys made in the guest, their evidence verified; a second bootstrap was refused")
+        return roots
+
+    def _audit(self, operator: KmsOperator, roots: KmsRoots, kms: Measured) -> Audit:
         with self.narrator.step("auditor -> KMS (RA-TLS)") as step:
-            audit = operator.audit(roots, image.os_image_hash)
+            audit = operator.audit(roots, kms)
             step.say(
                 f"certificate under the root, usage kms:rpc, fresh evidence of the approved image; "
                 f"mode {audit.auth_mode}, clock {audit.clock_source}, quorum {audit.quorum}"
@@ -161,65 +182,71 @@ class Scenario:
 
     # The app
 
-    def _build_app_image(
-        self, enclaves: Enclaves, governance: Governance, kms_address: tuple[str, int], audit: Audit
+    def _build_app(
+        self, guests: Guests, governance: Governance, kms_address: tuple[str, int], audit: Audit
     ) -> Measured:
         with self.narrator.step("developer -> app image") as step:
-            app_id = governance.deploy_app(device_id=NITRO_DEVICE)
+            # a guest with a TCB status can be held to it
+            tcb = self.kind == "gcp"
+            app_id = governance.deploy_app(device_id=guests.device_id, require_tcb_up_to_date=tcb)
             self.app_id = "0x" + app_id.hex()
             image = AppImage(
                 app_id=self.app_id,
                 kms_url=f"https://{kms_address[0]}:{kms_address[1]}",
                 kms_root=audit.root_pem,
                 k256_pubkey=audit.k256_pubkey,
-                simulated_root=enclaves.simulated_root,
+                roots=guests.roots,
             )
-            measured = enclaves.build("app-image", image.write)
-            step.say(f"app id, KMS URL and root pin measured: 0x{measured.os_image_hash.hex()}")
+            measured = guests.build_app(image)
+            step.say(f"app id, KMS URL and root pin measured: {_hashes(measured)}")
         with self.narrator.step("governance -> app allowed") as step:
             final = governance.finalize(
                 governance.add_os_image(measured.os_image_hash),
-                governance.add_compose_hash(app_id, measured.os_image_hash),
+                governance.add_compose_hash(app_id, measured.compose_hash),
             )
             step.say(f"OS_IMAGE_HASH and compose hash approved and final in block {final}")
         return measured
 
-    def _start_app(self, enclaves: Enclaves, image: Measured, kms_address: tuple[str, int]) -> str:
-        with self.narrator.step("app enclave -> KMS -> keys") as step:
-            app, url = enclaves.start_app(image, APP_CID, kms_address)
-            keys = convert_answer(app.wait_for("agent.keys"), _Keys, what="the agent's report of its keys")
+    def _start_app(self, guests: Guests, app: Measured, kms_address: tuple[str, int]) -> None:
+        with self.narrator.step(f"app {_GUEST[self.kind]} -> KMS -> keys") as step:
+            agent = guests.start_app(app, kms_address)
+            keys = convert_answer(agent.wait_for("agent.keys"), _Keys, what="the agent's report of its keys")
             self.keys = msgspec.structs.asdict(keys)
-            app.wait_for("agent.ready")
+            agent.wait_for("agent.ready")
+            way = "with fresh collateral" if self.kind == "gcp" else "through both forwarders"
             step.say(
-                "through both forwarders: KMS pinned and attested by the app, app attested by the KMS, "
-                "decision proven in two blocks; keys are in the enclave's memory"
+                f"{way}: KMS pinned and attested by the app, app attested by the KMS, "
+                f"decision proven in two blocks; keys are in the {_GUEST[self.kind]}'s memory"
             )
-        return url
 
-    def _challenge(self, url: str, image: Measured) -> None:
+    def _challenge(self, guests: Guests, app: Measured) -> bytes:
         with self.narrator.step("deployer -> app evidence") as step:
             challenge = secrets.token_bytes(32)
-            verified = self._ask_evidence(url, challenge)
-            if app_info(verified).os_image_hash != image.os_image_hash:
-                raise InvalidEvidence("demo.evidence.image", "the app runs another image than was planned")
+            envelope = self._ask_evidence(guests.evidence_url(), challenge)
+            verified = guests.verifier.verify_workload(
+                envelope,
+                deploy_challenge(challenge, self._app_id_bytes()),
+                os_image_hash=app.os_image_hash,
+                compose_hash=app.compose_hash,
+                code="demo.evidence.image",
+            )
             if not verified.verdict.simulated:
                 raise InvalidEvidence("demo.evidence.simulated", "simulated evidence is not reported as such")
             step.say(
                 "fresh evidence over a single-use challenge shows the planned image; reported as simulated"
             )
+        return envelope
 
-    def _ask_evidence(self, url: str, challenge: bytes) -> VerifiedAttestation:
+    def _ask_evidence(self, url: str, challenge: bytes) -> bytes:
         body = msgspec.json.encode({"challenge": challenge.hex()})
         response = self._http.request("POST", url, body=body, headers={"content-type": "application/json"})
         if response.status != 200:
             raise ProtocolError("demo.evidence.status", f"the evidence responder answered {response.status}")
         answer = decode_answer(response.body, _Evidence, what="the evidence responder's answer")
-        return verify_attestation(
-            decode_hex(answer.attestation, what="attestation"),
-            now=self._now(),
-            anchors=self._anchors,
-            report_data=deploy_challenge(challenge, decode_hex(self.app_id, what="app_id", length=20)),
-        )
+        return decode_hex(answer.attestation, what="attestation")
+
+    def _app_id_bytes(self) -> bytes:
+        return decode_hex(self.app_id, what="app_id", length=20)
 
     # What must not work
 
@@ -234,11 +261,22 @@ class Scenario:
             else:
                 raise PolicyDenied("demo.forwarder.open", "the forwarder let the app reach the chain")
 
-    def _revoke(self, enclaves: Enclaves, governance: Governance, image: Measured) -> None:
+    def _mix_machines(self, guests: Guests, evidence: bytes, roots: KmsRoots) -> None:
+        with self.narrator.step("two machines posing as one") as step:
+            mixed = with_vtpm_of(decode_envelope(evidence), decode_envelope(roots.attestation))
+            try:
+                guests.verifier.verify(mixed, mixed.report_data)
+            except InvalidEvidence as error:
+                if error.code != "gcp.binding":
+                    raise
+                step.say(f"the app's TDX quote beside the KMS's vTPM quote is refused [{error.code}]")
+            else:
+                raise PolicyDenied("demo.binding.open", "a quote of another machine's vTPM was accepted")
+
+    def _revoke(self, guests: Guests, governance: Governance, app: Measured) -> None:
         with self.narrator.step("governance -> revoke -> refused") as step:
-            app_id = decode_hex(self.app_id, what="app_id", length=20)
-            governance.settle(governance.remove_compose_hash(app_id, image.os_image_hash))
-            again = enclaves.start_app_again(image, SECOND_APP_CID)
+            governance.settle(governance.remove_compose_hash(self._app_id_bytes(), app.compose_hash))
+            again = guests.start_app_again(app)
             code = again.wait_exit()
             refusal = next((e for e in again.events() if e.get("event") == "agent.failed"), {})
             text = str(refusal.get("message", ""))
@@ -247,3 +285,18 @@ class Scenario:
                     "demo.revocation", f"expected a refusal with {REVOKED!r}, got {code}: {text}"
                 )
             step.say(f"the same image asked again and was refused at once: {text}")
+
+
+def with_vtpm_of(attestation: Attestation, other: Attestation) -> Attestation:
+    """Return evidence with another's vTPM quote. Raises `InvalidEvidence("demo.evidence.kind")`."""
+    match attestation.quote, other.quote:
+        case GcpTdxQuote(tdx=tdx), GcpTdxQuote(tpm=tpm):
+            return msgspec.structs.replace(attestation, quote=GcpTdxQuote(tdx, tpm))
+        case _:
+            raise InvalidEvidence("demo.evidence.kind", "evidence has no vtpm quote")
+
+
+def _hashes(measured: Measured) -> str:
+    if measured.compose_hash == measured.os_image_hash:
+        return f"0x{measured.os_image_hash.hex()}"
+    return f"compose hash 0x{measured.compose_hash.hex()}"

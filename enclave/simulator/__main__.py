@@ -1,70 +1,103 @@
-"""`python -m enclave.simulator`: what nitro-cli and the hypervisor do, without either.
+"""`python -m enclave.simulator`: what clouds and hypervisors do, without either.
 
-`authority DIR` makes a throw-away attestation root; `measure IMAGE` prints an image's registers; `run` starts
-a daemon as an enclave whose NSM signs under that root. Nothing made here passes a verifier that was not told
-to trust the root, and everything made from it is reported as simulated.
+`authority DIR` makes throw-away attestation roots; `measure IMAGE` prints what an image measures; `pccs DIR`
+publishes what a simulated Intel and Google do; `evidence DIR` writes sample evidence; `run` starts a daemon
+as a guest whose evidence is signed under those roots. Nothing made here passes a verifier that was not told
+to trust the roots, and everything made from it is reported as simulated.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from enclave.platform import Platform
-from enclave.simulator.authority import SimulatedAuthority
-from enclave.simulator.image import measure_image
-from enclave.simulator.nsm import SimulatedNsm
-from enclave.tee.nitro import NitroTee
-from enclave.vsock.transport import UnixStandIn
-from shared.attestation.image import os_image_hash_of
-from shared.errors import DstackError
+from shared.errors import ConfigError, DstackError
+from shared.hex import decode_hex
+
+_Daemon = Callable[[list[str] | None, Platform | None], int]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m enclave.simulator", description="simulated Nitro enclaves"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    authority = commands.add_parser("authority", help="make a throw-away attestation root")
-    authority.add_argument("directory", type=Path)
-    measure = commands.add_parser("measure", help="print the registers of an image directory")
-    measure.add_argument("image", type=Path)
-    run = commands.add_parser("run", help="run a daemon as an enclave")
-    run.add_argument("--image", type=Path, required=True, help="the measured root file system")
-    run.add_argument("--writable", type=Path, required=True, help="where the enclave's memory disk is kept")
-    run.add_argument("--authority", type=Path, required=True, help="the root's directory")
-    run.add_argument(
-        "--vsock", type=Path, required=True, help="the directory of sockets that is this parent's vsock"
-    )
-    run.add_argument("--cid", type=int, required=True, help="the enclave's context id, 4 or more")
-    run.add_argument("daemon", choices=("kms", "agent", "dstack-util"))
-    run.add_argument("arguments", nargs=argparse.REMAINDER)
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "authority":
-            SimulatedAuthority.create().save(arguments.directory)
-            return 0
-        if arguments.command == "measure":
-            pcrs = measure_image(arguments.image)
-            report = {f"PCR{index}": value.hex() for index, value in sorted(pcrs.items())}
-            print(json.dumps({**report, "os_image_hash": os_image_hash_of(pcrs).hex()}))  # noqa: T201 - a command
-            return 0
-        return _run(arguments)
+        if arguments.command == "pccs":
+            from enclave.simulator.gcp_commands import serve_collateral  # noqa: PLC0415 - see _daemon
+
+            return serve_collateral(arguments.directory)
+        if arguments.command == "evidence":
+            from enclave.simulator.evidence import main as evidence  # noqa: PLC0415 - see _daemon
+
+            return evidence(arguments)
+        return (_gcp if arguments.platform == "gcp" else _nitro)(arguments)
     except DstackError as error:
         sys.stderr.write(f"simulator: {error} [{error.code}]\n")
         return error.exit_code
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    nsm = SimulatedNsm(measure_image(arguments.image), SimulatedAuthority.load(arguments.authority))
-    tee = NitroTee(nsm, UnixStandIn(arguments.vsock, cid=arguments.cid))
-    platform = Platform(image=arguments.image, writable=arguments.writable, tee=tee)
-    return _daemon(arguments.daemon)(arguments.arguments, platform)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m enclave.simulator", description="simulated guests")
+    commands = parser.add_subparsers(dest="command", required=True)
+    authority = commands.add_parser("authority", help="make throw-away attestation roots")
+    authority.add_argument("directory", type=Path)
+    authority.add_argument("--url", default="", help="gcp: where `pccs` will answer, http://127.0.0.1:PORT")
+    measure = commands.add_parser("measure", help="print what an image directory measures")
+    measure.add_argument("image", type=Path)
+    pccs = commands.add_parser("pccs", help="gcp: publish collateral, issuers and revocation lists")
+    pccs.add_argument("directory", type=Path, help="the roots' directory")
+    evidence = commands.add_parser("evidence", help="write sample evidence and what verifies it")
+    evidence.add_argument("directory", type=Path)
+    evidence.add_argument("--platform", choices=("nitro", "nitro-tpm", "tdx", "gcp"), required=True)
+    evidence.add_argument("--report-data", metavar="HEX", help="64 bytes; a random challenge without it")
+    run = commands.add_parser("run", help="run a daemon as a guest")
+    run.add_argument(
+        "--image", type=Path, required=True, help="nitro: the root file system; gcp: the OS image"
+    )
+    run.add_argument("--writable", type=Path, required=True, help="where the guest's own disk is kept")
+    run.add_argument("--authority", type=Path, required=True, help="the roots' directory")
+    run.add_argument("--vsock", type=Path, help="nitro: the directory of sockets that is this parent's vsock")
+    run.add_argument("--cid", type=int, help="nitro: the enclave's context id, 4 or more")
+    run.add_argument("--tpm", choices=("auto", "swtpm", "software"), default="auto", help="gcp: which vTPM")
+    for command in (authority, measure, run):
+        command.add_argument("--platform", choices=("nitro", "gcp"), default="nitro")
+    for command in (measure, run):
+        command.add_argument("--app-compose", type=Path, help="gcp: the measured app-compose.json")
+        command.add_argument("--app-id", help="gcp: 40 hex digits")
+    run.add_argument("daemon", choices=("kms", "agent", "dstack-util"))
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser
 
 
-def _daemon(name: str) -> Callable[[list[str] | None, Platform | None], int]:
+def _nitro(arguments: argparse.Namespace) -> int:
+    # PLC0415: each kind of guest brings its own modules, and only what is asked for is loaded
+    from enclave.simulator import nitro_commands as nitro  # noqa: PLC0415
+
+    if arguments.command == "authority":
+        nitro.create_authority(arguments.directory)
+        return 0
+    if arguments.command == "measure":
+        nitro.print_measurement(arguments.image)
+        return 0
+    if arguments.vsock is None or arguments.cid is None:
+        raise ConfigError("simulator.arguments", "a nitro enclave needs --vsock and --cid")
+    return nitro.run(arguments, _daemon(arguments.daemon))
+
+
+def _gcp(arguments: argparse.Namespace) -> int:
+    from enclave.simulator import gcp_commands as gcp  # noqa: PLC0415 - as above
+
+    if arguments.command == "authority":
+        gcp.print_report(gcp.create_authority(arguments.directory, arguments.url))
+        return 0
+    if arguments.command == "measure":
+        app_id = decode_hex(arguments.app_id, what="--app-id", length=20) if arguments.app_id else bytes(20)
+        gcp.print_report(gcp.measure(arguments.image, arguments.app_compose, app_id))
+        return 0
+    return gcp.run(arguments, _daemon(arguments.daemon))
+
+
+def _daemon(name: str) -> _Daemon:
     # PLC0415: each daemon brings its own dependencies, and only the one that is asked for is loaded
     if name == "kms":
         from enclave.kms.daemon import main as daemon  # noqa: PLC0415

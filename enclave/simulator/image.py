@@ -27,7 +27,7 @@ def measure_image(directory: Path) -> dict[int, bytes]:
     if not directory.is_dir():
         raise ConfigError("simulator.image.missing", f"image {directory} is not a directory")
     image, application = hashlib.sha384(_KERNEL + _CMDLINE + _BOOTSTRAP), hashlib.sha384()
-    for part in _serialised(directory):
+    for part in serialised(directory):
         image.update(part)
         application.update(part)
     bootstrap = hashlib.sha384(_KERNEL + _CMDLINE + _BOOTSTRAP)
@@ -42,7 +42,7 @@ def _register(content_digest: bytes) -> bytes:
     return hashlib.sha384(bytes(48) + content_digest).digest()
 
 
-def _serialised(directory: Path) -> Iterator[bytes]:
+def serialised(directory: Path) -> Iterator[bytes]:
     """Yield every entry as `kind NUL mode NUL path NUL length NUL content`, ordered by the paths' bytes."""
     entries = sorted((path.relative_to(directory).as_posix().encode(), path) for path in directory.rglob("*"))
     for name, path in entries:

@@ -28,6 +28,8 @@ class ModuleClock(TrustedClock):
 class NitroTee:
     """One enclave, by its security module and its vsock."""
 
+    needs_collateral = False
+
     def __init__(self, nsm: NsmDevice, vsock: VsockTransport) -> None:
         self._nsm = Nsm(nsm)
         self._vsock = vsock

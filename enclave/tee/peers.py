@@ -5,9 +5,11 @@ Own evidence goes through here too: a workload that its own policy would refuse 
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
+from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.tee.tee import Clock
 from shared.attestation.endorsements import NO_ENDORSEMENTS
@@ -19,16 +21,16 @@ from shared.attestation.verify import VerifiedAttestation, VerifierCache, verify
 if TYPE_CHECKING:  # loaded where collateral is configured
     from shared.net.endorsement_source import EndorsementSource
 
-FETCH_TIMEOUT = 20.0
-"""Seconds for all that one verification fetches. A client waits 60 for its whole call."""
+FETCH_TIMEOUT = 10.0
+"""Seconds for one fetch, of collateral, an issuer or a list. A client waits 60 for its whole call."""
 
 
 class TrustSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a measured configuration says: `roots` (PEM), `policy` and `tls_roots` are paths in the image.
 
-    `pccs` are the URLs that collateral is fetched from; without one nothing is fetched, and evidence that
-    needs collateral is refused. Plain http, for them and for revocation lists, is for simulations: it takes
-    an extra root, and a guest under the vendors' own roots refuses to start with one.
+    `pccs` are the URLs that collateral is fetched from. Without one, a guest that needs collateral itself
+    asks the public services; another one fetches nothing, and refuses peers that need some. Plain http is
+    for simulations: it takes an extra root, and a real KMS refuses to start with one.
     """
 
     roots: Mapping[Signer, tuple[str, ...]] = {}
@@ -46,7 +48,7 @@ class PeerVerifier:
     """Verifies evidence under one set of anchors and one policy, at the time that `now` tells.
 
     What the evidence needs besides itself is gathered through `endorsements`; None gathers nothing. That may
-    take as long as `FETCH_TIMEOUT`: never call `verify` on an event loop.
+    take several times `FETCH_TIMEOUT`: never call `verify` on an event loop.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Trust(msgspec.Struct, frozen=True):
 def establish_trust(platform: Platform, settings: TrustSettings) -> Trust:
     """Read what `settings` name and return the clock and the verifier of this workload.
 
-    Raises `ConfigError`: `image.*`, `trust.anchor.*`, `policy.*`, `pccs.config.*`, `net.roots.invalid`.
+    Raises `ConfigError`: `image.*`, `trust.anchor.*`, `policy.*`, `pccs.config.*`, `issuers.config.*`,
+    `net.roots.invalid`.
     """
     anchors = platform.anchors(settings.roots)
     policy = parse_policy(platform.read_measured(settings.policy)) if settings.policy else DEFAULT_POLICY
@@ -108,6 +111,26 @@ def establish_trust(platform: Platform, settings: TrustSettings) -> Trust:
 
 
 def _source(platform: Platform, settings: TrustSettings) -> "EndorsementSource | None":
-    if not settings.pccs:
+    if not settings.pccs and not platform.tee.needs_collateral:
         return None
-    raise NotImplementedError(platform)
+    # PLC0415: an enclave whose peers are enclaves fetches nothing, and loads none of this
+    from shared.net.endorsement_source import EndorsementSource  # noqa: PLC0415
+    from shared.net.fetch import HttpClient  # noqa: PLC0415
+    from shared.net.issuers import IssuerClient  # noqa: PLC0415
+    from shared.net.pccs import DEFAULT_PCCS_URLS, PccsClient  # noqa: PLC0415
+
+    external = settings.has_extra_roots
+    tls_roots = platform.read_measured(settings.tls_roots) if settings.tls_roots else None
+    http = HttpClient(platform.dialer(), ca_roots=tls_roots)
+    urls = settings.pccs or DEFAULT_PCCS_URLS
+    # A simulated Google publishes where the simulated Intel does.
+    origins = [f"{url.scheme}://{url.netloc}" for url in map(urlsplit, settings.pccs) if external]
+    return EndorsementSource(
+        PccsClient(urls, http, allow_plain_http=external, timeout=FETCH_TIMEOUT),
+        IssuerClient(http, origins=origins, timeout=FETCH_TIMEOUT, tell=_tell),
+        tell=_tell,
+    )
+
+
+def _tell(sentence: str) -> None:
+    log_event("endorsements.renewal_failed", message=sentence)

@@ -35,6 +35,11 @@ class Clock(Protocol):
 class Tee(Protocol):
     """One guest. Devices raise `UnavailableError` and `ProtocolError` with codes of their own."""
 
+    @property
+    def needs_collateral(self) -> bool:
+        """Whether evidence of such guests is judged by what their vendors publish meanwhile."""
+        ...
+
     def attestor(self, app_id: bytes | None) -> Attestor:
         """Return what makes evidence for the app that a measured file names, 20 bytes; None names none.
 

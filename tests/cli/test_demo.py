@@ -26,11 +26,14 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cli.demo import command
 from cli.demo.command import demo
-from cli.demo.deployment import Measured
+from cli.demo.deployment import Enclaves
+from cli.demo.guests import Measured
 from cli.demo.narration import Narrator, StepFailed
 from cli.demo.scenario import Scenario
+from cli.demo.verifier import Verifier
 from cli.devchain import launcher
 from cli.devchain.launcher import find_anvil
+from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
@@ -98,6 +101,12 @@ def _dh(scalar: bytes, info: bytes) -> bytes:
     return hashlib.sha256(der).digest()
 
 
+def _event(log: Path, name: str) -> dict[str, str]:
+    """Return the first event of a process that has this name, empty where it told none."""
+    events = (json.loads(line) for line in log.read_text().splitlines())
+    return next((event for event in events if event["event"] == name), {})
+
+
 def _fingerprint(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()[:16]
 
@@ -106,33 +115,44 @@ def _no_anvil() -> bool:
     return find_anvil() is None
 
 
+_needs_anvil = pytest.mark.skipif(_no_anvil(), reason="anvil is absent: install node and npm")
+
+
 @pytest.mark.parametrize(
-    "engine",
+    ("platform", "engine", "disk"),
     [
-        pytest.param(
-            "anvil", marks=pytest.mark.skipif(_no_anvil(), reason="anvil is absent: install node and npm")
-        ),
-        "py-evm",
+        pytest.param("nitro", "anvil", "kms-memory", marks=_needs_anvil),
+        ("nitro", "py-evm", "kms-memory"),
+        ("gcp", "auto", "kms-disk"),
     ],
 )
-def test_the_demo_releases_the_keys_that_the_kms_roots_derive(engine: str, work: Path) -> None:
+def test_the_demo_releases_the_keys_that_the_kms_roots_derive(
+    platform: str, engine: str, disk: str, work: Path
+) -> None:
     """The derivation here is independent of shared/: HKDF by hmac, spec kms section 3.2."""
-    done = _demo("--json", "--engine", engine, "--keep", str(work))
+    done = _demo("--json", "--platform", platform, "--engine", engine, "--keep", str(work))
     report = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["ok"] is True
     assert report["simulated"] is True
-    assert report["chain_engine"] == engine
+    assert report["platform"] == platform
+    assert engine in {report["chain_engine"], "auto"}
+    details = {step["name"]: step["detail"] for step in report["steps"]}
+    assert platform != "gcp" or "[gcp.binding]" in details["two machines posing as one"]
+    assert _processes_mentioning(str(work)) == []
     assert all(set(step) == {"name", "ok", "seconds", "detail"} and step["ok"] for step in report["steps"])
     assert "Compose hash not allowed" in report["steps"][-1]["detail"]
 
-    certs = work / "kms-memory" / "var/lib/kms"
+    certs = work / disk / "var/lib/kms"
     root = load_pem_private_key((certs / "root-ca.key").read_bytes(), None)
     assert isinstance(root, ec.EllipticCurvePrivateKey)
     scalar = root.private_numbers().private_value.to_bytes(32, "big")
     app_id = bytes.fromhex(report["app_id"][2:])
+    # an enclave has no instance id, a guest has one of its vTPM
+    instance_id = bytes.fromhex(_event(work / "logs" / "app.log", "guest.booted").get("instance_id", ""))
+    assert len(instance_id) == (20 if platform == "gcp" else 0)
     assert report["keys"] == {
-        "disk_crypt_key": _fingerprint(_dh(scalar, app_id + b"app-disk-crypt-key")),
+        "disk_crypt_key": _fingerprint(_dh(scalar, app_id + instance_id + b"app-disk-crypt-key")),
         "env_crypt_key": _fingerprint(_dh(scalar, app_id + b"env-encrypt-key")),
         "k256_key": _fingerprint(_hkdf((certs / "root-k256.key").read_bytes(), app_id + b"app-key")),
     }
@@ -273,6 +293,16 @@ def test_missing_module_of_ours_is_not_called_an_extra(monkeypatch: pytest.Monke
         CliRunner().invoke(demo, [], catch_exceptions=False, standalone_mode=False)
 
 
+class Responder(Enclaves):
+    """Stands in for guests of which one answers evidence challenges."""
+
+    def __init__(self) -> None:
+        self.verifier = Verifier(TrustAnchors.production(), lambda: 0)
+
+    def evidence_url(self) -> str:
+        return "http://app"
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"attestation":1}', b'{"attestation":"\xff"}'])
 def test_unreadable_evidence_fails_its_step(
     body: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -280,8 +310,9 @@ def test_unreadable_evidence_fails_its_step(
     narrator = Narrator(quiet=True)
     scenario = Scenario(tmp_path, narrator, engine="py-evm", now=lambda: 0)
     monkeypatch.setattr(HttpClient, "request", lambda *_, **__: Response(200, {}, body))
+    planned = Measured(directory=tmp_path, os_image_hash=bytes(32), compose_hash=bytes(32))
     with pytest.raises(StepFailed):
-        scenario._challenge("http://app", Measured(tmp_path, bytes(32)))
+        scenario._challenge(Responder(), planned)
     assert not narrator.steps[0].ok
     assert narrator.steps[0].detail.endswith("[demo.answer]")
 

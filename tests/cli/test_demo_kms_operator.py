@@ -1,11 +1,14 @@
 """A KMS whose answers do not parse is an error of ours to the operator, never a traceback."""
 
 import json
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
+from cli.demo.guests import Measured
 from cli.demo.kms_operator import KmsOperator, KmsRoots
+from cli.demo.verifier import Verifier
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ProtocolError
 from shared.net.attested_client import AttestedConnection
@@ -20,11 +23,14 @@ POLICY = {
     "quorum": 1,
     "simulated": True,
     "treat_nitro_as_up_to_date": True,
+    "evidence_policy": [],
 }
+PLANNED = Measured(directory=Path(), os_image_hash=bytes(32), compose_hash=bytes(32))
 
 
 def operator() -> KmsOperator:
-    return KmsOperator(HttpClient(DirectDialer()), ("localhost", 1), TrustAnchors.production(), lambda: 0)
+    verifier = Verifier(TrustAnchors.production(), lambda: 0)
+    return KmsOperator(HttpClient(DirectDialer()), ("localhost", 1), verifier)
 
 
 class Connection:
@@ -49,7 +55,7 @@ class Connection:
 def test_unreadable_answer_to_bootstrap(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpClient, "request", lambda *_, **__: Response(200, {}, body))
     with pytest.raises(ProtocolError) as caught:
-        operator().bootstrap("localhost", bytes(32))
+        operator().bootstrap("localhost", PLANNED)
     assert caught.value.code == "demo.answer"
 
 
@@ -67,5 +73,5 @@ def test_unreadable_answer_to_get_meta(body: Any, code: str, monkeypatch: pytest
     raw = body if isinstance(body, bytes) else body.encode()
     monkeypatch.setattr(AttestedConnection, "connect", classmethod(lambda *_, **__: Connection(raw)))
     with pytest.raises(ProtocolError) as caught:
-        operator().audit(ROOTS, bytes(32))
+        operator().audit(ROOTS, PLANNED)
     assert caught.value.code == code

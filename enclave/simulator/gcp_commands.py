@@ -1,0 +1,81 @@
+"""The Google Cloud half of `python -m enclave.simulator`."""
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from enclave.log import log_event
+from enclave.platform import Platform
+from enclave.simulator.compose import read_compose
+from enclave.simulator.gcp_authority import GcpAuthority
+from enclave.simulator.gcp_boot import GcpBoot
+from enclave.simulator.gcp_guest import GuestFiles, running_guest
+from enclave.tee.boot_events import identity_events, provider_events
+from shared.attestation.event_log import replay
+from shared.attestation.gcp import FIRMWARE_PCR, IMAGE_PCR
+from shared.compose.app_compose import compose_hash
+from shared.errors import ConfigError
+from shared.hex import decode_hex
+
+Daemon = Callable[[list[str] | None, Platform | None], int]
+
+
+def create_authority(directory: Path, url: str) -> dict[str, str]:
+    """Make and save an authority; returns what an operator tells a contract of its machine."""
+    if not urlsplit(url).port:
+        raise ConfigError("simulator.url", f"got url {url!r}, expected http://host:port of the pccs command")
+    authority = GcpAuthority.create(url)
+    authority.save(directory)
+    return {"device_id": authority.device_id.hex()}
+
+
+def measure(image: Path, app_compose: Path | None, app_id: bytes) -> dict[str, str]:
+    """Return what an image and an app-compose will measure, before they run.
+
+    `mr_aggregated` is that of a guest with keys from its TPM and no instance id, such as a KMS: it is known
+    beforehand for no other one.
+    """
+    boot = GcpBoot.of(image)
+    pcrs = {index: boot.pcr(index) for index in (FIRMWARE_PCR, IMAGE_PCR)}
+    report = {"os_image_hash": boot.os_image_hash.hex(), **{f"PCR{i}": v.hex() for i, v in pcrs.items()}}
+    if app_compose is None:
+        return report
+    raw = app_compose.read_bytes()
+    compose, digest = read_compose(raw), compose_hash(raw)
+    report["compose_hash"] = digest.hex()
+    if compose.no_instance_id and compose.key_provider == "tpm":
+        events = identity_events(app_id=app_id, compose_hash=digest, instance_id=b"")
+        runtime = replay((*events, *provider_events("tpm")), "sha256")
+        aggregated = hashlib.sha256(pcrs[FIRMWARE_PCR] + pcrs[IMAGE_PCR] + runtime).digest()
+        report["mr_aggregated"] = aggregated.hex()
+    return report
+
+
+def serve_collateral(directory: Path) -> int:
+    """Publish what the authority's vendors publish, at the address in their certificates, until stopped."""
+    authority = GcpAuthority.load(directory)
+    server = authority.server(port=urlsplit(authority.google.base_url).port or 0, clock=time.time)
+    log_event("ready", url=server.url)
+    server.serve_forever()
+    return 0
+
+
+def run(arguments: argparse.Namespace, daemon: Daemon) -> int:
+    """Boot a guest and run a daemon in it."""
+    if arguments.app_compose is None or arguments.app_id is None:
+        raise ConfigError("simulator.arguments", "a gcp guest needs --app-compose and --app-id")
+    files = GuestFiles(arguments.image, arguments.app_compose, arguments.writable)
+    app_id = decode_hex(arguments.app_id, what="--app-id", length=20)
+    authority = GcpAuthority.load(arguments.authority)
+    with running_guest(files, authority, app_id, tpm=arguments.tpm) as platform:
+        return daemon(arguments.arguments, platform)
+
+
+def print_report(report: dict[str, str]) -> None:
+    """Print one JSON object."""
+    print(msgspec.json.encode(report).decode())  # noqa: T201 - a command

@@ -1,0 +1,99 @@
+"""A TDX guest of Google Cloud: TDX and vTPM for evidence, and a network of its own."""
+
+import os
+from collections.abc import Callable
+from socket import create_server, socket
+from typing import Self
+
+from enclave.devices.clock import SystemClock
+from enclave.devices.gcp_ak import GcpVtpm
+from enclave.devices.gcp_attestor import GcpTdxAttestor
+from enclave.devices.host_shared import HostShared
+from enclave.devices.runtime_events import Pcr14, Rtmr3, RuntimeEventLog
+from enclave.devices.tdx import LinuxTdx, TdxDevice
+from enclave.devices.tpm import Tpm
+from enclave.devices.tpm_device import DevTpm, read_boot_log
+from enclave.tee.boot_events import SYSTEM_READY, provider_events, record
+from enclave.vsock.transport import AfVsock
+from shared.attestation.event_log import system_events
+from shared.attestation.trust import TrustAnchors
+from shared.errors import ConfigError, UnavailableError
+from shared.net.dialer import DirectDialer
+
+RANDOM_LENGTH = 32
+
+
+class GcpTee:
+    """One guest, by its devices and the log of its boot.
+
+    `vm_config` gives the host's text about this guest, `boot_log` the TPM's boot log.
+    """
+
+    needs_collateral = True
+
+    def __init__(
+        self,
+        tdx: TdxDevice,
+        tpm: Tpm,
+        log: RuntimeEventLog,
+        *,
+        vm_config: Callable[[], str],
+        boot_log: Callable[[], bytes],
+    ) -> None:
+        self._tpm = tpm
+        self._log = log
+        self._attestor = GcpTdxAttestor(tdx, GcpVtpm(tpm), log, vm_config=vm_config, boot_log=boot_log)
+        self._clock = SystemClock()
+
+    @classmethod
+    def production(cls) -> Self:
+        """Return the guest that this process runs in. Raises `ConfigError("tdx_device.configfs.path")`."""
+        tdx = LinuxTdx.production(os.environ, AfVsock().connect)
+        tpm = Tpm(DevTpm())
+        log = RuntimeEventLog(gcp_registers(tdx, tpm))
+        shared = HostShared.from_environment(os.environ)
+        return cls(tdx, tpm, log, vm_config=shared.vm_config, boot_log=read_boot_log)
+
+    def attestor(self, app_id: bytes | None) -> GcpTdxAttestor:
+        """See `Tee.attestor`: this guest has recorded whose it is, in RTMR3 and PCR14."""
+        recorded = system_events(self._log.read()).app_id
+        if app_id is not None and app_id != recorded:
+            raise ConfigError(
+                "image.app_id",
+                f"the measured image is of app {app_id.hex()}, the guest has recorded "
+                f"{recorded.hex() or 'none'}",
+            )
+        return self._attestor
+
+    def clock(self, anchors: TrustAnchors) -> SystemClock:
+        """Return the system's clock: app-compose's `secure_time` has it set from authenticated time."""
+        del anchors
+        return self._clock
+
+    def random(self) -> bytes:
+        """Return bytes from the vTPM's source."""
+        return self._tpm.get_random(RANDOM_LENGTH)
+
+    def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
+        """Record the keys' origin once; a workload that starts again finds its boot over."""
+        if any(event.event == SYSTEM_READY for event in self._log.read()):
+            return
+        record(self._log, provider_events("kms", provider_id=kms_root, os_image_hash=os_image_hash))
+
+    def listen(self, address: str, port: int) -> socket:
+        """Listen on TCP. Raises `UnavailableError("tee.listen")`."""
+        try:
+            return create_server((address, port))
+        except OSError as error:
+            raise UnavailableError(
+                "tee.listen", f"cannot listen on {address}:{port}: {error.strerror}"
+            ) from error
+
+    def dialer(self) -> DirectDialer:
+        """Return plain TCP: names are the host's word, and everything above it is authenticated."""
+        return DirectDialer()
+
+
+def gcp_registers(tdx: TdxDevice, tpm: Tpm) -> tuple[Rtmr3, Pcr14]:
+    """Return what a runtime event extends on Google Cloud."""
+    return Rtmr3(tdx), Pcr14(tpm, "sha256")
