@@ -33,7 +33,7 @@ from shared.attestation.pck import PckCa, PckChain
 from shared.attestation.policy import NitroPolicy, Policy, Revocation, TdxPolicy
 from shared.attestation.recent import Recent
 from shared.attestation.revocation import ChainLink
-from shared.attestation.tdx_quote import parse_quote
+from shared.attestation.tdx import precheck_tdx
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, InvalidEvidence, UnavailableError
 from shared.net.dialer import DirectDialer
@@ -94,18 +94,22 @@ class EndorsementSource:
         """Return what verifying `attestation` at `now` (unix seconds) needs, and nothing else.
 
         1. The evidence's own check: structure and sizes; for GCP the vTPM's signature and registers; for TDX
-           a PCK chain that is signed down from an anchor; for Nitro the whole document.
+           domain and root, and a PCK chain that is signed down from there; for Nitro the whole document.
         2. What is needed of the bundle, where it is current.
         3. What is missing from memory, else fetched. Revocation lists are fetched only where the policy
            requires them.
 
-        Raises `InvalidEvidence`: what the evidence's own check raises, `endorsements.pck.anchor`,
-        `endorsements.pck.signature`, `issuers.*`, `gcp.chain.*`, `crl.*`; `UnavailableError`:
-        `endorsements.offline` naming what is missing, `pccs.unavailable`, `issuers.*`, `net.*`.
+        Raises what the evidence's own check raises (`tdx.precheck_tdx`, `gcp.precheck_gcp`,
+        `nitro.verify_document`), under the codes that verification would give; `InvalidEvidence`:
+        `tdx.dcap.chain`, `issuers.*`, `gcp.chain.*`, `crl.*`; `UnavailableError`: `endorsements.offline`
+        naming what is missing, `pccs.unavailable`, `issuers.*`, `net.*`; `ProtocolError`: `issuers.content`,
+        `net.*`.
         """
         match attestation.quote:
             case TdxQuote(quote=quote):
-                return Endorsements(tdx=self._for_tdx(_pck_chain(quote, anchors.tdx), policy.tdx, now))
+                return Endorsements(
+                    tdx=self._for_tdx(_pck_chain(quote, anchors.tdx, policy.tdx), policy.tdx, now)
+                )
             case GcpTdxQuote():
                 return self._for_gcp(attestation.quote, attestation, anchors, policy, now)
             case NitroEnclaveQuote(nsm_quote=document):
@@ -125,7 +129,7 @@ class EndorsementSource:
         now: int,
     ) -> Endorsements:
         precheck_gcp(quote, attestation.runtime_events)
-        pck = _pck_chain(quote.tdx.quote, anchors.tdx)
+        pck = _pck_chain(quote.tdx.quote, anchors.tdx, policy.tdx)
         key_certificate = quote.tpm.ak_cert
         read_ak(key_certificate)[0].check_validity(now)
         chain = self._ak_chain(key_certificate, anchors.gcp_tpm, now)
@@ -258,21 +262,18 @@ class _BundledList(msgspec.Struct, frozen=True):
         )
 
 
-def _pck_chain(quote: bytes, anchors: tuple[TrustAnchor, ...]) -> PckChain | None:
-    """Return a quote's PCK chain once it is signed down from an anchor: such quotes come from real platforms.
+def _pck_chain(quote: bytes, anchors: tuple[TrustAnchor, ...], policy: TdxPolicy) -> PckChain | None:
+    """Return the PCK chain of a quote that may be worth it, once that is signed down from an anchor.
 
-    What they name is then one of the models that Intel made, and not as many as somebody cares to invent.
+    What it names is then one of the models that Intel made, and not as many as somebody cares to invent.
     """
-    chain = parse_quote(quote).pck_chain
-    if chain is None:
-        return None
-    if chain.root not in {anchor.der for anchor in anchors}:
-        raise InvalidEvidence("endorsements.pck.anchor", "the quote's pck chain ends in no trust anchor")
-    for child, issuer in pairwise(chain.certificates):
-        if not is_issued_by(child, issuer):
-            raise InvalidEvidence(
-                "endorsements.pck.signature", "a certificate of the quote's pck chain is not its issuer's"
-            )
+    chain = precheck_tdx(quote, anchors=anchors, policy=policy).pck_chain
+    if chain is not None:
+        for child, issuer in pairwise(chain.certificates):
+            if not is_issued_by(child, issuer):
+                raise InvalidEvidence(
+                    "tdx.dcap.chain", "a certificate of the quote's pck chain is not signed by the next one"
+                )
     return chain
 
 

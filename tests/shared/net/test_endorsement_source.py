@@ -18,7 +18,7 @@ from enclave.simulator.ak_authority import (
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from enclave.simulator.pccs import CollateralServer
-from enclave.simulator.tdx import SimulatedIntel
+from enclave.simulator.tdx import TD_ATTRIBUTES, Domain, SimulatedIntel, SimulatedTdx
 from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements, TdxCollateral
 from shared.attestation.envelope import (
     Attestation,
@@ -241,7 +241,7 @@ def test_n11_nothing_is_fetched_for_what_is_no_quote(
 def test_nothing_is_fetched_for_a_platform_under_another_root(world: World) -> None:
     """Or anybody could have us ask for as many platform models as there are numbers."""
     stranger = tdx_evidence(SimulatedIntel.create(fmspc=b"\x01" * 6))
-    assert code(lambda: world.gather(world.source(), stranger)) == "endorsements.pck.anchor"
+    assert code(lambda: world.gather(world.source(), stranger)) == "tdx.anchor"
     assert world.server.requests == []
 
 
@@ -249,8 +249,25 @@ def test_nothing_is_fetched_for_a_platform_whose_chain_is_forged(world: World) -
     """The real root at the end of a chain that it did not begin."""
     forged = SimulatedIntel.create(fmspc=b"\x01" * 6)
     forged = msgspec.structs.replace(forged, root=world.intel.root)
-    assert code(lambda: world.gather(world.source(), tdx_evidence(forged))) == "endorsements.pck.signature"
+    assert code(lambda: world.gather(world.source(), tdx_evidence(forged))) == "tdx.dcap.chain"
     assert world.server.requests == []
+
+
+def test_nothing_is_fetched_for_a_domain_in_debug_mode(world: World) -> None:
+    quote = TdxQuote(
+        SimulatedTdx(world.intel, Domain(td_attributes=TD_ATTRIBUTES | 1)).quote(REPORT_DATA), ()
+    )
+    attestation = Attestation(quote, (), REPORT_DATA, "{}")
+    assert code(lambda: world.gather(world.source(), attestation)) == "tdx.attributes.debug"
+    assert world.server.requests == []
+
+
+def test_n20_a_service_that_the_evidence_names_is_ignored(world: World) -> None:
+    with CollateralServer() as named:
+        config = f'{{"pccs_url":"{named.url}","collateral_base_url":"{named.url}","vm_config":"{{}}"}}'
+        attestation = msgspec.structs.replace(world.tdx(), config=config)
+        assert world.gather(world.source(), attestation).tdx == (world.published,)
+        assert named.requests == []
 
 
 def test_collateral_is_renewed_and_never_goes_back(world: World) -> None:

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from shared.errors import DstackError, InvalidEvidence, UnavailableError
+from shared.net import fresh_cache
 from shared.net.fresh_cache import MIN_INTERVAL, RENEWAL_MARGIN, RETRY_AFTER, FreshCache, SingleFlight
 
 WAIT = 20.0
@@ -161,9 +162,11 @@ class Gate:
 
     def __init__(self, result: Statement | DstackError) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
+        self.fetches = 0
         self._result = result
 
     def fetch(self, _held: Statement | None) -> Statement:
+        self.fetches += 1
         self.begun.set()
         assert self.go.wait(WAIT)
         if isinstance(self._result, DstackError):
@@ -189,34 +192,44 @@ def test_while_one_thread_renews_the_others_use_what_is_held() -> None:
     assert keeper.source.fetches == 1
 
 
-def test_threads_that_hold_nothing_share_one_fetch() -> None:
-    flights: SingleFlight[str, int] = SingleFlight()
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Is released by each thread that begins to wait for another one's result."""
+    semaphore = threading.Semaphore(0)
+
+    class Watched(Future[object]):
+        def result(self, timeout: float | None = None) -> object:
+            semaphore.release()
+            return super().result(timeout)
+
+    monkeypatch.setattr(fresh_cache, "Future", Watched)
+    return semaphore
+
+
+def test_threads_that_hold_nothing_share_one_fetch(waiting: threading.Semaphore) -> None:
+    flights: SingleFlight[str, Statement] = SingleFlight()
     gate = Gate(Statement(7))
-    waiting = threading.Barrier(4)
-
-    def ask() -> int:
-        waiting.wait(WAIT)
-        return flights.run("key", lambda: gate.fetch(None).number)
-
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(ask) for _ in range(4)]
-        assert gate.begun.wait(WAIT)
+        answers = [pool.submit(flights.run, "key", lambda: gate.fetch(None)) for _ in range(4)]
+        for _ in range(3):
+            assert waiting.acquire(timeout=WAIT)
         assert flights.is_flying("key")
-        assert flights.run("another", lambda: 1) == 1
+        assert flights.run("another", lambda: Statement(1)) == Statement(1)
         gate.go.set()
-        assert [answer.result(WAIT) for answer in answers] == [7] * 4
+        assert [answer.result(WAIT) for answer in answers] == [Statement(7)] * 4
     assert not flights.is_flying("key")
+    assert gate.fetches == 1
 
 
-def test_threads_that_wait_share_the_failure() -> None:
+def test_threads_that_wait_share_the_failure(waiting: threading.Semaphore) -> None:
     flights: SingleFlight[str, Statement] = SingleFlight()
     gate = Gate(UnavailableError("source.down", "the source is down"))
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(flights.run, "key", lambda: gate.fetch(None))
-        assert gate.begun.wait(WAIT)
-        second = pool.submit(flights.run, "key", lambda: gate.fetch(None))
+        answers = [pool.submit(flights.run, "key", lambda: gate.fetch(None)) for _ in range(2)]
+        assert waiting.acquire(timeout=WAIT)
         gate.go.set()
-        for answer in (first, second):
+        for answer in answers:
             with pytest.raises(UnavailableError):
                 answer.result(WAIT)
+    assert gate.fetches == 1
     assert flights.run("key", lambda: Statement(1)) == Statement(1)
