@@ -5,7 +5,7 @@ untrusted. A chain is a search with a small bound, and an issuer counts by its e
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -40,7 +40,7 @@ class VerifiedAkChain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AkCache:
-    """Remembers attestation-key certificates: parsed ones with their keys, and verified chains.
+    """Remembers certificates: parsed ones with their keys, who signed them, and verified chains.
 
     A chain's key is the anchors and the certificate's exact bytes. It counts only inside its validity and
     where its issuers are given again, so that a verdict does not depend on what was verified before.
@@ -48,14 +48,18 @@ class AkCache:
 
     def __init__(self, size: int = 256) -> None:
         self.parsed = Recent[bytes, tuple[TpmCertificate, PublicKey]](size)
+        self.signatures = Recent[tuple[bytes, bytes], bool](2 * size)
         self.chains = Recent[tuple[tuple[TrustAnchor, ...], bytes], VerifiedAkChain](size)
 
 
-def read_ak(der: bytes, cache: AkCache | None = None) -> tuple[TpmCertificate, PublicKey]:
-    """Return an attestation key's certificate and its key, nothing verified.
+# Anchors are few and used by every verification.
+_anchor_key = lru_cache(maxsize=16)(load_key)
 
-    The key is RSA or P-256, what TPMs quote with. Raises `InvalidEvidence`: `gcp.chain.malformed`,
-    `gcp.chain.algorithm`, `gcp.chain.key`.
+
+def read_ak(der: bytes, cache: AkCache | None = None) -> tuple[TpmCertificate, PublicKey]:
+    """Return a certificate and its key, nothing verified.
+
+    Raises `InvalidEvidence`: `gcp.chain.malformed`, `gcp.chain.algorithm`, `gcp.chain.key`.
     """
     return _read_ak(der) if cache is None else cache.parsed.find(der, partial(_read_ak, der))
 
@@ -121,7 +125,7 @@ def _verify(
 ) -> VerifiedAkChain:
     leaf, key = read_ak(ak_certificate, cache)
     leaf.check_validity(now)
-    anchor, path = _Search(candidates, anchors, now).upwards(leaf)
+    anchor, path = _Search(candidates, anchors, now, cache or AkCache()).upwards(leaf)
     _check_leaf(leaf)
     certificates = [leaf, *(step.certificate for step in path)]
     issuers = [*path, None]
@@ -130,7 +134,7 @@ def _verify(
             certificate=certificate.parsed,
             issuer=certificate.issuer,
             issuer_spki=anchor.spki if issuer is None else issuer.certificate.spki,
-            issuer_key=load_key(anchor.spki) if issuer is None else issuer.key,
+            issuer_key=_anchor_key(anchor.spki) if issuer is None else issuer.key,
             issuer_name=anchor.name if issuer is None else issuer.certificate.name,
             signs_lists=issuer is None or issuer.signs_lists,
         )
@@ -179,18 +183,21 @@ class _Step(msgspec.Struct, frozen=True):
 class _Search:
     """A search upwards. Of several dead ends the first that is more than a foreign signature is reported."""
 
-    def __init__(self, candidates: Sequence[bytes], anchors: tuple[TrustAnchor, ...], now: int) -> None:
+    def __init__(
+        self, candidates: Sequence[bytes], anchors: tuple[TrustAnchor, ...], now: int, cache: AkCache
+    ) -> None:
         self._anchors = anchors
         self._now = now
+        self._cache = cache
         self._checks = 0
         self._refusal: InvalidEvidence | None = None
-        self._by_subject: dict[bytes, list[TpmCertificate]] = {}
+        self._by_subject: dict[bytes, list[tuple[TpmCertificate, PublicKey]]] = {}
         for der in dict.fromkeys(candidates):
             try:
-                candidate = TpmCertificate.parse(der)
+                candidate, key = read_ak(der, cache)
             except InvalidEvidence:
                 continue
-            self._by_subject.setdefault(candidate.subject, []).append(candidate)
+            self._by_subject.setdefault(candidate.subject, []).append((candidate, key))
 
     def upwards(self, leaf: TpmCertificate) -> tuple[TrustAnchor, tuple[_Step, ...]]:
         """Return an anchor and the issuers between, the leaf's own first."""
@@ -207,21 +214,23 @@ class _Search:
         self, child: TpmCertificate, path: tuple[_Step, ...]
     ) -> tuple[TrustAnchor, tuple[_Step, ...]] | None:
         for anchor in self._anchors:
-            if anchor.subject == child.issuer and self._is_signed(child, load_key(anchor.spki)):
+            if anchor.subject == child.issuer and self._is_signed(
+                child, anchor.spki, _anchor_key(anchor.spki)
+            ):
                 if anchor.not_before <= self._now <= anchor.not_after:
                     return anchor, path
                 self._note(
                     "not_yet_valid" if self._now < anchor.not_before else "expired",
                     f"anchor {anchor.name} is valid from {anchor.not_before} to {anchor.not_after}",
                 )
-        for candidate in self._by_subject.get(child.issuer, ()):
+        for candidate, key in self._by_subject.get(child.issuer, ()):
             if candidate.der == child.der or any(candidate.der == step.certificate.der for step in path):
                 continue
             if len(path) + 1 == MAX_DEPTH:
                 self._note("depth", f"chain has more than {MAX_DEPTH} certificates below an anchor")
                 break
             try:
-                step = self._checked(candidate, child, len(path))
+                step = self._checked(candidate, key, child, len(path))
             except InvalidEvidence as error:
                 self._keep(error)
                 continue
@@ -229,11 +238,12 @@ class _Search:
                 return found
         return None
 
-    def _checked(self, candidate: TpmCertificate, child: TpmCertificate, below: int) -> _Step | None:
+    def _checked(
+        self, candidate: TpmCertificate, key: PublicKey, child: TpmCertificate, below: int
+    ) -> _Step | None:
         """Return the candidate as the child's issuer; `below` is how many authorities the path has so far."""
         candidate.check_validity(self._now)
-        key = candidate.key()
-        if not self._is_signed(child, key):
+        if not self._is_signed(child, candidate.spki, key):
             return None
         allowed = candidate.constraints()
         name = candidate.name
@@ -249,13 +259,13 @@ class _Search:
             )
         return _Step(candidate, key, allowed.crl_sign)
 
-    def _is_signed(self, child: TpmCertificate, key: PublicKey) -> bool:
+    def _is_signed(self, child: TpmCertificate, spki: bytes, key: PublicKey) -> bool:
         self._checks += 1
         if self._checks > MAX_CHECKS:
             raise InvalidEvidence(
                 "gcp.chain.work", f"more than {MAX_CHECKS} issuers would have to be tried to build the chain"
             )
-        if child.is_signed_by(key):
+        if self._cache.signatures.find((child.der, spki), partial(child.is_signed_by, key)):
             return True
         self._note("signature", f"certificate {child.name!r} is not signed by the issuer that it names")
         return False

@@ -555,7 +555,17 @@ def test_a_remembered_chain_is_the_same_chain(root: Made, middle: Made) -> None:
     cache, ak = AkCache(), leaf(middle)
     first = verify(ak, middle, root=root, cache=cache)
     assert verify(ak, middle, root=root, cache=cache) is first
-    assert (len(cache.chains), len(cache.parsed)) == (1, 1)
+    assert (len(cache.chains), len(cache.parsed), len(cache.signatures)) == (1, 2, 2)
+
+
+def test_what_is_remembered_of_a_signature_counts_for_its_key_alone(root: Made, middle: Made) -> None:
+    cache, twin = AkCache(), make("middle", root)
+    with refuses("gcp.chain.signature"):
+        verify(leaf(twin), middle, root=root, cache=cache)
+    ak = leaf(middle)
+    assert verify(ak, twin, middle, root=root, cache=cache).certificates[1] == middle.der
+    with refuses("gcp.chain.signature"):
+        verify(ak, twin, root=root, cache=cache)
 
 
 def test_a_remembered_chain_counts_only_in_its_validity(root: Made, middle: Made) -> None:
