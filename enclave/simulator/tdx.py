@@ -28,6 +28,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from enclave.simulator.intel_documents import (
+    FMSPC,
+    LIFETIME,
+    QE_ISV_SVN,
+    QE_MRSIGNER,
+    qe_identity_document,
+    sgx_extension,
+    tcb_info_document,
+)
 from shared.attestation.endorsements import TdxCollateral
 from shared.attestation.pck import join_pem, parse_pck_chain
 from shared.attestation.tdx_quote import (
@@ -40,16 +49,10 @@ from shared.attestation.tdx_quote import (
 )
 from shared.errors import ProtocolError, StorageError
 
-FMSPC: Final = bytes(6)
 MRTD: Final = bytes([0x11]) * 48
-QE_MRSIGNER: Final = bytes([0x44]) * 32
-QE_ISV_SVN: Final = 4
 TD_ATTRIBUTES: Final = 1 << 28  # SEPT_VE_DISABLE
 XFAM: Final = 0x602E7  # of the real quotes
 TEE_TCB_SVN: Final = bytes([5, 1, 2]) + bytes(13)  # module of SVN 5 in version 1, SEAM loader 2
-CPU_SVN: Final = bytes([2]) * 16
-PCE_SVN: Final = 11
-TCB_EVALUATION: Final = 17
 # The trailing zeros that real quotes arrive with.
 PADDING: Final = 70
 
@@ -63,9 +66,6 @@ _NAMES = {
 _ISSUED = datetime(2020, 1, 1, tzinfo=UTC)
 _EXPIRES = datetime(2049, 12, 31, tzinfo=UTC)
 _CRL_NUMBER = 1
-_LIFETIME = timedelta(days=30)  # of collateral, as Intel's
-_TCB_DATE = "2024-03-13T00:00:00Z"
-_SGX_OID = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
 _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 _GUEST_RTMRS = (2, 3)  # the registers that a guest's kernel may extend
 
@@ -125,7 +125,7 @@ class SimulatedIntel(msgspec.Struct, frozen=True):
         qe_identity: Mapping[str, object] = {},
         revoked: Collection[str] = (),
         crl_issued: int | None = None,
-        crl_lifetime: timedelta = _LIFETIME,
+        crl_lifetime: timedelta = LIFETIME,
     ) -> TdxCollateral:
         """Return collateral issued at `now` (unix seconds).
 
@@ -336,81 +336,6 @@ class SimulatedTdx:
         return struct.pack("<HI", QE_REPORT_CERTIFICATION, len(data)) + data
 
 
-def tcb_info_document(now: int, fmspc: bytes = FMSPC) -> dict[str, object]:
-    """Return Intel's TCB info for the simulated platform, up to date."""
-    module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
-    return {
-        "id": "TDX",
-        "version": 3,
-        "issueDate": utc_text(now),
-        "nextUpdate": utc_text(now + int(_LIFETIME.total_seconds())),
-        "fmspc": fmspc.hex().upper(),
-        "pceId": "0000",
-        "tcbType": 0,
-        "tcbEvaluationDataNumber": TCB_EVALUATION,
-        "tdxModule": module,
-        "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [level({"isvsvn": 4})]}],
-        "tcbLevels": [level(platform_tcb())],
-    }
-
-
-def qe_identity_document(now: int) -> dict[str, object]:
-    """Return Intel's identity of the simulated quoting enclave."""
-    return {
-        "id": "TD_QE",
-        "version": 2,
-        "issueDate": utc_text(now),
-        "nextUpdate": utc_text(now + int(_LIFETIME.total_seconds())),
-        "tcbEvaluationDataNumber": TCB_EVALUATION,
-        "miscselect": "00000000",
-        "miscselectMask": "FFFFFFFF",
-        "attributes": "11000000000000000000000000000000",
-        "attributesMask": "FBFFFFFFFFFFFFFF0000000000000000",
-        "mrsigner": QE_MRSIGNER.hex().upper(),
-        "isvprodid": 2,
-        "tcbLevels": [level({"isvsvn": QE_ISV_SVN})],
-    }
-
-
-def level(
-    tcb: Mapping[str, object],
-    status: str = "UpToDate",
-    date: str = _TCB_DATE,
-    advisories: tuple[str, ...] = (),
-) -> dict[str, object]:
-    """Return one TCB level of a platform, a module or a quoting enclave."""
-    found: dict[str, object] = {"tcb": tcb, "tcbDate": date, "tcbStatus": status}
-    return found | ({"advisoryIDs": list(advisories)} if advisories else {})
-
-
-def platform_tcb(cpu_svn: int = CPU_SVN[0], pce_svn: int = PCE_SVN) -> dict[str, object]:
-    """Return the components of a platform's TCB level."""
-    return {
-        "sgxtcbcomponents": [{"svn": cpu_svn}] * 16,
-        "pcesvn": pce_svn,
-        "tdxtcbcomponents": [{"svn": svn} for svn in (0, 0, 2, *[0] * 13)],
-    }
-
-
-def utc_text(seconds: int) -> str:
-    """Return unix seconds as Intel writes dates."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def sgx_extension(fmspc: bytes, ppid: bytes) -> bytes:
-    """Return the content of a PCK leaf's SGX extension (OID 1.2.840.113741.1.13.1)."""
-    components = [_pair((2, index), _integer(svn)) for index, svn in enumerate(CPU_SVN, start=1)]
-    tcb = [*components, _pair((2, 17), _integer(PCE_SVN)), _pair((2, 18), _der(0x04, CPU_SVN))]
-    return _der(
-        0x30,
-        _pair((1,), _der(0x04, ppid)),
-        _pair((2,), _der(0x30, *tcb)),
-        _pair((3,), _der(0x04, bytes(2))),
-        _pair((4,), _der(0x04, fmspc)),
-        _pair((5,), _der(0x0A, b"\0")),
-    )
-
-
 def sign_raw(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
     """Return r || s (64 bytes) of ECDSA with SHA-256."""
     r, s = decode_dss_signature(key.sign(data, ec.ECDSA(SHA256())))
@@ -496,20 +421,3 @@ def _crl(issuer: Identity, issued: datetime, due: datetime, revoked: list[x509.C
             .build()
         )
     return builder.sign(issuer.key, SHA256()).public_bytes(Encoding.DER)
-
-
-def _pair(oid: tuple[int, ...], value: bytes) -> bytes:
-    return _der(0x30, _der(0x06, _SGX_OID + bytes(oid)), value)
-
-
-def _integer(value: int) -> bytes:
-    return _der(0x02, value.to_bytes(1, "big"))
-
-
-def _der(tag: int, *parts: bytes) -> bytes:
-    content = b"".join(parts)
-    length = len(content)
-    if length < 0x80:
-        return bytes([tag, length]) + content
-    width = (length.bit_length() + 7) // 8
-    return bytes([tag, 0x80 | width]) + length.to_bytes(width, "big") + content

@@ -22,10 +22,10 @@ CHAIN_LENGTH: Final = 3  # leaf, platform or processor CA, root
 _BEGIN = b"-----BEGIN CERTIFICATE-----\n"
 _END = b"-----END CERTIFICATE-----\n"
 _LINE = 64  # columns of base64, as Intel's service and openssl write it
-_SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+_SGX_OID = bytes.fromhex("06092a864886f84d010d01")  # 1.2.840.113741.1.13.1, not critical
 _FMSPC_OID = bytes.fromhex("060a2a864886f84d010d0104")
 _FMSPC_LENGTH = 6
-_OCTET_STRING = 0x04
+_OCTET_STRING, _EXTENSIONS = 0x04, 0xA3
 _VERSION_3 = bytes.fromhex("a003020102")
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 # What `cryptography` raises on der that its outer parser let through.
@@ -63,20 +63,16 @@ def parse_pck_chain(pem: bytes) -> PckChain:
         )
     try:
         chain = [load_certificate(der) for der in ders]
-        leaf = chain[0]
-        issuer = leaf.issuer.public_bytes()
-        extension = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
+        issuer = chain[0].issuer.public_bytes()
         serials = tuple(certificate.serial_number for certificate in chain)
         not_after = min(int(certificate.not_valid_after_utc.timestamp()) for certificate in chain)
-    except x509.ExtensionNotFound as error:
-        raise InvalidEvidence("tdx.pck.fmspc", "pck leaf has no sgx extension") from error
     except UNREADABLE as error:
         raise InvalidEvidence(
             "tdx.pck.certificate", "a certificate of the pck chain is not valid der"
         ) from error
     return PckChain(
         certificates=ders,
-        fmspc=_fmspc(extension.public_bytes()),
+        fmspc=_fmspc(chain[0].tbs_certificate_bytes),
         ca=ca_of(issuer),
         serials=serials,
         not_after=not_after,
@@ -143,20 +139,41 @@ def _base64_lines(der: bytes) -> bytes:
     return b"".join(text[at : at + _LINE] + b"\n" for at in range(0, len(text), _LINE))
 
 
-def _fmspc(extension: bytes) -> bytes:
-    """Find the FMSPC in the SGX extension: a sequence of (oid, value) pairs, this one an octet string."""
-    found = []
+def _fmspc(tbs: bytes) -> bytes:
+    """Find the FMSPC in a leaf: cut by hand, since reading other extensions would trust and warn more."""
     try:
-        at, end = element(extension, 0, len(extension), SEQUENCE)
-        while at < end:
-            pair, at = element(extension, at, end, SEQUENCE)
-            if extension.startswith(_FMSPC_OID, pair):
-                start, stop = element(extension, pair + len(_FMSPC_OID), at, _OCTET_STRING)
-                found.append(extension[start:stop])
+        found = [
+            fmspc
+            for extension in _sgx_extensions(tbs)
+            for fmspc in _values(extension, 0, len(extension), _FMSPC_OID)
+        ]
     except ValueError as error:
-        raise InvalidEvidence("tdx.pck.fmspc", f"sgx extension {error}") from error
+        raise InvalidEvidence("tdx.pck.fmspc", f"pck leaf's sgx extension {error}") from error
     if [len(fmspc) for fmspc in found] != [_FMSPC_LENGTH]:
         raise InvalidEvidence(
-            "tdx.pck.fmspc", f"sgx extension names {len(found)} fmspc, expected one of {_FMSPC_LENGTH} bytes"
+            "tdx.pck.fmspc", f"pck leaf names {len(found)} fmspc, expected one of {_FMSPC_LENGTH} bytes"
         )
     return found[0]
+
+
+def _sgx_extensions(tbs: bytes) -> list[bytes]:
+    """Return the contents of a certificate's SGX extensions; a valid one has one."""
+    at, end = element(tbs, 0, len(tbs), SEQUENCE)
+    while at < end:
+        tag = tbs[at]
+        start, at = element(tbs, at, end, tag)
+        if tag == _EXTENSIONS:
+            return _values(tbs, start, at, _SGX_OID)
+    return []
+
+
+def _values(data: bytes, at: int, limit: int, oid: bytes) -> list[bytes]:
+    """Return the octet strings that a sequence of (oid, octet string) sequences has under `oid`."""
+    found = []
+    at, end = element(data, at, limit, SEQUENCE)
+    while at < end:
+        pair, at = element(data, at, end, SEQUENCE)
+        if data.startswith(oid, pair):
+            start, stop = element(data, pair + len(oid), at, _OCTET_STRING)
+            found.append(data[start:stop])
+    return found

@@ -172,8 +172,9 @@ def verify_tdx(
     6. What dcap-qvl read must be what was parsed here.
     7. The policy on TCB status, advisories, evaluation number.
 
-    The caller still owes: an expectation for `report_data`, a decision on the measurements, and, when
-    `simulated` is set, saying so.
+    The caller still owes: an expectation for `report_data` (nothing else in a quote is fresh), a decision on
+    the measurements, and, when `simulated` is set, saying so. A quote's bytes are no identity: whoever has
+    one can write its ECDSA signatures in their other form.
 
     Raises `InvalidEvidence`: those of `precheck_tdx` and `collateral.describe`,
     `tdx.collateral.{missing,future,expired,age}`, `tdx.pck.revoked`, `tdx.dcap.*` (one for each known
@@ -181,7 +182,7 @@ def verify_tdx(
     `tdx.advisory`.
     """
     parsed = precheck_tdx(quote, anchors=anchors, policy=policy, report_data=report_data)
-    facts, collateral, chain = _pick_collateral(parsed, endorsements, cache)
+    facts, collateral, chain = _pick_collateral(parsed, endorsements, cache, now)
     anchor = _pick_anchor(chain, anchors)
     _check_dates(facts, policy, now)
     if facts.revoked.intersection(chain.serials):
@@ -276,9 +277,9 @@ def _check_domain(report: TdReport, policy: TdxPolicy) -> None:
 
 
 def _pick_collateral(
-    quote: ParsedQuote, endorsements: Endorsements, cache: CollateralCache | None
+    quote: ParsedQuote, endorsements: Endorsements, cache: CollateralCache | None, now: int
 ) -> tuple[CollateralFacts, "QuoteCollateralV3", PckChain]:
-    """Return the youngest collateral for this platform, and the PCK chain to use with it."""
+    """Return the youngest collateral of `now` for this platform, and the PCK chain to use with it."""
     candidates = []
     for collateral in endorsements.tdx:
         prepared = _prepare(collateral) if cache is None else cache.prepare(collateral)
@@ -290,7 +291,7 @@ def _pick_collateral(
         if (facts.fmspc, facts.ca) == (chain.fmspc, chain.ca):
             candidates.append((facts, parsed, chain))
     if candidates:
-        return max(candidates, key=lambda candidate: candidate[0].issued)
+        return max(candidates, key=lambda found: (found[0].latest_issued <= now, found[0].issued))
     if quote.pck_chain is None:
         raise InvalidEvidence(
             "tdx.quote.certification",

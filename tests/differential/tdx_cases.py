@@ -10,15 +10,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulator.tdx import (
-    Domain,
-    QuotingEnclave,
-    SimulatedIntel,
-    SimulatedTdx,
-    level,
-    platform_tcb,
-    utc_text,
-)
+from enclave.simulator.intel_documents import level, platform_tcb, utc_text
+from enclave.simulator.tdx import Domain, QuotingEnclave, SimulatedIntel, SimulatedTdx
 from shared.attestation.collateral import collateral_json, parse_collateral
 from shared.attestation.endorsements import TdxCollateral
 from shared.attestation.policy import TcbStatus

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from enclave.devices.tdx import TdxDevice
-from enclave.simulator.tdx import FMSPC, MRTD, PADDING, SimulatedIntel, SimulatedTdx
+from enclave.simulator.intel_documents import FMSPC
+from enclave.simulator.tdx import MRTD, PADDING, SimulatedIntel, SimulatedTdx
 from shared.attestation.endorsements import Endorsements
 from shared.attestation.policy import TdxPolicy
 from shared.attestation.tdx import VerifiedTdx, verify_tdx

@@ -22,6 +22,7 @@ NOW = 1_767_225_600
 DAY = 86_400
 REPORT_DATA = bytes(range(64))
 DEFAULT_POLICY = TdxPolicy()
+AUTHORITY = x509.ObjectIdentifier("2.5.29.35")
 SGX = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 
 
@@ -86,8 +87,9 @@ def leaf(
     *,
     issuer_name: str | None = None,
     not_after: int = NOW + 365 * DAY,
+    authority: bytes | None = None,
 ) -> x509.Certificate:
-    """Return a PCK leaf with any key and any SGX extension."""
+    """Return a PCK leaf with any key, SGX extension and authority key identifier (content of both)."""
     named = issuer.certificate.subject
     if issuer_name is not None:
         named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer_name)])
@@ -102,4 +104,6 @@ def leaf(
     )
     if extension is not None:
         builder = builder.add_extension(x509.UnrecognizedExtension(SGX, extension), critical=False)
+    if authority is not None:
+        builder = builder.add_extension(x509.UnrecognizedExtension(AUTHORITY, authority), critical=False)
     return builder.sign(issuer.key, SHA256())

@@ -10,7 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulator.tdx import SimulatedIntel, utc_text
+from enclave.simulator.intel_documents import utc_text
+from enclave.simulator.tdx import SimulatedIntel
 from shared.attestation.collateral import (
     MAX_BUNDLE_CERTIFICATE,
     MAX_BUNDLE_ITEMS,

@@ -13,17 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulator.tdx import (
-    Domain,
-    Identity,
-    QuotingEnclave,
-    SimulatedIntel,
-    SimulatedTdx,
-    level,
-    platform_tcb,
-    sgx_extension,
-    utc_text,
-)
+from enclave.simulator.intel_documents import level, platform_tcb, sgx_extension, utc_text
+from enclave.simulator.tdx import Domain, Identity, QuotingEnclave, SimulatedIntel, SimulatedTdx
 from shared.attestation.collateral import parse_collateral
 from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements, TdxCollateral
 from shared.attestation.pck import join_pem
@@ -196,6 +187,13 @@ def test_n17_another_report_data_is_refused(forge: TdxForge) -> None:
     with refuses("tdx.report_data"):
         forge.verify(report_data=bytes(64))
     assert forge.verify(report_data=None).quote.report.report_data == REPORT_DATA
+
+
+def test_n18_a_quote_for_an_earlier_challenge_is_refused(forge: TdxForge) -> None:
+    """Its signature and its platform are as good as ever: only the challenge tells."""
+    earlier = SimulatedTdx(forge.intel).quote(b"earlier challenge".ljust(64, b"\0"))
+    with refuses("tdx.report_data"):
+        forge.verify(earlier, report_data=b"this challenge".ljust(64, b"\0"))
 
 
 # --- whose root ---
@@ -432,6 +430,13 @@ def test_of_several_collaterals_the_youngest_is_used(forge: TdxForge) -> None:
         assert forge.verify(None, *collaterals).collateral_issued == NOW
 
 
+def test_collateral_that_is_younger_than_the_time_asked_about_is_passed_over(forge: TdxForge) -> None:
+    """A verdict about the past, with a bundle that was renewed since."""
+    old = forge.intel.collateral(NOW - DAY)
+    verified = forge.verify(None, forge.collateral, old, now=NOW - 1)
+    assert verified.collateral_issued == NOW - DAY
+
+
 def test_valid_until_is_the_last_second_that_verifies(forge: TdxForge) -> None:
     policy = TdxPolicy(max_collateral_age=365 * DAY)
     due = forge.intel.collateral(NOW, tcb_info={"nextUpdate": utc_text(NOW + 50)})
@@ -552,6 +557,13 @@ def test_an_earlier_tcb_evaluation_is_refused(forge: TdxForge) -> None:
     assert forge.verify(policy=TdxPolicy(min_tcb_evaluation_number=17))
     with refuses("tdx.tcb.evaluation", PolicyDenied):
         forge.verify(policy=TdxPolicy(min_tcb_evaluation_number=18))
+    earlier = {"tcbEvaluationDataNumber": 16}
+    for collateral in (
+        forge.intel.collateral(NOW, tcb_info=earlier),
+        forge.intel.collateral(NOW, qe_identity=earlier),
+    ):
+        with refuses("tdx.tcb.evaluation", PolicyDenied):
+            forge.verify(None, collateral, policy=TdxPolicy(min_tcb_evaluation_number=17))
 
 
 # --- quotes without a chain ---

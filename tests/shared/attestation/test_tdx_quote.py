@@ -9,7 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulator.tdx import Domain, SimulatedIntel, SimulatedTdx, sgx_extension
+from enclave.simulator.intel_documents import sgx_extension
+from enclave.simulator.tdx import Domain, SimulatedIntel, SimulatedTdx
 from shared.attestation.envelope import TdxQuote, decode_envelope
 from shared.attestation.pck import MAX_CERTIFICATE, join_pem, parse_pck_chain, split_pem
 from shared.attestation.tdx_quote import (
@@ -329,3 +330,12 @@ def test_the_ca_is_told_by_the_issuer(intel: SimulatedIntel, issuer: str, ca: st
     made = leaf(intel.platform, public, sgx_extension(bytes(6), bytes(16)), issuer_name=issuer)
     der = made.public_bytes(Encoding.DER)
     assert parse_pck_chain(join_pem((der, intel.platform.der, intel.root.der))).ca == ca
+
+
+def test_extensions_that_decide_nothing_are_not_read(intel: SimulatedIntel) -> None:
+    """Found by flipping: a negative serial number in another extension made the library warn."""
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    negative_serial = bytes.fromhex("3003820180")
+    made = leaf(intel.platform, public, sgx_extension(bytes(6), bytes(16)), authority=negative_serial)
+    der = made.public_bytes(Encoding.DER)
+    assert parse_pck_chain(join_pem((der, intel.platform.der, intel.root.der))).fmspc == bytes(6)
