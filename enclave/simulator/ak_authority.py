@@ -86,7 +86,10 @@ class SimulatedAkAuthority(msgspec.Struct, frozen=True):
         not_before: datetime = _ISSUED,
         not_after: datetime = _EXPIRES,
     ) -> bytes:
-        """Return the certificate (DER) of an attestation key, with addresses of its issuer and its list."""
+        """Return the certificate (DER) of an attestation key, with addresses of its issuer and its list.
+
+        Google's name no list, and only their issuer can be revoked; these do, so that both cases are used.
+        """
         builder = _builder(
             _name(name), self.intermediate.certificate.subject, public_key, not_before, not_after
         )

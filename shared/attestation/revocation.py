@@ -95,13 +95,11 @@ def check_revocation(
     from shared.attestation.crl import names_list  # noqa: PLC0415 - loaded with the first list
 
     until: list[int] = []
-    covered: set[bytes] = set()
     uncovered: list[InvalidEvidence] = []
     for link in chain:
         found = _find_current(link, by_issuer.get(link.issuer, []), now, cache)
         if isinstance(found, int):
             until.append(found)
-            covered.add(link.issuer)
         elif names_list(link.certificate):
             uncovered.append(found)
     if uncovered:
@@ -111,7 +109,9 @@ def check_revocation(
     if not until:
         return RevocationResult(not_applicable("no certificate of the chain names a revocation list"))
     last = min(until)
-    return RevocationResult(verified(f"lists of {len(covered)} issuers, current until {last}"), last + 1)
+    rest = "" if len(until) == len(chain) else ", the others name none"
+    reason = f"{len(until)} of {len(chain)} certificates are covered by current lists until {last}{rest}"
+    return RevocationResult(verified(reason), last + 1)
 
 
 def _lists_of(

@@ -65,7 +65,8 @@ def test_a_covered_chain_is_verified_until_the_first_list_ends(world: World) -> 
     later = (world.list_of("root", now=NOW), world.list_of("intermediate", now=NOW - 100))
     result = world.check(later)
     assert result.lane.status is Status.VERIFIED
-    assert result.lane.reason == f"lists of 2 issuers, current until {NOW - 100 + WEEK}"
+    until = NOW - 100 + WEEK
+    assert result.lane.reason == f"2 of 2 certificates are covered by current lists until {until}"
     assert result.valid_until == NOW - 100 + WEEK + 1
 
 
@@ -196,6 +197,14 @@ def test_a_chain_that_names_no_list_needs_none(world: World) -> None:
     result = world.check((), chain=chain)
     assert result.lane.status is Status.NOT_APPLICABLE
     assert result.valid_until is None
+
+
+def test_a_chain_as_googles_needs_the_roots_list_alone(world: World) -> None:
+    chain = [_without_addresses(world.chain[0]), world.chain[1]]
+    lane = world.check((world.list_of("root"),), chain=chain).lane
+    assert lane.status is Status.VERIFIED
+    assert lane.reason.startswith("1 of 2 certificates are covered")
+    assert lane.reason.endswith(", the others name none")
 
 
 def test_a_list_counts_for_a_certificate_that_names_none(world: World) -> None:
