@@ -230,16 +230,17 @@ def production_source(
     pccs_url: str = "",
     offline: bool = False,
     external: bool = False,
+    http: HttpClient | None = None,
 ) -> EndorsementSource:
     """Return a source over the public services, or over the collateral service that is configured.
 
     `external` is for simulated anchors: `pccs_url` may then be plain http, and issuers and revocation lists
-    are fetched from its origin too. Raises `ConfigError`: `pccs.config.*`, `issuers.config.*`,
-    `endorsements.bundle`.
+    are fetched from its origin too. `http` is how to reach them, None dials directly and takes the system's
+    roots. Raises `ConfigError`: `pccs.config.*`, `issuers.config.*`, `endorsements.bundle`.
     """
     if offline:
         return EndorsementSource(None, None, bundle=bundle)
-    http = HttpClient(DirectDialer())
+    http = HttpClient(DirectDialer()) if http is None else http
     parts = urlsplit(pccs_url)
     pccs = PccsClient((pccs_url,) if pccs_url else DEFAULT_PCCS_URLS, http, allow_plain_http=external)
     origins = (f"{parts.scheme}://{parts.netloc}",) if external and pccs_url else ()

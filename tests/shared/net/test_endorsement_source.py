@@ -472,6 +472,13 @@ def test_a_configured_service_is_asked_for_simulated_anchors(world: World) -> No
     assert world.gather(source, world.gcp()).tdx == (world.published,)
 
 
+def test_the_way_to_the_services_may_be_given(world: World) -> None:
+    dialer = RoutedDialer(int(world.server.url.rpartition(":")[2]))
+    source = production_source(pccs_url="http://pccs.example", external=True, http=HttpClient(dialer))
+    assert world.gather(source, world.tdx()).tdx == (world.published,)
+    assert set(dialer.dialed) == {("pccs.example", 80)}
+
+
 def test_production_asks_no_loopback_address(world: World) -> None:
     with pytest.raises(ConfigError) as caught:
         production_source(pccs_url=world.server.url)

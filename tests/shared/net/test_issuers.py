@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -24,6 +25,9 @@ from enclave.simulator.ak_authority import (
 from enclave.simulator.pccs import CollateralServer
 from enclave.simulator.revocation_lists import sign_list
 from shared.attestation.ak_chain import verify_ak_chain
+from shared.attestation.crl import crl_urls
+from shared.attestation.envelope import NitroEnclaveQuote, decode_envelope
+from shared.attestation.nitro import parse_document
 from shared.attestation.revocation import ChainLink
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, DstackError
@@ -371,6 +375,17 @@ def test_the_root_is_not_fetched(world: World) -> None:
 def test_the_vendors_addresses_are_allowed(url: str) -> None:
     http = HttpClient(RoutedDialer(1))
     assert IssuerClient(http, hosts=PRODUCTION_HOSTS)._is_allowed(url)
+
+
+@pytest.mark.parametrize("name", ["nitro_attestation.bin", "nitro_attestation_nsm_qvl.bin"])
+def test_the_addresses_of_real_documents_are_allowed(shared_data: Callable[[str], Path], name: str) -> None:
+    quote = decode_envelope(shared_data(f"attestation/upstream/nitro/{name}").read_bytes()).quote
+    assert isinstance(quote, NitroEnclaveQuote)
+    document = parse_document(quote.nsm_quote)
+    urls = [url for der in (document.certificate, *document.cabundle) for url in crl_urls(der)]
+    client = IssuerClient(HttpClient(RoutedDialer(1)))
+    assert len(urls) >= 2
+    assert all(client._is_allowed(url) for url in urls)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from shared.net import pccs
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.pccs import PccsClient, read_signed
+from shared.net.response import Response
 from tests.fuzz.budget import fuzz, mutated, outcome
 from tests.shared.net.services import (
     CHAIN_HEADER,
@@ -413,3 +414,41 @@ def test_any_body_gives_an_exact_cut_or_a_refusal(body: bytes) -> None:
         assert text.encode() in body
         assert json.loads(text) == json.loads(body)["enclaveIdentity"]
         assert signature.hex() == json.loads(body)["signature"].lower()
+
+
+def whole_answers() -> dict[str, Answer]:
+    with CollateralServer(good) as server, plain_client() as http:
+        client(http, server.url).fetch(FMSPC, "platform")
+        return {target: server.answer(target) for target in server.requests}
+
+
+ANSWERS = whole_answers()
+
+
+class Scripted(HttpClient):
+    """Answers from memory, one part of the answers spoiled."""
+
+    def __init__(self, part: str, value: bytes) -> None:
+        super().__init__(DirectDialer())
+        self._part, self._value = part, value
+
+    def request(self, _method: str, url: str, *_: object, **_limits: object) -> Response:
+        answer = ANSWERS[url.removeprefix("https://pccs.example")]
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        if self._part == "header":
+            headers = dict.fromkeys(headers, self._value.decode("latin-1"))
+        return Response(200, headers, self._value if self._part in url else answer.body)
+
+
+PARTS = {
+    "pckcrl": COLLATERAL.pck_crl,
+    "tcb?": f'{{"tcbInfo":{COLLATERAL.tcb_info},"signature":"{SIGNATURE}"}}'.encode(),
+    "qe/identity": BODY,
+    "rootcacrl": COLLATERAL.root_ca_crl.hex().encode(),
+    "header": CHAIN_HEADER.encode(),
+}
+
+
+@fuzz(st.sampled_from(sorted(PARTS)).flatmap(lambda part: st.tuples(st.just(part), mutated([PARTS[part]]))))
+def test_any_answer_gives_collateral_or_a_refusal(example: tuple[str, bytes]) -> None:
+    outcome(PccsClient(["https://pccs.example"], Scripted(*example)).fetch, FMSPC, "platform")
