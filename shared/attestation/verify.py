@@ -16,7 +16,6 @@ from shared.attestation.envelope import (
     GcpTdxQuote,
     NitroEnclaveQuote,
     NitroTpmQuote,
-    SevSnpQuote,
     TdxQuote,
     check_pod_payload,
     decode_envelope,
@@ -40,9 +39,9 @@ if TYPE_CHECKING:  # each platform's module is loaded with its first evidence: d
 class VerifierCache:
     """What one verifier remembers between calls: verified chains and parsed collateral, never a verdict."""
 
-    def __init__(self) -> None:
+    def __init__(self, collateral: "CollateralCache | None" = None) -> None:
         self.chains = ChainCache()
-        self._collateral: CollateralCache | None = None
+        self._collateral = collateral
 
     @property
     def collateral(self) -> "CollateralCache":
@@ -120,7 +119,7 @@ def verify_attestation(
             result = work.gcp(attestation.quote)
         case NitroTpmQuote(attestation_doc):
             result = work.nitro_tpm(attestation_doc)
-        case SevSnpQuote():
+        case _:  # SEV-SNP
             raise InvalidEvidence(
                 "attestation.platform.unsupported",
                 f"evidence is of {attestation.tee_variant}, which is decoded and not verified here",

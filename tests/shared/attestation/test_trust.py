@@ -67,6 +67,13 @@ def test_refuses_an_anchor_of_another_curve_or_hash(fault: dict[str, object]) ->
         TrustAnchors.production().with_extra(Forge(root=fault).made["root"].pem)
 
 
+@pytest.mark.parametrize("fault", [{"usage": None}, {"basic": False}])
+def test_refuses_an_anchor_that_does_not_say_what_it_may(fault: dict[str, object]) -> None:
+    pem = Forge(root={"curve": ec.SECP256R1(), **fault}).made["root"].pem
+    with refuses("trust.anchor.not_ca", ConfigError):
+        TrustAnchors.production().with_extra(pem)
+
+
 def test_an_extra_root_serves_the_signers_that_its_key_suits() -> None:
     for curve, served in ((ec.SECP256R1(), ("tdx", "gcp_tpm")), (ec.SECP384R1(), ("nitro",))):
         anchors = TrustAnchors.production().with_extra(Forge(root={"curve": curve}).made["root"].pem)
