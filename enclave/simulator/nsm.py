@@ -22,7 +22,8 @@ from enclave.devices.nsm import MAX_REQUEST
 from enclave.simulator.authority import Issuer, SimulatedAuthority
 from shared.attestation.cbor import Value, decode_strict
 from shared.attestation.cose import CoseSign1
-from shared.attestation.nitro import MAX_NONCE, MAX_PUBLIC_KEY, MAX_USER_DATA, PCR_COUNT, PCR_LENGTH
+from shared.attestation.nitro import PCR_COUNT
+from shared.attestation.nitro_document import MAX_NONCE, MAX_PUBLIC_KEY, MAX_USER_DATA, PCR_LENGTH
 from shared.errors import InvalidEvidence
 
 # The registers that AWS locks before an enclave starts; 16 to 31 are the enclave's own.

@@ -1,20 +1,8 @@
 """Nitro enclave documents: what the NSM signed, and whether to believe it (spec attestation 4.3-4.5)."""
 
-from shared.attestation.chain import ChainCache as ChainCache  # noqa: PLC0414 - its callers make one
+from shared.attestation.chain import ChainCache
 from shared.attestation.cose import parse_sign1
 from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
-from shared.attestation.nitro_document import (
-    MAX_NONCE as MAX_NONCE,  # noqa: PLC0414 - whoever makes documents needs the limits
-)
-from shared.attestation.nitro_document import (
-    MAX_PUBLIC_KEY as MAX_PUBLIC_KEY,  # noqa: PLC0414 - as above
-)
-from shared.attestation.nitro_document import (
-    MAX_USER_DATA as MAX_USER_DATA,  # noqa: PLC0414 - as above
-)
-from shared.attestation.nitro_document import (
-    PCR_LENGTH as PCR_LENGTH,  # noqa: PLC0414 - as above
-)
 from shared.attestation.nitro_document import (
     DocumentKind,
     DocumentVerifier,
