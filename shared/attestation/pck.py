@@ -5,6 +5,7 @@ looked for, and which trust anchor the evidence claims (spec attestation section
 """
 
 import binascii
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -51,6 +52,8 @@ class PckChain(msgspec.Struct, frozen=True):
         return self.certificates[-1]
 
 
+# A machine sends the same chain in every quote; nothing is verified here, so nothing can go stale.
+@lru_cache(maxsize=64)
 def parse_pck_chain(pem: bytes) -> PckChain:
     """Read a PEM chain of a PCK leaf, its CA and a root.
 
