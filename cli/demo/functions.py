@@ -21,7 +21,7 @@ def start_authorize(processes: ProcessGroup, *, rpc_url: str, kms_contract: str,
     spec = find_spec("functions.authorize.gcp")
     if spec is None or spec.origin is None:
         raise ConfigError("demo.function", "the authorize function is not installed")
-    port = free_port()
+    port = _free_port()
     process = processes.start(
         "authorize",
         [
@@ -35,8 +35,7 @@ def start_authorize(processes: ProcessGroup, *, rpc_url: str, kms_contract: str,
     return url
 
 
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses right now."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 
 from cli.demo.answers import convert_answer
-from cli.demo.functions import LOOPBACK, free_port
 from cli.demo.guests import Measured
 from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots, write_os_image
 from cli.demo.processes import Process, ProcessGroup
@@ -23,6 +22,9 @@ _TPMS = {
 
 
 class _Authority(msgspec.Struct, frozen=True):
+    """The `ready` event of the vendors' service."""
+
+    url: str
     device_id: str
 
 
@@ -52,22 +54,17 @@ class GcpGuests:
         self._processes = processes
         self._work = work
         self._authority = work / "authority"
-        url = f"http://{LOOPBACK}:{free_port()}"
-        made = self._simulator("authority", "authority", "--url", url, str(self._authority))
-        self.device_id = decode_hex(
-            convert_answer(made, _Authority, what="the simulator's authority").device_id,
-            what="device_id",
-            length=32,
-        )
-        processes.python("pccs", "enclave.simulator", "pccs", str(self._authority)).wait_for("ready")
+        pccs = processes.python("pccs", "enclave.simulator", "pccs", str(self._authority))
+        made = convert_answer(pccs.wait_for("ready"), _Authority, what="the simulator's authority")
+        self.device_id = decode_hex(made.device_id, what="device_id", length=32)
         pems = {
             "tdx": (self._authority / "intel" / "root.pem").read_bytes(),
             "gcp_tpm": (self._authority / "google" / "root.pem").read_bytes(),
         }
-        self.roots = Roots(pems=pems, pccs_url=url)
+        self.roots = Roots(pems=pems, pccs_url=made.url)
         anchors = TrustAnchors.production().with_extra(pems["tdx"], signer="tdx")
         anchors = anchors.with_extra(pems["gcp_tpm"], signer="gcp_tpm")
-        self.verifier = Verifier(anchors, now, production_source(pccs_url=url, external=True))
+        self.verifier = Verifier(anchors, now, production_source(pccs_url=made.url, external=True))
         self._os_image = work / "os-image"
         self._os_image.mkdir()
         write_os_image(self._os_image)

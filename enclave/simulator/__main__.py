@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="print what an image directory measures")
     measure.add_argument("image", type=Path)
     pccs = commands.add_parser("pccs", help="gcp: publish collateral, issuers and revocation lists")
-    pccs.add_argument("directory", type=Path, help="the roots' directory")
+    pccs.add_argument("directory", type=Path, help="the roots' directory, made when absent")
     evidence = commands.add_parser("evidence", help="write sample evidence and what verifies it")
     evidence.add_argument("directory", type=Path)
     evidence.add_argument("--platform", choices=("nitro", "nitro-tpm", "tdx", "gcp"), required=True)

@@ -2,15 +2,14 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from enclave.simulator.ak_authority import SimulatedAkAuthority
-from enclave.simulator.pccs import CollateralServer
 from enclave.simulator.tdx import SimulatedIntel
 from shared.attestation.endorsements import TdxCollateral
 from shared.attestation.pck import parse_pck_chain
@@ -33,9 +32,8 @@ class GcpAuthority(msgspec.Struct, frozen=True):
     def create(cls, url: str) -> Self:
         """Make new vendors; certificates of vTPM keys will name `url` for issuers and revocation lists."""
         ppid = os.urandom(16)
-        return cls(
-            SimulatedIntel.create(ppid=ppid), SimulatedAkAuthority.create(url), hashlib.sha256(ppid).digest()
-        )
+        google = SimulatedAkAuthority.create(url)
+        return cls(SimulatedIntel.create(ppid=ppid), google, hashlib.sha256(ppid).digest())
 
     def save(self, directory: Path) -> None:
         """Write `intel/` and `google/`, each with its root.pem. Raises `StorageError("simulator.*")`."""
@@ -57,24 +55,23 @@ class GcpAuthority(msgspec.Struct, frozen=True):
             raise StorageError(
                 "simulator.authority.read", f"{directory} holds no readable simulated authority"
             ) from error
-        return cls(
-            SimulatedIntel.load(directory / _INTEL), SimulatedAkAuthority.load(directory / _GOOGLE), device_id
-        )
+        google = SimulatedAkAuthority.load(directory / _GOOGLE)
+        return cls(SimulatedIntel.load(directory / _INTEL), google, device_id)
 
-    def server(self, *, port: int = 0, clock: Callable[[], float] = time.time) -> CollateralServer:
-        """Return a server of what both vendors publish, made fresh for each request."""
+    def collateral(self, fmspc: str, ca: str, now: int) -> TdxCollateral | None:
+        """Return fresh collateral at `now` (unix seconds) for this platform, None for another one.
+
+        `fmspc` (hex) and `ca` may be empty, which any platform is.
+        """
         platform = parse_pck_chain(self.intel.pck_chain)
-        asked = {(fmspc, ca) for fmspc in ("", platform.fmspc.hex()) for ca in ("", platform.ca)}
+        if fmspc not in {"", platform.fmspc.hex()} or ca not in {"", platform.ca}:
+            return None
+        return self.intel.collateral(now - BACKDATE)
 
-        def now() -> int:
-            return int(clock()) - BACKDATE
+    def files(self, now: Callable[[], int]) -> dict[str, Callable[[], bytes]]:
+        """Return what Google publishes, by path, fresh at each call."""
 
-        def collateral(fmspc: str, ca: str) -> TdxCollateral | None:
-            return self.intel.collateral(now()) if (fmspc, ca) in asked else None
+        def read(path: str) -> bytes:
+            return self.google.resources(now() - BACKDATE)[path]
 
-        def resource(path: str) -> Callable[[], bytes]:
-            return lambda: self.google.resources(now())[path]
-
-        return CollateralServer(
-            collateral, {path: resource(path) for path in self.google.resources(0)}, port=port
-        )
+        return {path: partial(read, path) for path in self.google.resources(0)}

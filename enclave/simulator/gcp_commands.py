@@ -15,6 +15,7 @@ from enclave.simulator.compose import read_compose
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_guest import GuestFiles, running_guest
+from enclave.simulator.pccs import CollateralServer
 from enclave.tee.boot_events import identity_events, provider_events
 from shared.attestation.event_log import replay
 from shared.attestation.gcp import FIRMWARE_PCR, IMAGE_PCR
@@ -28,7 +29,7 @@ Daemon = Callable[[list[str] | None, Platform | None], int]
 def create_authority(directory: Path, url: str) -> dict[str, str]:
     """Make and save an authority; returns what an operator tells a contract of its machine."""
     if not urlsplit(url).port:
-        raise ConfigError("simulator.url", f"got url {url!r}, expected http://host:port of the pccs command")
+        raise ConfigError("simulator.url", f"got url {url!r}, expected http://127.0.0.1:PORT, for `pccs`")
     authority = GcpAuthority.create(url)
     authority.save(directory)
     return {"device_id": authority.device_id.hex()}
@@ -42,7 +43,8 @@ def measure(image: Path, app_compose: Path | None, app_id: bytes) -> dict[str, s
     """
     boot = GcpBoot.of(image)
     pcrs = {index: boot.pcr(index) for index in (FIRMWARE_PCR, IMAGE_PCR)}
-    report = {"os_image_hash": boot.os_image_hash.hex(), **{f"PCR{i}": v.hex() for i, v in pcrs.items()}}
+    report = {f"PCR{index}": value.hex() for index, value in pcrs.items()}
+    report["os_image_hash"] = boot.os_image_hash.hex()
     if app_compose is None:
         return report
     raw = app_compose.read_bytes()
@@ -56,11 +58,30 @@ def measure(image: Path, app_compose: Path | None, app_id: bytes) -> dict[str, s
     return report
 
 
+def open_publisher(directory: Path) -> tuple[GcpAuthority, CollateralServer]:
+    """Return an authority and the server of what it publishes, bound to the address in its certificates.
+
+    Where `directory` holds none it is made, for the port that was free.
+    """
+
+    def now() -> int:
+        return int(time.time())
+
+    # a request finds the authority: nothing is served before this function returns
+    present = GcpAuthority.load(directory) if directory.exists() else None
+    port = 0 if present is None else urlsplit(present.google.base_url).port or 0
+    server = CollateralServer(lambda fmspc, ca: authority.collateral(fmspc, ca, now()), port=port)
+    authority = present or GcpAuthority.create(server.url)
+    if present is None:
+        authority.save(directory)
+    server.files.update(authority.files(now))
+    return authority, server
+
+
 def serve_collateral(directory: Path) -> int:
-    """Publish what the authority's vendors publish, at the address in their certificates, until stopped."""
-    authority = GcpAuthority.load(directory)
-    server = authority.server(port=urlsplit(authority.google.base_url).port or 0, clock=time.time)
-    log_event("ready", url=server.url)
+    """Publish, fresh at each request, until stopped."""
+    authority, server = open_publisher(directory)
+    log_event("ready", url=server.url, device_id=authority.device_id.hex())
     server.serve_forever()
     return 0
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +57,11 @@ class SimulatedGcpTee(GcpTee):
     ) -> None:
         super().__init__(tdx, tpm, log, vm_config=vm_config, boot_log=boot_log)
         self._ports: dict[int, socket.socket] = {}
+
+    def close(self) -> None:
+        """Give the ports back."""
+        for kept in self._ports.values():
+            kept.close()
 
     def listen(self, address: str, port: int) -> socket.socket:
         """Listen on the loopback port that stands for the guest's `port`."""
@@ -127,7 +132,8 @@ def running_guest(
         tee = SimulatedGcpTee(
             domain, chip, log, vm_config=HostShared(shared).vm_config, boot_log=boot.tpm_log
         )
-        yield Platform(image=measured, writable=files.writable, tee=tee)
+        with closing(tee):
+            yield Platform(image=measured, writable=files.writable, tee=tee)
 
 
 @contextmanager

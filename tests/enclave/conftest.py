@@ -23,6 +23,7 @@ from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.boot_info import BootInfo
 from shared.ratls.certificates import client_certificate, spki_der
+from tests.enclave.gcp import Machines, machines
 
 NOW = 1_900_000_000
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
@@ -74,6 +75,13 @@ def kms_enclave(authority: SimulatedAuthority) -> Enclave:
 @pytest.fixture(scope="session")
 def app_enclave(authority: SimulatedAuthority) -> Enclave:
     return Enclave(authority, seed=2, app_id=APP_ID)
+
+
+@pytest.fixture
+def gcp(tmp_path: Path) -> Iterator[Machines]:
+    """Simulated Google Cloud machines, and the service of their vendors."""
+    with machines(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
