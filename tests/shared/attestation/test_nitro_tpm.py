@@ -253,6 +253,6 @@ def test_a_list_that_ends_first_ends_the_verdict(instance: Instance) -> None:
     assert instance.verify(Revocation.REQUIRED, lists).valid_until == NOW + 60 + 1
 
 
-def test_n41_a_document_says_nothing_of_patches(forge: Forge, verify: Verify) -> None:
+def test_a_document_says_nothing_of_patches(forge: Forge, verify: Verify) -> None:
     fields = {*msgspec.structs.asdict(verify(document(forge)).document)}
     assert not {name for name in fields if "tcb" in name or "svn" in name}

@@ -85,7 +85,7 @@ def test_a_list_holds_until_the_second_that_is_told(world: World) -> None:
 
 @pytest.mark.parametrize("mode", [LENIENT, STRICT])
 @pytest.mark.parametrize("which", ["ak", "intermediate"])
-def test_n14_refuses_a_revoked_certificate(world: World, mode: Revocation, which: str) -> None:
+def test_n35_refuses_a_revoked_certificate(world: World, mode: Revocation, which: str) -> None:
     with refuses("crl.revoked"):
         world.check(world.lists(revoked=(getattr(world, which),)), mode)
 
