@@ -109,7 +109,7 @@ def verify_attestation(
     check_pod_payload(attestation)
     events = system_events(attestation.runtime_events)
     expected = lanes.expectation(report_data)
-    work = _Work(attestation, events, expected, now, anchors, policy, endorsements, cache or VerifierCache())
+    work = _Work(attestation, events, expected, now, anchors, policy, endorsements, cache)
     match attestation.quote:
         case NitroEnclaveQuote(nsm_quote):
             result = work.nitro(nsm_quote)
@@ -137,7 +137,7 @@ class _Work(msgspec.Struct, frozen=True):
     anchors: TrustAnchors
     policy: Policy
     endorsements: Endorsements
-    cache: VerifierCache
+    cache: VerifierCache | None
 
     def nitro(self, document: bytes) -> VerifiedAttestation:
         nitro = verify_document(
@@ -146,7 +146,7 @@ class _Work(msgspec.Struct, frozen=True):
             anchors=self.anchors,
             policy=self.policy.nitro,
             endorsements=self.endorsements,
-            chain_cache=self.cache.chains,
+            chain_cache=None if self.cache is None else self.cache.chains,
             report_data=self.attestation.report_data,
         )
         return self._result(
@@ -166,7 +166,7 @@ class _Work(msgspec.Struct, frozen=True):
             anchors=self.anchors,
             policy=self.policy.nitro,
             endorsements=self.endorsements,
-            chain_cache=self.cache.chains,
+            chain_cache=None if self.cache is None else self.cache.chains,
             report_data=self.attestation.report_data,
         )
         result = self._result(
@@ -189,7 +189,7 @@ class _Work(msgspec.Struct, frozen=True):
             policy=self.policy.tdx,
             endorsements=self.endorsements,
             report_data=self.attestation.report_data,
-            cache=self.cache.collateral,
+            cache=None if self.cache is None else self.cache.collateral,
         )
         report = tdx.quote.report
         check_rtmr3(report.rtmrs[3], self.attestation.runtime_events)
