@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "nitro-warm": nitro_verdict.warm,
     "tdx-verdict": tdx_verdict.tdx,
     "gcp-verdict": tdx_verdict.gcp,
+    "gcp-cold": tdx_verdict.gcp_cold,
     "event-replay": tdx_verdict.long_log,
     "import-verify": import_budget.verify,
     "import-authorize": import_budget.authorize,

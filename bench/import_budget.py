@@ -26,6 +26,7 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+import cbor2, dcap_qvl
 """
 
 AUTHORIZE_PROFILE = """

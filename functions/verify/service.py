@@ -13,7 +13,6 @@ from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
 from shared.attestation.envelope import Attestation, decode_envelope
 from shared.attestation.identity import boot_info, info_of
 from shared.attestation.image import check_image, claimed_config
-from shared.attestation.legacy_request import attestation_of_quote
 from shared.attestation.policy import DEFAULT_POLICY, Policy
 from shared.attestation.trust import TrustAnchors
 from shared.attestation.verdict import Status, Verdict
@@ -250,6 +249,8 @@ def _attestation(request: VerifyRequest) -> Attestation:
         raise InvalidEvidence("verify.quote.missing", "Quote is required")
     if request.event_log is None:
         raise InvalidEvidence("verify.event_log.missing", "Event log is required")
+    from shared.attestation.legacy_request import attestation_of_quote  # noqa: PLC0415 - for old clients alone
+
     return attestation_of_quote(bytes.fromhex(request.quote), request.event_log, request.vm_config or "")
 
 

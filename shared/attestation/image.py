@@ -15,12 +15,9 @@ from shared.attestation.nitro import IMAGE_PCRS, VerifiedNitroDocument
 from shared.attestation.verdict import Lane, skipped, verified
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import InvalidEvidence, PolicyDenied
-from shared.measurement.images import check_aws_image, check_gcp_image
-from shared.measurement.mr_config import BootValues, check_mr_config, parse_key_provider
-from shared.measurement.tdx_registers import LiteRegisters, check_lite
 from shared.measurement.vm_config import VmConfig, attestation_variant, parse_vm_config
 
-if TYPE_CHECKING:  # these modules are loaded with their first evidence
+if TYPE_CHECKING:  # each platform's modules are loaded with its first evidence: an import is a cold start's
     from shared.attestation.gcp import VerifiedGcp
     from shared.attestation.nitro_tpm import VerifiedNitroTpm
     from shared.attestation.tdx import VerifiedTdx
@@ -83,6 +80,8 @@ def _nitro(evidence: VerifiedNitroDocument, config: VmConfig) -> dict[str, Lane]
 
 
 def _tdx(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    from shared.measurement.tdx_registers import LiteRegisters, check_lite  # noqa: PLC0415 - see above
+
     tdx = cast("VerifiedTdx", evidence.evidence)
     quote = cast("TdxQuote", evidence.attestation.quote)
     report = tdx.quote.report
@@ -107,6 +106,8 @@ def _tdx(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
 
 
 def _gcp(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    from shared.measurement.images import check_gcp_image  # noqa: PLC0415 - see above
+
     gcp = cast("VerifiedGcp", evidence.evidence)
     quote = cast("GcpTdxQuote", evidence.attestation.quote)
     boot = check_gcp_image(config, gcp.pcr2_events)
@@ -145,6 +146,8 @@ def _is_partition_table(digest: bytes | None, log: Sequence[TdxEvent]) -> bool:
 
 
 def _nitro_tpm(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
+    from shared.measurement.images import check_aws_image  # noqa: PLC0415 - see above
+
     pcrs = cast("VerifiedNitroTpm", evidence.evidence).document.pcrs
     check_aws_image(config, pcrs)
     digest = "in the digest of PCR4, PCR7 and PCR12, which os_image_hash names"
@@ -158,6 +161,13 @@ def _nitro_tpm(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lan
 
 def _mr_config(mr_config_id: bytes, config: VmConfig, evidence: VerifiedAttestation) -> Lane:
     """Compare MRCONFIGID with the recorded identity; zero means that the launcher fixed none."""
+    # PLC0415: see above
+    from shared.measurement.mr_config import (  # noqa: PLC0415
+        BootValues,
+        check_mr_config,
+        parse_key_provider,
+    )
+
     events = evidence.events
     check = check_mr_config(
         mr_config_id,

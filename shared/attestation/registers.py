@@ -5,12 +5,15 @@ them. Boot events carry their digests, so a replay proves that the log is the on
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from shared.attestation.envelope import RuntimeEvent, TdxEvent
 from shared.attestation.event_log import replay, replay_registers
-from shared.attestation.tdx_quote import TdReport
 from shared.attestation.verdict import Lane, skipped, verified
 from shared.errors import InvalidEvidence
+
+if TYPE_CHECKING:  # loaded with the first TDX evidence
+    from shared.attestation.tdx_quote import TdReport
 
 _BOOT_REGISTERS = (0, 1, 2)
 
@@ -24,7 +27,7 @@ def check_rtmr3(rtmr3: bytes, events: Sequence[RuntimeEvent]) -> None:
         )
 
 
-def check_boot_log(report: TdReport, log: Sequence[TdxEvent]) -> Lane:
+def check_boot_log(report: "TdReport", log: Sequence[TdxEvent]) -> Lane:
     """Compare each boot register whose log is complete; a stripped log leaves the lane skipped.
 
     Raises `InvalidEvidence`: `tdx.boot_log`, and `event_log.*` for digests of another length.
