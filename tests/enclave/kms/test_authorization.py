@@ -17,6 +17,7 @@ from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableE
 from shared.net.response import Response
 
 NOW = 1_900_000_000
+HEAD_TIMESTAMP = NOW - 5
 BOOT_INFO = BootInfo(
     tee_variant="dstack-nitro-enclave",
     mr_aggregated=bytes([1]) * 32,
@@ -73,6 +74,7 @@ def _proof(
     quorum: Quorum | None = None,
     allow_cache: int = 0,
     now: Callable[[], int] = lambda: NOW,
+    raise_floor: Callable[[int], None] = lambda _timestamp: None,
 ) -> ProofAuthorizer:
     settings = Proof(
         url="https://authorize.example/",
@@ -82,7 +84,14 @@ def _proof(
         allow_cache=allow_cache,
     )
     policy = chain.ChainPolicy(chain_id=1, kms_contract=bytes([0x11]) * 20, codes=code_list())
-    return ProofAuthorizer(settings, policy, quorum or Quorum(), http, now)  # type: ignore[arg-type]
+    return ProofAuthorizer(
+        settings,
+        policy,
+        quorum or Quorum(),  # type: ignore[arg-type]
+        http,  # type: ignore[arg-type]
+        now,
+        raise_floor,
+    )
 
 
 def _decided(*, is_allowed: bool = True, expires_at: int = NOW + 60) -> chain.Decision:
@@ -93,6 +102,7 @@ def _decided(*, is_allowed: bool = True, expires_at: int = NOW + 60) -> chain.De
         app_implementation=bytes(20),
         finalized_number=5,
         expires_at=expires_at,
+        head_timestamp=HEAD_TIMESTAMP,
     )
 
 
@@ -124,6 +134,13 @@ def test_names_the_quorums_blocks_to_the_function(decided) -> None:  # noqa: ARG
     assert http.asked == [
         f"POST https://authorize.example/bootAuth/app?proof=1&finalized=0x{'05' * 32}&head=0x{'07' * 32}"
     ]
+
+
+def test_the_clock_may_not_fall_behind_an_accepted_head(decided: list[chain.Decision]) -> None:
+    decided[0] = _decided(is_allowed=False)
+    told: list[int] = []
+    _proof(Function(_answer()), raise_floor=told.append).authorize("app", BOOT_INFO)
+    assert told == [HEAD_TIMESTAMP]
 
 
 def test_the_proof_decides_and_not_the_function(decided: list[chain.Decision]) -> None:

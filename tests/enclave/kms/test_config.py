@@ -112,3 +112,25 @@ def test_refuses_what_is_not_toml(text: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_config(text.encode("latin-1"))
     assert refusal.value.code == "config.syntax"
+
+
+@pytest.mark.parametrize(
+    ("key", "signer"),
+    [
+        ("tdx", "tdx"),
+        ("gcp_tpm", "gcp_tpm"),
+        ("aws_nitro_enclave", "nitro"),
+        ("aws_nitro_tpm", "nitro"),
+    ],
+)
+def test_every_extra_root_needs_the_flag(key: str, signer: str) -> None:
+    root = f'[core.attestation.root_ca]\n{key} = "/root.pem"\n'
+    assert _code(PROOF + root) == "config.anchors.flag"
+    flag = "[core.attestation]\ninsecure_allow_external_trust_anchors = true\n"
+    attestation = parse_config((PROOF + flag + root).encode()).core.attestation
+    assert attestation.root_ca.by_signer() == {signer: ("/root.pem",)}
+
+
+def test_upstreams_collateral_url_is_read() -> None:
+    urls = '[core.attestation.urls]\npccs = "https://pccs.example"\namd_kds = "https://kds.example"\n'
+    assert parse_config((PROOF + urls).encode()).core.attestation.urls.pccs == "https://pccs.example"

@@ -205,6 +205,12 @@ def test_an_allow_expires_after_a_minute(world: World) -> None:
     assert world.decide("app", world.boot(), evidence).expires_at == evidence.now + 60
 
 
+def test_a_decision_tells_the_time_of_its_head(world: World) -> None:
+    evidence = world.evidence("app", world.boot())
+    stamp = _timestamp(evidence.bundle.headers, evidence.head)
+    assert world.decide("app", world.boot(), evidence).head_timestamp == stamp
+
+
 @pytest.mark.parametrize("limit", ["max_block_age", "max_head_age"])
 def test_n58_an_allow_expires_with_its_blocks(world: World, limit: str) -> None:
     evidence = world.evidence("app", world.boot())
