@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-HEAVY = ("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "rich")
+HEAVY = (
+    *("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "rich", "dcap_qvl"),
+)
 ENTRIES = (
     "enclave.agent.daemon",
     "enclave.dstack_util.main",

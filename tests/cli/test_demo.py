@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -24,17 +25,18 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cli.demo import command
+from cli.demo import command, verifier
 from cli.demo.command import demo
 from cli.demo.deployment import Enclaves
 from cli.demo.guests import Measured
 from cli.demo.narration import Narrator, StepFailed
-from cli.demo.scenario import Scenario
+from cli.demo.scenario import Scenario, with_vtpm_of
 from cli.demo.verifier import Verifier
 from cli.devchain import launcher
 from cli.devchain.launcher import find_anvil
+from shared.attestation.envelope import Attestation, NitroEnclaveQuote
 from shared.attestation.trust import TrustAnchors
-from shared.errors import ConfigError, UnavailableError
+from shared.errors import ConfigError, InvalidEvidence, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
 
@@ -72,10 +74,12 @@ def _stop(child: "subprocess.Popen[str]") -> None:
 
 
 @contextlib.contextmanager
-def _demo_under_way(directory: str, *prefix: str) -> Iterator["subprocess.Popen[str]"]:
+def _demo_under_way(
+    directory: str, *prefix: str, platform: str = "nitro"
+) -> Iterator["subprocess.Popen[str]"]:
     """Enter when a demo that works below `directory` has started a chain, a function, and an enclave."""
     with subprocess.Popen(
-        [*prefix, sys.executable, "-m", "cli", "demo", "--engine", "py-evm"],
+        [*prefix, sys.executable, "-m", "cli", "demo", "--engine", "py-evm", "--platform", platform],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -174,17 +178,22 @@ def test_the_derivation_of_this_test_gives_the_specs_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "number"),
+    ("prefix", "number", "platform"),
     [
-        pytest.param((), signal.SIGINT, id="ctrl-c"),
+        pytest.param((), signal.SIGINT, "nitro", id="ctrl-c"),
+        pytest.param((), signal.SIGINT, "gcp", id="ctrl-c-gcp"),
         # what a job in the background of a script inherits
-        pytest.param(("sh", "-c", 'trap "" INT; exec "$@"', "sh"), signal.SIGINT, id="inherited-as-ignored"),
-        pytest.param((), signal.SIGTERM, id="sigterm"),
+        pytest.param(
+            ("sh", "-c", 'trap "" INT; exec "$@"', "sh"), signal.SIGINT, "nitro", id="inherited-as-ignored"
+        ),
+        pytest.param((), signal.SIGTERM, "nitro", id="sigterm"),
     ],
 )
-def test_ctrl_c_stops_everything_and_leaves_nothing(prefix: tuple[str, ...], number: int) -> None:
+def test_ctrl_c_stops_everything_and_leaves_nothing(
+    prefix: tuple[str, ...], number: int, platform: str
+) -> None:
     with tempfile.TemporaryDirectory(prefix="dd-") as directory:
-        with _demo_under_way(directory, *prefix) as child:
+        with _demo_under_way(directory, *prefix, platform=platform) as child:
             child.send_signal(number)
             child.communicate(timeout=TIMEOUT)
         assert child.returncode == 128 + number
@@ -323,3 +332,24 @@ def test_py_evm_in_anvils_place_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with ExitStack() as stack:
         Scenario(tmp_path, narrator, engine="auto", now=lambda: 0)._start_chain(stack)
     assert narrator.steps[0].detail.startswith("anvil is absent (install node and npm), so ")
+
+
+def test_evidence_without_a_vtpm_cannot_be_mixed() -> None:
+    enclave = Attestation(NitroEnclaveQuote(b""), (), bytes(64), "")
+    with pytest.raises(InvalidEvidence) as refusal:
+        with_vtpm_of(enclave, enclave)
+    assert refusal.value.code == "demo.evidence.kind"
+
+
+def test_another_workload_than_was_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Google Cloud the image is everybody's: the compose hash tells workloads apart."""
+    found = SimpleNamespace(os_image_hash=bytes(32), compose_hash=bytes(32))
+    monkeypatch.setattr(verifier, "app_info", lambda _verified: found)
+    monkeypatch.setattr(Verifier, "verify", lambda *_: None)
+    judge = Verifier(TrustAnchors.production(), lambda: 0).verify_workload
+    judge(b"", b"", os_image_hash=bytes(32), compose_hash=bytes(32), code="demo.other")
+    for other in ({"compose_hash": bytes([1]) * 32}, {"os_image_hash": bytes([1]) * 32}):
+        planned = {"os_image_hash": bytes(32), "compose_hash": bytes(32), **other}
+        with pytest.raises(InvalidEvidence) as refusal:
+            judge(b"", b"", code="demo.other", **planned)
+        assert refusal.value.code == "demo.other"
