@@ -6,11 +6,11 @@ signature held.
 """
 
 from functools import lru_cache
-from typing import NoReturn, Self
+from typing import NoReturn, Self, cast
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
@@ -29,6 +29,7 @@ _SPKI_P384 = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")
 # What `cryptography` raises on der that its outer parser let through; TypeError comes from names (found by
 # fuzzing).
 _UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_NO_POINT = "public key of a certificate is not a point of p-384"
 _UNDERSTOOD = frozenset(
     {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE}
 )
@@ -112,7 +113,12 @@ class Certificate(msgspec.Struct, frozen=True):
 
     def key(self) -> ec.EllipticCurvePublicKey:
         """Return the P-384 public key; raises `InvalidEvidence("nitro.chain.key")` for any other."""
-        return p384_key(self.spki)
+        _check_p384(self.spki)
+        try:
+            key = self.x509.public_key()
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise InvalidEvidence("nitro.chain.key", _NO_POINT) from error
+        return cast("ec.EllipticCurvePublicKey", key)
 
     def is_signed_by(self, key: ec.EllipticCurvePublicKey) -> bool:
         """Tell whether `key` made this certificate's signature."""
@@ -172,16 +178,18 @@ def p384_key(spki: bytes) -> ec.EllipticCurvePublicKey:
 
     Raises `InvalidEvidence("nitro.chain.key")`.
     """
+    _check_p384(spki)
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, spki[len(_SPKI_P384) :])
+    except ValueError as error:
+        raise InvalidEvidence("nitro.chain.key", _NO_POINT) from error
+
+
+def _check_p384(spki: bytes) -> None:
     if not spki.startswith(_SPKI_P384):
         raise InvalidEvidence(
             "nitro.chain.key", "public key of a certificate is not an uncompressed p-384 point"
         )
-    try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, spki[len(_SPKI_P384) :])
-    except ValueError as error:
-        raise InvalidEvidence(
-            "nitro.chain.key", "public key of a certificate is not a point of p-384"
-        ) from error
 
 
 # Anchors are few and used by every verification.
