@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.errors import ConfigError
 
 DEFAULT_DIRECTORY = Path("/dstack/.host-shared")
@@ -28,6 +29,24 @@ class HostShared:
     def from_environment(cls, environment: Mapping[str, str]) -> "HostShared":
         """Return the directory that `DSTACK_HOST_SHARED_DIR` names, or the default one."""
         return cls(Path(environment.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY))
+
+    def app_compose(self) -> bytes:
+        """Return the bytes of app-compose.json, empty when there is no such file.
+
+        Whoever acts by it compares its hash with the recorded one first. Raises `ConfigError`:
+        `app_compose.size`, `app_compose.unreadable`.
+        """
+        path = self._directory / "app-compose.json"
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_COMPOSE_BYTES + 1)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise ConfigError("app_compose.unreadable", f"cannot read {path}: {error.strerror}") from error
+        if len(content) > MAX_COMPOSE_BYTES:
+            raise ConfigError("app_compose.size", f"{path} is larger than {MAX_COMPOSE_BYTES} bytes")
+        return content
 
     def vm_config(self) -> str:
         """Return the `vm_config` text of `.sys-config.json`, empty when there is no such file.

@@ -52,10 +52,17 @@ class SimulatedGcpTee(GcpTee):
         tpm: Tpm,
         log: RuntimeEventLog,
         *,
-        vm_config: Callable[[], str],
+        shared: HostShared,
         boot_log: Callable[[], bytes],
     ) -> None:
-        super().__init__(tdx, tpm, log, vm_config=vm_config, boot_log=boot_log)
+        super().__init__(
+            tdx,
+            tpm,
+            log,
+            vm_config=shared.vm_config,
+            app_compose=shared.app_compose,
+            boot_log=boot_log,
+        )
         self._ports: dict[int, socket.socket] = {}
 
     def close(self) -> None:
@@ -103,6 +110,7 @@ def running_guest(
     shared = files.writable / _HOST_SHARED
     shared.mkdir(parents=True)
     (shared / ".sys-config.json").write_bytes(msgspec.json.encode({"vm_config": boot.vm_config}))
+    (shared / "app-compose.json").write_bytes(app_compose)
     with _vtpm(tpm, files.writable / _VTPM) as (kind, device):
         chip = Tpm(device)
         for event in boot.pcr_events:
@@ -129,9 +137,7 @@ def running_guest(
             os_image_hash=boot.os_image_hash.hex(),
             instance_id=instance_id.hex(),
         )
-        tee = SimulatedGcpTee(
-            domain, chip, log, vm_config=HostShared(shared).vm_config, boot_log=boot.tpm_log
-        )
+        tee = SimulatedGcpTee(domain, chip, log, shared=HostShared(shared), boot_log=boot.tpm_log)
         with closing(tee):
             yield Platform(image=measured, writable=files.writable, tee=tee)
 

@@ -17,16 +17,24 @@ from enclave.tee.boot_events import SYSTEM_READY, provider_events, record
 from enclave.vsock.transport import AfVsock
 from shared.attestation.event_log import system_events
 from shared.attestation.trust import TrustAnchors
+from shared.compose.app_compose import compose_hash, parse_app_compose
 from shared.errors import ConfigError, UnavailableError
 from shared.net.dialer import DirectDialer
 
 RANDOM_LENGTH = 32
 
 
+class HostSetClock(SystemClock):
+    """The system's clock where nobody said that it is set from authenticated time: the host's word."""
+
+    source = "system (set by the host)"
+
+
 class GcpTee:
     """One guest, by its devices and the log of its boot.
 
-    `vm_config` gives the host's text about this guest, `boot_log` the TPM's boot log.
+    `vm_config` gives the host's text about this guest, `app_compose` the app-compose.json that it says was
+    measured, `boot_log` the TPM's boot log.
     """
 
     needs_collateral = True
@@ -38,12 +46,13 @@ class GcpTee:
         log: RuntimeEventLog,
         *,
         vm_config: Callable[[], str],
+        app_compose: Callable[[], bytes],
         boot_log: Callable[[], bytes],
     ) -> None:
         self._tpm = tpm
+        self._app_compose = app_compose
         self._log = log
         self._attestor = GcpTdxAttestor(tdx, GcpVtpm(tpm), log, vm_config=vm_config, boot_log=boot_log)
-        self._clock = SystemClock()
 
     @classmethod
     def production(cls) -> Self:
@@ -52,7 +61,14 @@ class GcpTee:
         tpm = Tpm(DevTpm())
         log = RuntimeEventLog(gcp_registers(tdx, tpm))
         shared = HostShared.from_environment(os.environ)
-        return cls(tdx, tpm, log, vm_config=shared.vm_config, boot_log=read_boot_log)
+        return cls(
+            tdx,
+            tpm,
+            log,
+            vm_config=shared.vm_config,
+            app_compose=shared.app_compose,
+            boot_log=read_boot_log,
+        )
 
     def attestor(self, app_id: bytes | None) -> GcpTdxAttestor:
         """See `Tee.attestor`: this guest has recorded whose it is, in RTMR3 and PCR14."""
@@ -66,9 +82,17 @@ class GcpTee:
         return self._attestor
 
     def clock(self, anchors: TrustAnchors) -> SystemClock:
-        """Return the system's clock: app-compose's `secure_time` has it set from authenticated time."""
+        """Return the system's clock, which tells whether the measured app-compose wants `secure_time`.
+
+        With it, which is the default, the guest sets its clock from authenticated time before it starts
+        anything. Raises `ProtocolError("compose.*")` for an app-compose that was measured and is none.
+        """
         del anchors
-        return self._clock
+        raw = self._app_compose()
+        is_measured = compose_hash(raw) == system_events(self._log.read()).compose_hash
+        if is_measured and parse_app_compose(raw).get("secure_time", True) is True:
+            return SystemClock()
+        return HostSetClock()
 
     def random(self) -> bytes:
         """Return bytes from the vTPM's source."""

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from enclave.devices import host_shared
 from enclave.devices.host_shared import MAX_SYS_CONFIG, HostShared
 from shared.errors import ConfigError
 
@@ -51,3 +52,22 @@ def test_stands_where_upstream_puts_it(environment: dict[str, str]) -> None:
 def test_can_stand_elsewhere(tmp_path: Path) -> None:
     (tmp_path / ".sys-config.json").write_text('{"vm_config":"x"}')
     assert HostShared.from_environment({"DSTACK_HOST_SHARED_DIR": str(tmp_path)}).vm_config() == "x"
+
+
+def test_app_compose_is_read_as_it_is(tmp_path: Path) -> None:
+    assert HostShared(tmp_path).app_compose() == b""
+    (tmp_path / "app-compose.json").write_bytes(b"{ }\n")
+    assert HostShared(tmp_path).app_compose() == b"{ }\n"
+
+
+def test_refuses_an_app_compose_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_shared, "MAX_COMPOSE_BYTES", 2)
+    (tmp_path / "app-compose.json").write_bytes(b"{ }")
+    with pytest.raises(ConfigError) as refusal:
+        HostShared(tmp_path).app_compose()
+    assert refusal.value.code == "app_compose.size"
+    (tmp_path / "app-compose.json").unlink()
+    (tmp_path / "app-compose.json").mkdir()
+    with pytest.raises(ConfigError) as refusal:
+        HostShared(tmp_path).app_compose()
+    assert refusal.value.code == "app_compose.unreadable"

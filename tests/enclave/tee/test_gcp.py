@@ -45,13 +45,34 @@ def test_randomness_is_the_vtpms(gcp: Machines) -> None:
     assert first != second
 
 
-def test_time_is_the_systems_and_has_a_floor(gcp: Machines) -> None:
-    tee = gcp.start().platform.tee
-    clock = tee.clock(TrustAnchors.production())
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        ({}, "system (secure_time)"),
+        ({"secure_time": True}, "system (secure_time)"),
+        ({"secure_time": False}, "system (set by the host)"),
+    ],
+)
+def test_time_is_the_systems_and_says_who_sets_it(
+    gcp: Machines, changes: dict[str, bool], source: str
+) -> None:
+    clock = gcp.start(**changes).platform.tee.clock(TrustAnchors.production())
     assert isinstance(clock, SystemClock)
+    assert clock.source == source
     later = clock.now() + 1000
     clock.raise_floor(later)
-    assert tee.clock(TrustAnchors.production()).now() >= later
+    assert clock.now() >= later
+
+
+@pytest.mark.parametrize("content", [None, b'{"secure_time": true}'])
+def test_an_app_compose_that_was_not_measured_says_nothing(gcp: Machines, content: bytes | None) -> None:
+    guest = gcp.start()
+    path = guest.platform.writable / "dstack/.host-shared/app-compose.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    assert guest.platform.tee.clock(TrustAnchors.production()).source == "system (set by the host)"
 
 
 def test_listens_on_tcp_and_dials_directly(gcp: Machines) -> None:
