@@ -16,6 +16,7 @@ from shared.attestation.envelope import Attestation, encode_envelope
 from shared.attestation.policy import DEFAULT_POLICY, TcbStatus
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, DstackError
+from shared.net.dialer import DirectDialer
 from tests.enclave.gcp import NOW, Machines, with_vtpm_of
 
 DAY = 86_400
@@ -145,3 +146,11 @@ class TestEnclave:
         trust.verifier.now = lambda: NOW
         assert _refusal(trust.verifier, gcp.start().evidence()) == "vsock.connect.refused"
         assert gcp.vendors.server.requests == []
+
+    def test_verifies_a_guest_with_what_comes_through_it(
+        self, enclave: Platform, gcp: Machines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(NitroTee, "dialer", lambda _self: DirectDialer())
+        trust = establish_trust(enclave, gcp.vendors.settings())
+        trust.verifier.now = lambda: NOW
+        assert _verify(trust.verifier, gcp.start().evidence()).verdict.tcb_status == "UpToDate"
