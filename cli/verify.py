@@ -56,12 +56,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None = None
 
 
+# The last second of the year 9999: what dates can be compared with.
+MAX_TIME = 253_402_300_799
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--at", type=click.IntRange(min=0), metavar="UNIX", help="Judge at this time instead of now.")
+@click.option(
+    "--at", type=click.IntRange(0, MAX_TIME), metavar="UNIX", help="Judge at this time instead of now."
+)
 @click.option(
     "--trust-anchor",
     "trust_anchors",

@@ -5,7 +5,7 @@ is a normal answer (HTTP 200, `is_valid` false); only a body that is no request 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -32,6 +32,9 @@ HTTP_STATUS = {
     "verify.body.override": 422,
 }
 
+MAX_TIME = 253_402_300_799
+"""The last second of the year 9999: what dates can be compared with."""
+
 Gather = Callable[[Attestation, int], Endorsements]
 """Fetches what an attestation's verification needs, at a time in unix seconds."""
 
@@ -53,8 +56,8 @@ class OsImage(Protocol):
 class VerifyRequest(msgspec.Struct, frozen=True):
     """The body. With `attestation` present the next three are ignored, and unknown fields always are.
 
-    Ours: `expected_report_data` (hex, compared), and `now` (unix seconds) with `collateral` (an object of
-    endorsements) for audits, where the settings allow them.
+    Ours: `expected_report_data` (64 bytes in hex, compared), and `now` (unix seconds) with `collateral` (an
+    object of endorsements) for audits, where the settings allow them.
     """
 
     attestation: str | None = None
@@ -63,8 +66,8 @@ class VerifyRequest(msgspec.Struct, frozen=True):
     vm_config: str | None = None
     debug: bool | None = None
     expected_report_data: str | None = None
-    now: int | None = None
-    collateral: msgspec.Raw | None = None
+    now: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)] | None = None
+    collateral: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Details(msgspec.Struct):
@@ -151,7 +154,7 @@ class VerifyService:
 
         Raises `ProtocolError("verify.body.override")` for a `now` or `collateral` that is not allowed.
         """
-        if (request.now is not None or request.collateral is not None) and not self._overrides:
+        if (request.now is not None or _own_collateral(request)) and not self._overrides:
             raise ProtocolError(
                 "verify.body.override", "this verifier takes neither now nor collateral from a request"
             )
@@ -219,7 +222,7 @@ class VerifyService:
 
 
 def parse_request(body: bytes) -> VerifyRequest:
-    """Parse a request body; `attestation` and `quote` must be bare hex.
+    """Parse a request body; `attestation`, `quote` and `expected_report_data` must be bare hex.
 
     Raises `ProtocolError`: `verify.body.size`, `verify.body.syntax` (not JSON), `verify.body.field` (JSON of
     another type, or a field that is not hex).
@@ -232,11 +235,11 @@ def parse_request(body: bytes) -> VerifyRequest:
         raise ProtocolError("verify.body.field", f"body is not a verify request: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("verify.body.syntax", "body is not json") from error
-    for name in ("attestation", "quote", "expected_report_data"):
+    for name, length in (("attestation", None), ("quote", None), ("expected_report_data", 64)):
         text = getattr(request, name)
         if text is not None:
             try:
-                decode_hex(text, what=name, prefix=False)
+                decode_hex(text, what=name, length=length, prefix=False)
             except ProtocolError as error:
                 raise ProtocolError("verify.body.field", error.message) from error
     return request
@@ -254,12 +257,19 @@ def _attestation(request: VerifyRequest) -> Attestation:
     return attestation_of_quote(bytes.fromhex(request.quote), request.event_log, request.vm_config or "")
 
 
+def _own_collateral(request: VerifyRequest) -> bytes:
+    """Return the text of the request's collateral, b"" where it has none."""
+    text = bytes(request.collateral)
+    return b"" if text == b"null" else text
+
+
 def _own_endorsements(request: VerifyRequest) -> Endorsements | None:
-    if request.collateral is None:
+    text = _own_collateral(request)
+    if not text:
         return None
     from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - for audits alone
 
-    return parse_bundle(bytes(request.collateral))
+    return parse_bundle(text)
 
 
 def _tell_evidence(response: VerifyResponse, verified: VerifiedAttestation) -> None:

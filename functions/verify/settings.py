@@ -14,7 +14,7 @@ import msgspec
 from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
 from shared.attestation.policy import DEFAULT_POLICY, Policy, parse_policy
 from shared.attestation.trust import Signer, TrustAnchors
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ProtocolError
 
 ENV_PREFIX = "DSTACK_VERIFIER_"
 IMAGE_PLACEHOLDER = "{OS_IMAGE_HASH}"
@@ -24,12 +24,16 @@ MAX_FILE = 4 * 1024 * 1024
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=3600)]
 
-# Upstream's name of each root, and who signs under it. The AMD ones are read and serve nothing here.
-_SIGNERS: dict[str, Signer] = {
+# Upstream's name of each root, and who signs under it. AMD's are checked like the others and serve nobody:
+# SEV-SNP is not verified here.
+_SIGNERS: dict[str, Signer | None] = {
     "tdx": "tdx",
     "gcp_tpm": "gcp_tpm",
     "aws_nitro_enclave": "nitro",
     "aws_nitro_tpm": "nitro",
+    "sev_snp_milan": None,
+    "sev_snp_genoa": None,
+    "sev_snp_turin": None,
 }
 
 
@@ -93,7 +97,8 @@ class VerifierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                     "verify.anchors.flag",
                     f"attestation.root_ca.{name} is set, insecure_allow_external_trust_anchors is not true",
                 )
-            anchors = anchors.with_extra(_pem(_read(path)), signer=signer)
+            extended = anchors.with_extra(_pem(_read(path)), signer=signer)
+            anchors = anchors if signer is None else extended
         return anchors
 
     def policy(self) -> Policy:
@@ -107,14 +112,17 @@ class VerifierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def endorsements(self) -> Endorsements:
         """Return the bundle that the settings name, else nothing.
 
-        Raises `ConfigError("verify.settings.file")` and what `collateral.parse_bundle` raises.
+        Raises `ConfigError`: `verify.settings.file`, `collateral.*`.
         """
         path = self.attestation.endorsements
         if not path:
             return NO_ENDORSEMENTS
         from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - few deployments have a bundle
 
-        return parse_bundle(_read(path))
+        try:
+            return parse_bundle(_read(path))
+        except ProtocolError as error:
+            raise ConfigError(error.code, f"{path}: {error.message}") from error
 
 
 def parse_settings(text: bytes, environment: Mapping[str, str]) -> VerifierSettings:
@@ -160,10 +168,11 @@ def _check(settings: VerifierSettings) -> None:
 
 def _set(document: dict[str, Any], names: list[str], value: str) -> None:
     for name in names[:-1]:
-        inner = document.setdefault(name, {})
-        if not isinstance(inner, dict):
+        document = document.setdefault(name, {})
+        if not isinstance(document, dict):
             raise ConfigError("verify.settings.invalid", f"{name} is both a value and a section")
-        document = inner
+    if isinstance(document.get(names[-1]), dict):
+        raise ConfigError("verify.settings.invalid", f"{names[-1]} is both a value and a section")
     document[names[-1]] = value
 
 
