@@ -54,7 +54,8 @@ def read_evidence(data: bytes) -> EvidenceFile:
     if data.lstrip()[:1] == b"{":
         return _request(data)
     if data.lstrip().startswith(b"-----BEGIN CERTIFICATE-----") or data[:2] == b"\x30\x82":
-        return _certificate(data)
+        attestation, report_data = read_certificate(data)
+        return EvidenceFile("certificate", attestation, report_data=report_data)
     # An envelope of version 1 is a map of three or more, so these two bytes are a COSE_Sign1's alone.
     if data[:1] in (b"\x84", b"\xd2") and len(data) <= MAX_COSE:
         return EvidenceFile("nitro-document", bare=data)
@@ -90,7 +91,12 @@ def _request(data: bytes) -> EvidenceFile:
     raise InvalidEvidence("verify.file.request", "request has neither an attestation nor a quote")
 
 
-def _certificate(data: bytes) -> EvidenceFile:
+def read_certificate(data: bytes) -> tuple[Attestation, bytes]:
+    """Return a certificate's evidence (PEM or DER), and the report_data that its key makes.
+
+    Nothing else of the certificate is looked at. Raises `InvalidEvidence`: `verify.file.unknown`,
+    `verify.file.no_attestation`, `ratls.*`, and what decoding raises.
+    """
     # PLC0415: certificates are the rare form, and their code loads the TLS rooms
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
@@ -110,4 +116,4 @@ def _certificate(data: bytes) -> EvidenceFile:
     envelope = read_attestation(read_extensions(certificate))
     if envelope is None:
         raise InvalidEvidence("verify.file.no_attestation", "certificate carries no attestation")
-    return EvidenceFile("certificate", decode_envelope(envelope), report_data=report_data)
+    return decode_envelope(envelope), report_data

@@ -3,18 +3,19 @@
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from cli.evidence_file import read_evidence
+from cli.evidence_file import read_certificate
 from functions.verify.service import VerifyService
 from shared.attestation.identity import info_of
 from shared.attestation.image import check_image
 from shared.attestation.verdict import Status
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import DstackError, InvalidEvidence
+from shared.ratls.extensions import read_extensions
 
 _TLS_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
@@ -25,14 +26,12 @@ def verify_certificate(data: bytes, service: VerifyService, *, now: int) -> dict
     1. It signed itself, is valid at `now`, may make digital signatures for TLS, and names somebody.
     2. Its evidence carries the hash of its key and verifies.
 
-    Raises `InvalidEvidence`: `verify.certificate.*`, `verify.file.*`, and what verification raises.
+    Raises `InvalidEvidence`: `verify.certificate.*`, `verify.file.*`, `ratls.*`, and what verifying raises.
     """
     certificate = _parse(data)
     _check_self_signed(certificate, now)
-    evidence = read_evidence(data)
-    if evidence.attestation is None:
-        raise InvalidEvidence("verify.file.no_attestation", "certificate carries no attestation")
-    verified = service.verify_evidence(evidence.attestation, now, report_data=evidence.report_data)
+    attestation, report_data = read_certificate(data)
+    verified = service.verify_evidence(attestation, now, report_data=report_data)
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return {
         "is_valid": True,
@@ -76,7 +75,7 @@ def _check_self_signed(certificate: x509.Certificate, now: int) -> None:
         if not isinstance(key, EllipticCurvePublicKey) or algorithm is None:
             raise InvalidEvidence("verify.certificate.key", "certificate's key is not an elliptic curve key")
         key.verify(certificate.signature, certificate.tbs_certificate_bytes, ECDSA(algorithm))
-        extensions = certificate.extensions
+        extensions = read_extensions(certificate)
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         extended = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -84,7 +83,7 @@ def _check_self_signed(certificate: x509.Certificate, now: int) -> None:
         raise InvalidEvidence("verify.certificate.signature", "certificate is not self-signed") from error
     except x509.ExtensionNotFound as error:
         raise InvalidEvidence("verify.certificate.usage", f"certificate lacks {error.oid._name}") from error  # noqa: SLF001 - its only name
-    except (ValueError, TypeError, x509.DuplicateExtension) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidEvidence("verify.certificate.malformed", "certificate cannot be read") from error
     if not certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp():
         raise InvalidEvidence("verify.certificate.expired", f"certificate is not valid at {now}")
