@@ -34,6 +34,10 @@ a thousand anonymous connections take ten gigabytes; a method that needs more sa
 ANONYMOUS_THREADS = 8
 """What callers without verified evidence share, so that they cannot hold up those who have it."""
 
+IDENTIFYING_THREADS = 16
+"""What callers share whose evidence is still to be verified. That may fetch for many seconds, and evidence
+that makes us fetch costs its sender little: it must not take the threads of callers that are known."""
+
 PROMPT_BODY_BYTES = 64 * 1024
 """A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
 
@@ -94,6 +98,7 @@ class PrpcService(Generic[CallerT]):
         self._identify = identify
         self._recognise = recognise
         self._anonymous = CapacityLimiter(ANONYMOUS_THREADS)
+        self._identifying = CapacityLimiter(IDENTIFYING_THREADS)
 
     def route(self) -> Route:
         """Return the route `/prpc/<method>`."""
@@ -135,7 +140,7 @@ class PrpcService(Generic[CallerT]):
         if self._recognise is not None:
             with suppress(WouldBlockError):
                 return self._recognise(peer_chain)
-        return await to_thread.run_sync(self._identify, peer_chain)
+        return await to_thread.run_sync(self._identify, peer_chain, limiter=self._identifying)
 
 
 def _call(

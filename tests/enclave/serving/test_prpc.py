@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from enclave.serving.prpc import (
     ANONYMOUS_THREADS,
     DEFAULT_BODY_BYTES,
+    IDENTIFYING_THREADS,
     PROMPT_BODY_BYTES,
     Procedure,
     PrpcService,
@@ -143,6 +144,47 @@ def test_anonymous_callers_cannot_hold_up_known_ones() -> None:
             for _ in range(ANONYMOUS_THREADS):
                 await asyncio.to_thread(arrived.acquire)
             answer = await client.post("/prpc/Run?json", content=b"{}")
+            overtook = not any(task.done() for task in waiting)
+            release.set()
+            await asyncio.gather(*waiting)
+            return msgspec.json.decode(answer.content)["domain"], overtook
+
+    assert asyncio.run(run()) == ("known", True)
+
+
+def test_evidence_that_is_slow_to_verify_cannot_hold_up_known_callers() -> None:
+    """However many callers are being identified, one that is known gets a thread for its request."""
+    release = threading.Event()
+    arrived = threading.Semaphore(0)
+    strangers = 100  # more than all worker threads together
+
+    def identify(_chain: list[bytes]) -> str:
+        arrived.release()
+        assert release.wait(30)
+        return "identified"
+
+    turns = iter(range(strangers + 1))
+
+    def recognise(_chain: list[bytes]) -> str:
+        if next(turns) < strangers:
+            raise WouldBlockError
+        return "known"
+
+    def handler(_request: object, caller: str) -> pb.BootstrapRequest:
+        return pb.BootstrapRequest(domain=caller)
+
+    procedures = {"Run": Procedure(pb.BootstrapRequest, handler)}
+    service = PrpcService("Test", procedures, identify, recognise)
+    transport = httpx.ASGITransport(app=Starlette(routes=[service.route()]))
+
+    async def run() -> tuple[str, bool]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://kms.test") as client:
+            waiting = [
+                asyncio.create_task(client.post("/prpc/Run?json", content=b"{}")) for _ in range(strangers)
+            ]
+            for _ in range(IDENTIFYING_THREADS):
+                await asyncio.to_thread(arrived.acquire)
+            answer = await client.post("/prpc/Run?json", content=b"{}", timeout=30)
             overtook = not any(task.done() for task in waiting)
             release.set()
             await asyncio.gather(*waiting)
