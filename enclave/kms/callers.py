@@ -1,8 +1,8 @@
 """Who is calling: from the TLS peer's certificate to verified evidence (spec kms section 4.6).
 
 Every request on a connection that presented an attested certificate has it verified in full before dispatch,
-even GetMeta. A verified certificate is remembered until it or its evidence expires, so keep-alive connections
-do not pay for it again; nothing about policy is remembered here.
+even GetMeta. A verified certificate is remembered for a while, and never longer than it or its evidence is
+valid, so keep-alive connections do not pay for it again; nothing about policy is remembered here.
 """
 
 import threading
@@ -19,6 +19,10 @@ MAX_REMEMBERED = 1024
 """Callers with a live connection; one entry holds the certificate and its evidence, some ten to
 forty kilobytes."""
 
+MAX_REMEMBERED_TIME = 3600
+"""Seconds. What was fetched to judge a caller by may hold for a week, and newer collateral or lists that
+withdraw it are fetched every few hours: a caller who was judged by the older ones is judged again."""
+
 MAX_REMEMBERED_LEAF = 32 * 1024
 """A Nitro certificate has some five kilobytes, a GCP one up to twenty: two quotes and a boot log. A larger
 one is verified each time instead of kept."""
@@ -32,7 +36,9 @@ class _Known(msgspec.Struct, frozen=True):
     not_after: int
 
     def holds(self, now: int) -> bool:
-        return self.not_before <= now <= self.not_after and now < self.verified.valid_until
+        made, ends = self.verified.verdict.verified_at, self.verified.valid_until
+        is_recent = now < min(made + MAX_REMEMBERED_TIME, ends)
+        return is_recent and self.not_before <= now <= self.not_after
 
 
 class CallerVerifier:

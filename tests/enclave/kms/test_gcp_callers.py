@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.authorization import Decision
-from enclave.kms.callers import MAX_REMEMBERED_LEAF, CallerVerifier
+from enclave.kms.callers import MAX_REMEMBERED_LEAF, MAX_REMEMBERED_TIME, CallerVerifier
 from enclave.kms.config import Core
 from enclave.kms.http import main_app
 from enclave.kms.rpc_identity import RpcIdentity
@@ -25,6 +25,7 @@ from shared.boot_info import GCP_TDX, BootInfo
 from shared.errors import DstackError, PolicyDenied
 from shared.keys.app_keys import derive_app_keys
 from shared.net.attested_client import AttestedConnection
+from shared.net.endorsement_source import COLLATERAL_REFRESH
 from shared.ratls.certificates import client_certificate, spki_der
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
@@ -58,6 +59,23 @@ def _refusal(callers: CallerVerifier, leaf: bytes) -> str:
     with pytest.raises(DstackError) as refusal:
         callers.verify([leaf])
     return refusal.value.code
+
+
+def _callers_at(gcp: Machines, kms: Guest, keys, clock: list[int]) -> CallerVerifier:
+    verifier = gcp.verifier(kms)
+    verifier.now = lambda: clock[0]
+    return CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
+
+
+def _lasting_certificate(gcp: Machines, keys) -> bytes:
+    """Return a new guest's certificate, valid for a month."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    attestation = certificate_evidence(gcp.start().attestor, key.public_key())
+    issuer = (keys.temp_ca_cert, keys.temp_ca_key)
+    certificate = client_certificate(
+        key, attestation=attestation, issuer=issuer, now=NOW, lifetime=30 * 86_400
+    )
+    return certificate.public_bytes(Encoding.DER)
 
 
 def test_a_guest_gets_keys_of_its_app_and_instance(gcp, callers, keys, service, policy) -> None:
@@ -111,23 +129,32 @@ def test_a_verified_guest_is_remembered(gcp, callers, keys) -> None:
 def test_a_guest_is_forgotten_with_its_collateral(gcp, kms, keys) -> None:
     """Collateral of the eighth day is too old, though certificate and lists would still do."""
     clock = [NOW]
-    verifier = gcp.verifier(kms)
-    verifier.now = lambda: clock[0]
-    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
-    key = ec.generate_private_key(ec.SECP256R1())
-    attestation = certificate_evidence(gcp.start().attestor, key.public_key())
-    issuer = (keys.temp_ca_cert, keys.temp_ca_key)
-    certificate = client_certificate(
-        key, attestation=attestation, issuer=issuer, now=NOW, lifetime=30 * 86_400
-    )
-    leaf = certificate.public_bytes(Encoding.DER)
+    callers = _callers_at(gcp, kms, keys, clock)
+    leaf = _lasting_certificate(gcp, keys)
     verified = callers.verify([leaf])
     assert verified is not None
     clock[0] = verified.valid_until - 1
-    assert callers.recall([leaf]) is verified
+    again = callers.verify([leaf])
+    assert again is not None
+    assert again.valid_until == verified.valid_until
+    assert callers.recall([leaf]) is again
     clock[0] += 1
     with pytest.raises(WouldBlockError):
         callers.recall([leaf])
+
+
+def test_a_guest_is_judged_anew_when_intel_knows_more(gcp, kms, keys) -> None:
+    """Collateral that was good for a week at first is replaced on the same day, and so is the judgement."""
+    clock = [NOW]
+    callers = _callers_at(gcp, kms, keys, clock)
+    leaf = _lasting_certificate(gcp, keys)
+    verified = callers.verify([leaf])
+    clock[0] = NOW + MAX_REMEMBERED_TIME - 1
+    assert callers.verify([leaf]) is verified
+    clock[0] = NOW + COLLATERAL_REFRESH + 1
+    gcp.vendors.published_at = clock[0]
+    gcp.vendors.changes = {"tcb_info": {"tcbLevels": [level(platform_tcb(), "OutOfDate")]}}
+    assert _refusal(callers, leaf) == "tdx.tcb.status"
 
 
 def test_refuses_a_guest_on_stale_collateral(gcp, callers, keys) -> None:
