@@ -185,7 +185,7 @@ def test_every_status_is_explained() -> None:
 
 
 def test_every_code_of_the_table_can_be_raised_and_has_a_hint() -> None:
-    section = PAGE.partition("## When evidence is refused")[2].partition("\n## ")[0]
+    section = PAGE.partition("## What refusals mean")[2].partition("\n## ")[0]
     codes = [
         code
         for row in re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE)
