@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.devices.clock import SystemClock
-from enclave.dstack_util.get_keys import get_keys
+from enclave.dstack_util.get_keys import KeyBundle, get_keys
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
@@ -16,13 +16,17 @@ from enclave.kms.http import main_app
 from enclave.kms.key_store import KeyStore
 from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService
-from enclave.serving.attested_tls import build_server
+from enclave.serving.attested_tls import DEFAULT_LIMITS, build_server
+from enclave.serving.http_protocol import Limits
 from enclave.simulator.intel_documents import level, platform_tcb
 from shared.attestation.event_log import system_events
 from shared.errors import DstackError
 from shared.keys.app_keys import derive_app_keys
 from shared.rpc import kms_pb2 as pb
 from tests.enclave.gcp import GUEST_APP_ID, NOW, ROOT_PATHS, Guest, Machines
+
+# What an impatient KMS gives a handshake.
+HANDSHAKE_SECONDS = 2.0
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,7 @@ def fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
 class World:
     """A KMS guest that serves, and what an app guest's measured file says of it."""
 
-    def __init__(self, gcp: Machines, policy, directory: Path) -> None:
+    def __init__(self, gcp: Machines, policy, directory: Path, limits: Limits) -> None:
         self._gcp = gcp
         kms = gcp.start(key_provider="tpm", no_instance_id=True, app_id=bytes([9]) * 20)
         verifier = gcp.verifier(kms)
@@ -50,9 +54,14 @@ class World:
         callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
         identity = RpcIdentity(keys, kms.attestor, lambda: NOW)
         app = main_app(service, callers, version="1", metrics=False)
-        self.server = build_server(app, context_factory=identity.context)
+        self.cut = threading.Event()
+        self.server = build_server(app, context_factory=identity.context, limits=limits, log=self._note)
         self.listener = kms.platform.tee.listen("0.0.0.0", 8000)
         self.app_id = GUEST_APP_ID
+
+    def _note(self, _event: str, *, code: str, **_fields: str) -> None:
+        if code == "tls.handshake.timeout":
+            self.cut.set()
 
     def app(self) -> Guest:
         """Start the app's guest."""
@@ -74,8 +83,13 @@ class World:
 
 
 @pytest.fixture
-def world(gcp: Machines, policy, tmp_path: Path) -> Iterator[World]:
-    world = World(gcp, policy, tmp_path)
+def limits() -> Limits:
+    return DEFAULT_LIMITS
+
+
+@pytest.fixture
+def world(gcp: Machines, policy, tmp_path: Path, limits: Limits) -> Iterator[World]:
+    world = World(gcp, policy, tmp_path, limits)
     thread = threading.Thread(target=world.server.run, args=([world.listener],), daemon=True)
     thread.start()
     yield world
@@ -113,3 +127,21 @@ def test_refuses_a_kms_without_collateral(world: World, gcp: Machines) -> None:
 def test_refuses_a_file_of_another_app(world: World) -> None:
     world.app_id = bytes([8]) * 20
     assert world.refusal() == "image.app_id"
+
+
+@pytest.mark.parametrize("limits", [Limits(handshake_seconds=HANDSHAKE_SECONDS)])
+def test_collateral_may_take_longer_than_a_kms_waits(
+    world: World, gcp: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KMS cuts a handshake that does not go on, and ours does not while its evidence is checked."""
+    monkeypatch.setattr("enclave.dstack_util.kms_client.PATIENCE", HANDSHAKE_SECONDS / 2)
+    gcp.vendors.gate.clear()
+    got: list[KeyBundle] = []
+    waiting = threading.Thread(target=lambda: got.append(get_keys(world.app().platform)))
+    waiting.start()
+    try:
+        assert world.cut.wait(30)
+    finally:
+        gcp.vendors.gate.set()
+        waiting.join(30)
+    assert got[0].kms_url
