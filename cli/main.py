@@ -9,7 +9,7 @@ from shared.errors import DstackError
 
 SUBCOMMANDS = {
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
-    "verify": ("cli.verify:verify", "Verify evidence: an attestation envelope or a Nitro document."),
+    "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
 }
 
 

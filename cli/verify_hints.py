@@ -4,7 +4,7 @@ _AT_ITS_TIME = "judge it at its own time with --at {made_at}"
 _DAMAGED = "get the evidence from the guest again"
 _POLICY = "docs/verification.md shows policy files"
 _CLOCK = "check this machine's clock"
-_COLLATERAL = "leave out --offline, or pass --collateral FILE"
+_COLLATERAL = "let it be fetched (no --offline, no --collateral), or pass a --collateral FILE that has it"
 _NO_EVIDENCE = (
     "the file is damaged or no evidence: pass an envelope, a Nitro document, a TDX quote, a request, an "
     "RA-TLS certificate, or hex of one"
@@ -73,7 +73,7 @@ HINTS = {
     "gcp.partition_tables": f"the disk's partition table is none of [gcp] partition_tables; {_POLICY}",
     "gcp.kernels": f"the image's kernel is none of [gcp] kernels; {_POLICY}",
     "gcp.uki": "something else than the image that the config names was booted: check the disk's image",
-    "gcp.chain": "Google must certify the vTPM's key: leave out --offline, or add issuers to --collateral",
+    "gcp.chain": f"Google must certify the vTPM's key: {_COLLATERAL}",
     "tpm": f"the vTPM half is malformed or altered: {_DAMAGED}",
     # image and configuration
     "identity.os_image": "the config names another image: rebuild the envelope around this document",
@@ -88,7 +88,7 @@ HINTS = {
     # endorsements
     "crl": f"a revocation list is missing, old or unreadable: {_COLLATERAL}",
     "crl.revoked": "use another machine: the vendor revoked a certificate of this one",
-    "collateral": f"the collateral is not as Intel makes it: {_COLLATERAL} that was fetched anew",
+    "collateral": "the collateral is not as Intel makes it: fetch it anew, or pass another --collateral FILE",
     "endorsements": _COLLATERAL,
     "pccs": "the collateral service did not answer as it should: try again, or pass --pccs or --collateral",
     "issuers": "the vendor's certificate service did not answer as it should: try again, or --collateral",

@@ -19,7 +19,7 @@ def print_report(report: Report, *, at_given: bool) -> None:
     verdict = report.verdict
     if verdict is None:
         word = "FAILED" if report.exit_code is ExitCode.FAILED else "REFUSED"
-        console.print(Text.assemble((word, "bold red"), f"  {report.reason} [{report.code}]"))
+        console.print(Text.assemble((word, "bold red"), f"  {_plain(report.reason or '')} [{report.code}]"))
         console.print(Text(f"hint: {report.hint}"))
         return
     when = _when(report.judged_at) + (" (--at)" if at_given else "")
@@ -45,7 +45,7 @@ def _facts(report: Report, verdict: Verdict) -> list[tuple[str, str]]:
     if verdict.tcb_status:
         facts.append(("tcb_status", " ".join((verdict.tcb_status, *verdict.advisory_ids))))
     if report.module_id is not None:
-        facts.append(("module_id", ascii(report.module_id)[1:-1]))
+        facts.append(("module_id", _plain(report.module_id)))
     facts.append(("report_data", report.report_data or "none"))
     facts += report.registers.items()
     for name in _SHOWN_INFO:
@@ -57,3 +57,8 @@ def _facts(report: Report, verdict: Verdict) -> list[tuple[str, str]]:
 
 def _when(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _plain(text: str) -> str:
+    """Return text that says nothing to a terminal: it may quote whoever made the evidence."""
+    return ascii(text)[1:-1] if not text.isascii() or not text.isprintable() else text

@@ -158,12 +158,28 @@ def _check(settings: VerifierSettings) -> None:
         raise ConfigError(
             "verify.settings.invalid", f"address is {settings.address!r}, expected an ip address"
         ) from error
-    url = urlsplit(settings.image_download_url)
-    if url.scheme not in {"http", "https"} or IMAGE_PLACEHOLDER not in settings.image_download_url:
+    attestation = settings.attestation
+    # Plain http is for simulations, whose collateral service is on this machine.
+    schemes = {"https", "http"} if attestation.insecure_allow_external_trust_anchors else {"https"}
+    if attestation.urls.pccs and not _is_url(attestation.urls.pccs, schemes):
+        raise ConfigError(
+            "verify.settings.invalid",
+            f"attestation.urls.pccs is {attestation.urls.pccs!r}, expected an https url",
+        )
+    url = settings.image_download_url
+    if IMAGE_PLACEHOLDER not in url or not _is_url(url.replace(IMAGE_PLACEHOLDER, "0"), {"https", "http"}):
         raise ConfigError(
             "verify.settings.invalid",
             f"image_download_url must be an http or https url with {IMAGE_PLACEHOLDER}",
         )
+
+
+def _is_url(text: str, schemes: set[str]) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # half an IPv6 address
+        return False
+    return parts.scheme in schemes and bool(parts.hostname)
 
 
 def _set(document: dict[str, Any], names: list[str], value: str) -> None:

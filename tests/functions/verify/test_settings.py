@@ -98,6 +98,12 @@ def test_variables_go_before_the_file() -> None:
         b'image_download_url = "ftp://download.example/{OS_IMAGE_HASH}"',
         b"image_download_timeout_secs = 0",
         b"attestation = 1",
+        b'[attestation.urls]\npccs = "http://pccs.example"',
+        b'[attestation.urls]\npccs = "pccs.example"',
+        b'[attestation.urls]\npccs = "https://"',
+        b'[attestation.urls]\npccs = "https://["',
+        b'image_download_url = "https://[/{OS_IMAGE_HASH}"',
+        b'[attestation]\ninsecure_allow_external_trust_anchors = true\nurls.pccs = "ftp://127.0.0.1"',
     ],
 )
 def test_refuses_what_it_does_not_know(text: bytes) -> None:
