@@ -4,7 +4,7 @@ import msgspec
 
 from enclave.devices.nsm import Nsm
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, RuntimeEvent, encode_v0
-from shared.attestation.identity import os_image_hash_of
+from shared.attestation.image import os_image_hash_of
 from shared.attestation.nitro import IMAGE_PCRS
 
 

@@ -49,9 +49,7 @@ class Sweep:
 
     def accepts(self, envelope: bytes) -> bool:
         try:
-            verified = verify_attestation(
-                envelope, now=self._now, anchors=self._anchors, cache=self._cache
-            )
+            verified = verify_attestation(envelope, now=self._now, anchors=self._anchors, cache=self._cache)
             boot_info(check_image(verified))
         except InvalidEvidence:
             return False
