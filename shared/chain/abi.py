@@ -52,6 +52,12 @@ def decode_string(data: bytes) -> str:
     return _string_at(data, 0)
 
 
+def decode_bool(data: bytes) -> bool:
+    """Read a lone bool. Raises `ProtocolError("abi.malformed")`."""
+    _check_length(data, _WORD)
+    return _bool(data, 0)
+
+
 def decode_address(data: bytes) -> bytes:
     """Read a lone address, 20 bytes. Raises `ProtocolError("abi.malformed")`."""
     _check_length(data, _WORD)
