@@ -9,6 +9,7 @@ from shared.errors import DstackError
 
 SUBCOMMANDS = {
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
+    "image": ("cli.image:image", "Measure enclave images."),
     "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
 }
 
