@@ -98,7 +98,13 @@ class HttpClient:
             raise _mapped(error, origin, timeout) from error
 
     def download(
-        self, url: str, sink: Callable[[bytes], object], *, max_bytes: int, timeout: float
+        self,
+        url: str,
+        sink: Callable[[bytes], object],
+        *,
+        max_bytes: int,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """GET a body that is too large to hold, piece by piece into `sink`; the returned `body` is empty.
 
@@ -111,7 +117,9 @@ class HttpClient:
             # a connection of its own: what a sink has taken cannot be sent a second time
             with contextlib.closing(self._open(origin, deadline)) as connection:
                 connection.socket.deadline = deadline
-                connection.request("GET", _target(parts), headers=_authorization(parts))
+                connection.request(
+                    "GET", _target(parts), headers={**_authorization(parts), **(headers or {})}
+                )
                 with connection.getresponse() as answer:
                     if answer.status == 200:
                         copy_body(answer, sink, max_bytes)

@@ -1,21 +1,17 @@
 """Unpacking an OS image's tar.gz, which anybody may have made (spec attestation 7.4 step 2).
 
-Two passes, each bounded: the stream is inflated into a tar file, then the tar's entries are written out. The
-tar is read here, block by block: the standard library's reader follows sizes and extensions that the archive
-claims, into loops and into memory.
+Two passes, each bounded: the stream is inflated into a tar file, then the tar's entries are written out.
 """
 
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-import msgspec
-
 from shared.errors import ProtocolError
+from shared.measurement.gzip_stream import inflated
+from shared.measurement.tar_stream import DIRECTORY, REGULAR, read_tar
 
 MAX_UNPACKED = 1 << 30  # an archive of what is measured (firmware, kernel, initrd) has some 50 MB
 MAX_RATIO = 100  # kernels and initrds are compressed already; firmware padding is not
@@ -23,20 +19,9 @@ RATIO_SLACK = 64 << 20  # what a small archive may unpack to all the same
 MAX_ENTRIES = 256  # a real one has about ten
 MAX_DEPTH = 4
 
-_BLOCK = 512
 _CHUNK = 1 << 20
 _MAX_EXTENSION = 4096  # of a pax header, which carries times and owners
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
-_OCTAL = re.compile(rb" *([0-7]{1,11})[ \0]*")
-# What would give the next entry another name or size than its own header does.
-_OVERRIDES = re.compile(rb"(?:^|\n)[0-9]+ (?:path|size|linkpath|hdrcharset|GNU\.sparse\.[^=]*)=")
-_POSIX, _GNU = b"ustar\x00", b"ustar  \x00"
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    name: str
-    kind: bytes
-    size: int
 
 
 def unpack(archive: Path, scratch: Path, target: Path, check_time: Callable[[], None]) -> None:
@@ -55,8 +40,8 @@ def unpack(archive: Path, scratch: Path, target: Path, check_time: Callable[[], 
 def _inflate(archive: Path, scratch: Path, check_time: Callable[[], None]) -> None:
     allowed = MAX_RATIO * archive.stat().st_size + RATIO_SLACK
     total = 0
-    with archive.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream, scratch.open("xb") as tar:
-        while chunk := _inflated(stream):
+    with archive.open("rb") as raw, scratch.open("xb") as tar:
+        for chunk in inflated(raw, code="os_image.archive", what="image"):
             total += len(chunk)
             if total > MAX_UNPACKED:
                 raise ProtocolError("os_image.size", f"image unpacks to more than {MAX_UNPACKED} bytes")
@@ -68,76 +53,42 @@ def _inflate(archive: Path, scratch: Path, check_time: Callable[[], None]) -> No
             tar.write(chunk)
 
 
-def _inflated(stream: gzip.GzipFile) -> bytes:
-    try:
-        return stream.read(_CHUNK)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ProtocolError("os_image.archive", f"image is not a whole gzip file: {error}") from error
-
-
 def _write_entries(tar: BinaryIO, target: Path, check_time: Callable[[], None]) -> None:
     seen: set[tuple[str, ...]] = set()
-    entries = 0
-    while (entry := _next_entry(tar)) is not None:
-        entries += 1
-        if entries > MAX_ENTRIES:
-            raise ProtocolError("os_image.entries", f"image has more than {MAX_ENTRIES} entries")
-        if entry.kind in {b"x", b"g"}:
-            _check_extension(tar, entry)
-            continue
-        path = _path(entry.name)
+    entries = read_tar(
+        tar,
+        code="os_image",
+        what="image",
+        max_entries=MAX_ENTRIES,
+        max_extension=_MAX_EXTENSION,
+        renames=False,
+    )
+    for entry in entries:
+        name = _text(entry.name)
+        path = _path(name)
         if path in seen:
-            _refuse(f"{entry.name!r} twice")
+            _refuse(f"{name!r} twice")
         seen.add(path)
         place = target.joinpath(*path)
         try:
-            if entry.kind == b"5":
+            if entry.kind == DIRECTORY:
                 if entry.size:
                     _refuse(f"a directory of {entry.size} bytes")
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            elif entry.kind in {b"0", b"\0"} and path:
+            elif entry.kind == REGULAR and path:
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                tar.seek(entry.offset)
                 _write_file(tar, place, entry.size, check_time)
             else:
-                _refuse(f"{entry.name!r} of type {entry.kind!r}, expected files and directories")
+                _refuse(f"{name!r} of type {entry.kind!r}, expected files and directories")
         except (FileExistsError, NotADirectoryError) as error:
-            raise ProtocolError(
-                "os_image.entry", f"image has {entry.name!r} where it has another entry"
-            ) from error
+            raise ProtocolError("os_image.entry", f"image has {name!r} where it has another entry") from error
 
 
-def _next_entry(tar: BinaryIO) -> _Entry | None:
-    """Read one header; None at the end, after which only zeros may follow."""
-    header = _read(tar, _BLOCK)
-    if not any(header):
-        _read(tar, _BLOCK, expect_zero=True)
-        while rest := tar.read(_CHUNK):
-            if any(rest):
-                raise ProtocolError("os_image.archive", "image has bytes after its end")
-        return None
-    blank = header[:148] + b" " * 8 + header[156:]
-    if _number(header[148:156]) != sum(blank):
-        raise ProtocolError("os_image.archive", "a header of the image has a wrong checksum")
-    prefix = b""
-    if header.startswith(_POSIX, 257):
-        prefix = header[345:500].rstrip(b"\0")
-    elif not header.startswith(_GNU, 257):
-        raise ProtocolError("os_image.archive", "a header of the image is of an unknown kind of tar")
-    name = header[:100].rstrip(b"\0")
-    try:
-        text = (prefix + b"/" + name if prefix else name).decode("ascii")
-    except UnicodeDecodeError:
+def _text(name: bytes) -> str:
+    if not name.isascii():
         _refuse(f"a name that is not ascii: {name[:64]!r}")
-    return _Entry(text, header[156:157], _number(header[124:136]))
-
-
-def _check_extension(tar: BinaryIO, entry: _Entry) -> None:
-    if entry.size > _MAX_EXTENSION:
-        _refuse(f"an extended header of {entry.size} bytes")
-    content = _read(tar, entry.size)
-    _skip_padding(tar, entry.size)
-    if _OVERRIDES.search(content):
-        _refuse("an extended header that renames or resizes an entry")
+    return name.decode()
 
 
 def _path(name: str) -> tuple[str, ...]:
@@ -155,28 +106,9 @@ def _write_file(tar: BinaryIO, place: Path, size: int, check_time: Callable[[], 
     left = size
     with os.fdopen(descriptor, "wb") as file:
         while left:
-            file.write(_read(tar, min(left, _CHUNK)))
+            file.write(tar.read(min(left, _CHUNK)))
             left -= min(left, _CHUNK)
             check_time()
-    _skip_padding(tar, size)
-
-
-def _skip_padding(tar: BinaryIO, size: int) -> None:
-    _read(tar, -size % _BLOCK)
-
-
-def _read(tar: BinaryIO, size: int, *, expect_zero: bool = False) -> bytes:
-    data = tar.read(size)
-    if len(data) != size or (expect_zero and any(data)):
-        raise ProtocolError("os_image.archive", "image ends inside an entry, or without its end mark")
-    return data
-
-
-def _number(field: bytes) -> int:
-    match = _OCTAL.fullmatch(field)
-    if match is None:
-        raise ProtocolError("os_image.archive", f"a header of the image has {field!r} where a number belongs")
-    return int(match[1], 8)
 
 
 def _refuse(what: str) -> NoReturn:

@@ -1,0 +1,60 @@
+"""Connections to hosts that a peer named: only to addresses of the public internet.
+
+A server that we ask may answer with a redirect or a token service of its choosing. Were that an address
+of the machine's own network, we would carry its requests there: cloud metadata services answer anyone who
+asks from within.
+"""
+
+import ipaddress
+import socket
+
+from shared.errors import PolicyDenied, UnavailableError
+from shared.net.dialer import Dialer
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class PublicDialer:
+    """Dials names whose every address is public, by the address that was checked.
+
+    With `loopback`, addresses of this machine are taken too.
+    """
+
+    def __init__(self, dialer: Dialer, *, loopback: bool = False) -> None:
+        self._dialer = dialer
+        self._loopback = loopback
+
+    def dial(self, host: str, port: int, timeout: float) -> socket.socket:
+        """See `Dialer.dial`. Raises `PolicyDenied("net.address.private")` too."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise UnavailableError("net.unreachable", f"cannot resolve {host[:80]!r}") from error
+        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+        for address in addresses:
+            if not is_public(address) and not (self._loopback and _is_loopback(address)):
+                raise PolicyDenied(
+                    "net.address.private",
+                    f"{host[:80]!r} has the address {address}, expected one of the public internet: a server"
+                    " named it",
+                )
+        return self._dialer.dial(addresses[0], port, timeout)
+
+
+def is_public(address: str) -> bool:
+    """Tell whether a textual IP address is of the public internet, what it embeds included."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return parsed.is_global and not parsed.is_multicast
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
