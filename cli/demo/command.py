@@ -55,8 +55,8 @@ def demo(*, platform: "Kind", as_json: bool, engine: str, keep: Path | None) -> 
     processes; on nitro two parents' forwarders too, on gcp a service of simulated Intel's and Google's
     collateral. The guests are simulated; every check is the production one.
     """
-    scenario_class = _load_scenario()
     with _unwinding():
+        scenario_class = _load_scenario()
         work = _work_directory(keep)
         try:
             report = _run(

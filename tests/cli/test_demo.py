@@ -257,6 +257,14 @@ def test_signal_unwinds_once_and_handlers_come_back(number: signal.Signals) -> N
 
 
 @pytest.mark.usefixtures("handlers")
+def test_signal_counts_while_the_story_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading takes a second or two; where SIGINT was inherited as ignored, the demo would go on after it."""
+    monkeypatch.setattr(command, "_load_scenario", lambda: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert CliRunner().invoke(demo, []).exit_code == 128 + signal.SIGINT
+
+
+@pytest.mark.usefixtures("handlers")
 def test_nohup_holds() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with command._unwinding():
