@@ -59,9 +59,15 @@ def demo(*, platform: "Kind", as_json: bool, engine: str, keep: Path | None) -> 
         scenario_class = _load_scenario()
         work = _work_directory(keep)
         try:
-            report = _run(
-                scenario_class(work, Narrator(quiet=as_json), kind=platform, engine=engine, now=_now)
+            scenario = scenario_class(
+                work,
+                Narrator(quiet=as_json),
+                kind=platform,
+                engine=engine,
+                now=_now,
+                stopping=_ignore_signals,
             )
+            report = _run(scenario)
         finally:
             if keep is None:
                 shutil.rmtree(work, ignore_errors=True)
@@ -83,8 +89,7 @@ def _unwinding() -> Iterator[None]:
     """
 
     def unwind(number: int, _frame: object) -> None:
-        for one in _SIGNALS:
-            signal.signal(one, signal.SIG_IGN)
+        _ignore_signals()
         sys.exit(128 + number)
 
     before = {one: signal.getsignal(one) for one in _SIGNALS}
@@ -96,6 +101,12 @@ def _unwinding() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _ignore_signals() -> None:
+    """From here on things are stopped and removed, which takes a second and is not to be cut short."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
 
 
 def _load_scenario() -> "type[Scenario]":

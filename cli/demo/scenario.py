@@ -50,7 +50,10 @@ class _Evidence(msgspec.Struct, frozen=True):
 
 
 class Scenario:
-    """One run. `work` is a private directory, `now` the wall clock in unix seconds."""
+    """One run. `work` is a private directory, `now` the wall clock in unix seconds.
+
+    `stopping` is called when the story is over, before what it started is stopped.
+    """
 
     def __init__(
         self,
@@ -60,8 +63,10 @@ class Scenario:
         engine: str,
         now: Callable[[], int],
         kind: Kind = "nitro",
+        stopping: Callable[[], object] = lambda: None,
     ) -> None:
         self.kind = kind
+        self._stopping = stopping
         self.chain_engine = ""
         self.app_id = ""
         self.keys: dict[str, str] = {}
@@ -74,25 +79,31 @@ class Scenario:
     def run(self) -> None:
         """Tell the story, from the first block to the refusal, and stop on the way out what was started."""
         with ExitStack() as stack:
-            processes = stack.enter_context(ProcessGroup(self._work / "logs"))
-            stack.callback(self._http.close)  # idle connections would hold up the forwarders' shutdown
-            chain, governance = self._start_chain(stack)
-            guests = self._start_hardware(processes)
-            authorize_url = self._start_authorize(processes, chain, governance)
-            kms = self._build_kms(guests, chain, governance, authorize_url)
-            kms_address = self._start_kms(guests, governance, kms, chain, authorize_url)
-            operator = KmsOperator(self._http, kms_address, guests.verifier)
-            roots = self._bootstrap(guests, operator, governance, kms)
-            audit = self._audit(operator, roots, kms)
-            app = self._build_app(guests, governance, kms_address, audit)
-            self._start_app(guests, app, kms_address)
-            evidence = self._challenge(guests, app)
-            match guests:
-                case Enclaves():
-                    self._leave_allow_list(guests, chain)
-                case _:
-                    self._mix_machines(guests, evidence, roots)
-            self._revoke(guests, governance, app)
+            try:
+                self._tell(stack)
+            finally:
+                self._stopping()
+
+    def _tell(self, stack: ExitStack) -> None:
+        processes = stack.enter_context(ProcessGroup(self._work / "logs"))
+        stack.callback(self._http.close)  # idle connections would hold up the forwarders' shutdown
+        chain, governance = self._start_chain(stack)
+        guests = self._start_hardware(processes)
+        authorize_url = self._start_authorize(processes, chain, governance)
+        kms = self._build_kms(guests, chain, governance, authorize_url)
+        kms_address = self._start_kms(guests, governance, kms, chain, authorize_url)
+        operator = KmsOperator(self._http, kms_address, guests.verifier)
+        roots = self._bootstrap(guests, operator, governance, kms)
+        audit = self._audit(operator, roots, kms)
+        app = self._build_app(guests, governance, kms_address, audit)
+        self._start_app(guests, app, kms_address)
+        evidence = self._challenge(guests, app)
+        match guests:
+            case Enclaves():
+                self._leave_allow_list(guests, chain)
+            case _:
+                self._mix_machines(guests, evidence, roots)
+        self._revoke(guests, governance, app)
 
     # The chain and the function that reads it
 

@@ -265,6 +265,20 @@ def test_signal_counts_while_the_story_is_loaded(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("handlers")
+def test_signal_after_the_story_does_not_cut_the_stopping_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[int] = []
+
+    def tell(_scenario: Scenario, stack: ExitStack) -> None:
+        stack.callback(stopped.append, 2)
+        stack.callback(signal.raise_signal, signal.SIGINT)
+        stack.callback(stopped.append, 1)
+
+    monkeypatch.setattr(Scenario, "_tell", tell)
+    assert CliRunner().invoke(demo, []).exit_code == 0
+    assert stopped == [1, 2]
+
+
+@pytest.mark.usefixtures("handlers")
 def test_nohup_holds() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with command._unwinding():
