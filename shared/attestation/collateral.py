@@ -234,7 +234,7 @@ def _json_text(text: str, kind: type[T], name: str) -> T:
     # Keys that occur twice: dcap-qvl refuses them where it reads them, and Intel signed the text.
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidEvidence(f"collateral.{name}", f"{name} is not intel's json: {error}") from error
 
 

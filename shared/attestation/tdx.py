@@ -350,8 +350,8 @@ def _prepare(collateral: TdxCollateral) -> _Prepared:
     pem = collateral.pck_certificate_chain
     if pem is None:
         return _Prepared(facts, parsed)
-    chained = QuoteCollateralV3.from_json(collateral_json(collateral))
-    return _Prepared(facts, parsed, (chained, parse_pck_chain(pem.encode())))
+    chain = parse_pck_chain(pem.encode(errors="replace"))
+    return _Prepared(facts, parsed, (QuoteCollateralV3.from_json(collateral_json(collateral)), chain))
 
 
 def _verify(quote: bytes, collateral: "QuoteCollateralV3", anchor: TrustAnchor, now: int) -> _Claims:

@@ -190,6 +190,14 @@ def test_collateral_that_cannot_be_read_is_refused(
         describe(forge.altered(**fields))
 
 
+@pytest.mark.parametrize("opening", ["[", '{"x":'])
+def test_a_signed_text_that_nests_deep_is_refused(forge: TdxForge, opening: str) -> None:
+    deep = f'{{"x":{opening * 20_000}'
+    for name in ("tcb_info", "qe_identity"):
+        with refuses(f"collateral.{name}"):
+            describe(forge.altered(**{name: deep}))
+
+
 @pytest.mark.parametrize("fmspc", ["", "b0c06f0000", "0xb0c06f0000", "zzzzzzzzzzzz"])
 def test_an_fmspc_has_six_bytes(forge: TdxForge, fmspc: str) -> None:
     with refuses("collateral.tcb_info"):

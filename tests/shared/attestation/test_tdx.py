@@ -596,6 +596,11 @@ def test_the_quotes_own_chain_is_used_where_it_has_one(forge: TdxForge) -> None:
     assert forge.verify(None, forge.altered(pck_certificate_chain=other))
 
 
+def test_a_chain_of_the_collateral_that_is_no_text_is_refused(forge: TdxForge) -> None:
+    with refuses("tdx.pck.pem"):
+        forge.verify(None, forge.altered(pck_certificate_chain=forge.intel.pck_chain.decode() + "\ud800"))
+
+
 # --- the library ---
 
 
