@@ -5,7 +5,7 @@ in the verdict's `disabled_checks` (`Policy.relaxations`), so that nobody reads 
 """
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -16,6 +16,14 @@ from shared.hex import decode_hex
 DAY = 86_400
 # A policy with a hundred firmware values has 20 KiB.
 MAX_POLICY = 256 * 1024
+# tomllib's memory grows with the square of a dotted key's parts; ours have two.
+MAX_DOTS = 64
+
+# What a file may say; a hundred years is as good as forever.
+_Seconds = Annotated[int, msgspec.Meta(ge=0, le=36_525 * DAY)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+# Another spelling would never be that of an advisory that Intel names.
+_Advisory = Annotated[str, msgspec.Meta(pattern=r"\AINTEL-SA-[0-9]{5}\Z")]
 
 # GCE Virtual Firmware v2 with TDX memory encryption: the register after its three first events (section 5.3).
 GCE_FIRMWARE_V2_TDX = bytes.fromhex("0cca9ec161b09288802e5a112255d21340ed5b797f5fe29cecccfd8f67b9f802")
@@ -67,8 +75,8 @@ class NitroPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nothing.
     """
 
-    max_age: int = 3600
-    max_future: int = 300
+    max_age: _Seconds = 3600
+    max_future: _Seconds = 300
     revocation: Revocation = Revocation.IF_AVAILABLE
 
     def check_age(self, timestamp_ms: int, now: int) -> None:
@@ -99,12 +107,12 @@ class TdxPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     accept: tuple[TcbStatus, ...] = (TcbStatus.UP_TO_DATE,)
-    grace: dict[TcbStatus, int] = {}
-    reject_advisories: tuple[str, ...] = ()
-    min_tcb_evaluation_number: int = 0
-    max_collateral_age: int = 7 * DAY
+    grace: dict[TcbStatus, _Seconds] = {}
+    reject_advisories: tuple[_Advisory, ...] = ()
+    min_tcb_evaluation_number: _Number = 0
+    max_collateral_age: _Seconds = 7 * DAY
     allow_attributes: tuple[TdAttribute, ...] = ()
-    xfam: int = DEFAULT_XFAM
+    xfam: _Number = DEFAULT_XFAM
     require_mr_config: bool = False
     allow_unverified_image: bool = False
 
@@ -128,7 +136,8 @@ class TdxPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         if status is TcbStatus.REVOKED:
             raise PolicyDenied("tdx.tcb.revoked", "platform's tcb is revoked, no policy accepts that")
-        if refused := sorted(set(advisories) & set(self.reject_advisories)):
+        rejected = {advisory.casefold() for advisory in self.reject_advisories}
+        if refused := sorted(advisory for advisory in advisories if advisory.casefold() in rejected):
             raise PolicyDenied("tdx.advisory", f"advisory {refused[0]} applies, the policy rejects it")
         if status in self.accept:
             return f"{status.value}, which the policy accepts"
@@ -215,9 +224,11 @@ def parse_policy(text: bytes) -> Policy:
 
     if len(text) > MAX_POLICY:
         raise ConfigError("policy.size", f"policy has {len(text)} bytes, at most {MAX_POLICY} are read")
+    if any(line.count(b".") > MAX_DOTS for line in text.split(b"\n")):
+        raise ConfigError("policy.size", f"a line of the policy has more than {MAX_DOTS} dots")
     try:
         document = tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and python's for a number of 5,000 digits
         raise ConfigError("policy.syntax", f"policy is not valid toml: {error}") from error
     try:
         return msgspec.convert(_with_bytes(document), Policy)

@@ -94,6 +94,14 @@ def test_an_empty_file_is_the_default() -> None:
         (b"[gcp]\nfirmware = 5", "policy.invalid"),
         (b"gcp = 5", "policy.invalid"),
         (b"#" * (MAX_POLICY + 1), "policy.size"),
+        (b"a" + b".a" * 100_000 + b" = 1", "policy.size"),
+        (b"[nitro]\nmax_age = " + b"9" * 5000, "policy.syntax"),
+        (b"[nitro]\nmax_age = 0x" + b"f" * 5000, "policy.invalid"),
+        (b"[nitro]\nmax_age = -1", "policy.invalid"),
+        (b"[tdx]\nxfam = -1", "policy.invalid"),
+        (b"[tdx]\ngrace = { OutOfDate = -1 }", "policy.invalid"),
+        (b'[tdx]\nreject_advisories = ["intel-sa-00960"]', "policy.invalid"),
+        (b'[tdx]\nreject_advisories = ["INTEL-SA-960"]', "policy.invalid"),
     ],
 )
 def test_refuses_a_file_that_it_cannot_follow(text: bytes, code: str) -> None:
@@ -139,6 +147,12 @@ def test_n15_a_rejected_advisory_refuses_whatever_the_status() -> None:
     assert policy.check_tcb(TcbStatus.UP_TO_DATE, ("INTEL-SA-1",), NOW, NOW)
     with refuses("tdx.advisory", PolicyDenied):
         policy.check_tcb(TcbStatus.UP_TO_DATE, ("INTEL-SA-1", "INTEL-SA-2"), NOW, NOW)
+
+
+def test_n15_an_advisory_is_rejected_in_any_case_of_its_letters() -> None:
+    for listed, named in (("intel-sa-2", "INTEL-SA-2"), ("INTEL-SA-2", "Intel-SA-2")):
+        with refuses("tdx.advisory", PolicyDenied):
+            TdxPolicy(reject_advisories=(listed,)).check_tcb(TcbStatus.UP_TO_DATE, (named,), NOW, NOW)
 
 
 # --- what a verdict tells of a policy ---
