@@ -79,7 +79,7 @@ class Certificate(msgspec.Struct, frozen=True):
         if not der.startswith(_VERSION_3, tbs_at):
             _malformed("is not of version 3")
         serial, at = _element(der, tbs_at + len(_VERSION_3), tbs_end, _INTEGER)
-        if serial == at or der[serial] & 0x80:
+        if serial == at or der[serial] & 0x80 or not any(der[serial:at]):
             _malformed("has a serial number that is not positive")
         _algorithm(der, at)
         fields = []

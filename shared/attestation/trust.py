@@ -22,6 +22,16 @@ Signer = Literal["nitro", "tdx", "gcp_tpm"]
 
 # A smaller RSA root is not one that a vendor or our simulator makes.
 _MIN_RSA_BITS = 2048
+# What `cryptography` raises on der that its outer parser let through, and the strict parser of Nitro roots.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    InvalidEvidence,
+)
 
 
 class TrustAnchors(msgspec.Struct, frozen=True):
@@ -49,7 +59,7 @@ class TrustAnchors(msgspec.Struct, frozen=True):
 
         try:
             ders = [c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(pem)]
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise ConfigError(
                 "trust.anchor.malformed", "trust anchor is not a pem of root certificates"
             ) from error
@@ -101,7 +111,7 @@ def _read_root(der: bytes, digest: bytes) -> tuple[TrustAnchor, tuple[Signer, ..
         raise ConfigError(
             "trust.anchor.not_ca", f"trust anchor {name} does not say that it may sign certificates"
         ) from error
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, InvalidEvidence) as error:
+    except _UNREADABLE as error:
         raise ConfigError("trust.anchor.malformed", f"trust anchor {name} cannot be read: {error}") from error
     if not may_sign:
         raise ConfigError(

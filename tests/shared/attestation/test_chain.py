@@ -363,11 +363,13 @@ def test_an_unreadable_name_does_not_hide_the_refusal(forge: Forge) -> None:
         certificate.check_validity(certificate.not_after + 1)
 
 
-def test_refuses_a_negative_serial_number(forge: Forge) -> None:
+def test_refuses_a_serial_number_that_is_not_positive(forge: Forge) -> None:
     der = forge.made["leaf"].der
     at = der.index(bytes.fromhex("a003020102")) + 5
-    with refuses("nitro.chain.malformed"):
-        Certificate.parse(der[: at + 2] + b"\xff" + der[at + 3 :])
+    length = der[at + 1]
+    for serial in (b"\xff" + der[at + 3 : at + 2 + length], bytes(length)):
+        with refuses("nitro.chain.malformed"):
+            Certificate.parse(der[: at + 2] + serial + der[at + 2 + length :])
 
 
 def test_refuses_a_point_that_is_not_on_the_curve(forge: Forge) -> None:

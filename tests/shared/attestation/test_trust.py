@@ -1,4 +1,5 @@
 import hashlib
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,3 +169,27 @@ def test_refuses_an_anchor_that_may_not_sign_certificates(forge: Forge) -> None:
     for pem in (forge.made["leaf"].pem, Forge(root={"usage": ("crl_sign",)}).made["root"].pem):
         with refuses("trust.anchor.not_ca", ConfigError):
             TrustAnchors.production().with_extra(pem)
+
+
+def test_refuses_an_anchor_with_a_name_that_cannot_be_read() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
+    # a subject alternative name of kind x400Address
+    names = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), bytes.fromhex("3004a3023000"))
+    root = (
+        x509.CertificateBuilder(name, name, key.public_key(), 7)
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+        .add_extension(names, critical=False)
+        .sign(key, SHA256())
+    )
+    with refuses("trust.anchor.malformed", ConfigError):
+        TrustAnchors.production().with_extra(root.public_bytes(Encoding.PEM))
+
+
+def test_refuses_an_anchor_of_another_version() -> None:
+    der = x509.load_pem_x509_certificate(_rsa_root(2048)).public_bytes(Encoding.DER)
+    other = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + b64encode(other) + b"\n-----END CERTIFICATE-----\n"
+    with refuses("trust.anchor.malformed", ConfigError):
+        TrustAnchors.production().with_extra(pem)
