@@ -35,7 +35,7 @@ def chain_id(url: str) -> int:
 @pytest.mark.parametrize("engine", ["py-evm", "anvil"])
 def test_chain_answers_inside_the_block_and_is_gone_after_it(engine: str) -> None:
     if engine == "anvil" and find_anvil() is None:
-        pytest.skip("no anvil on this machine: npm did not install it")
+        pytest.skip("no anvil on this machine: install node and npm, then run make setup")
     with start_chain(engine) as chain:
         assert (chain.engine, chain_id(chain.url)) == (engine, chain.chain_id)
         assert alive(chain.pid)

@@ -66,7 +66,7 @@ def proven(root: str, key: bytes, nodes: list[str]) -> bytes:
 @pytest.fixture(scope="module", params=["py-evm", "anvil"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "anvil" and find_anvil() is None:
-        pytest.skip("no anvil on this machine: npm did not install it")
+        pytest.skip("no anvil on this machine: install node and npm, then run make setup")
     with start_chain(request.param) as chain:
         yield Site(chain)
 

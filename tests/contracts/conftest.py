@@ -20,7 +20,7 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "contracts"
 @pytest.fixture(scope="session", params=["py-evm", "anvil"])
 def instant_chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
     if request.param == "anvil" and find_anvil() is None:
-        pytest.skip("no anvil on this machine: npm did not install it")
+        pytest.skip("no anvil on this machine: install node and npm, then run make setup")
     with start_chain(request.param, block_time=0) as chain:
         yield chain
 

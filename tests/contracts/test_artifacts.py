@@ -153,7 +153,7 @@ def test_lock_file_names_no_registry() -> None:
 def test_sources_compile_to_what_is_checked_in() -> None:
     node = shutil.which("node")
     if node is None or not (CONTRACTS / "node_modules" / "solc").is_dir():
-        pytest.skip("no node with solc on this machine: npm did not install it")
+        pytest.skip("no node with solc on this machine: install node and npm, then run make setup")
     done = subprocess.run(
         [node, "build.mjs", "--check"], cwd=CONTRACTS, capture_output=True, text=True, check=False
     )
@@ -163,7 +163,7 @@ def test_sources_compile_to_what_is_checked_in() -> None:
 def test_drift_is_named(tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None or not (CONTRACTS / "node_modules" / "solc").is_dir():
-        pytest.skip("no node with solc on this machine: npm did not install it")
+        pytest.skip("no node with solc on this machine: install node and npm, then run make setup")
     copy = tmp_path / "contracts"
     shutil.copytree(CONTRACTS, copy, ignore=shutil.ignore_patterns("node_modules"))
     (copy / "node_modules").symlink_to(CONTRACTS / "node_modules")
