@@ -174,7 +174,7 @@ def check_path(path: bytes) -> None:
         _refuse_path(path, "is the mark of an archive's end")
     for part in path.split(b"/"):
         if part in {b"", b".", b".."}:
-            _refuse_path(path, "is absolute, or has a component that is empty, . or ..")
+            _refuse_path(path, "is absolute, or has an empty or a dotted component")
         if len(part) > MAX_NAME:
             _refuse_path(path, f"has a component of more than {MAX_NAME} bytes")
 

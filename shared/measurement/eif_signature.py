@@ -103,8 +103,7 @@ class KeySigner:
                 "eif.signer.curve", f"signing key is on {key.curve.name}, expected p-256, p-384 or p-521"
             )
         try:
-            certificate, _ = _certificate(certificate_pem)
-            certified = certificate.public_key()
+            certified = _certificate(certificate_pem)[0].public_key()
         except (InvalidEvidence, *_UNREADABLE) as error:
             raise ConfigError(
                 "eif.signer.certificate", "signing certificate is not one pem certificate"
@@ -191,12 +190,8 @@ def parse_signature(raw: bytes) -> EifSignature:
             "eif.signature.length",
             f"signature has {len(signature)} bytes, expected {2 * algorithm.scalar} (r || s)",
         )
-    certificate, der = _certificate(pem)
-    try:
-        not_before = int(certificate.not_valid_before_utc.timestamp())
-        not_after = int(certificate.not_valid_after_utc.timestamp())
-    except _UNREADABLE as error:
-        raise InvalidEvidence("eif.signature.certificate", "certificate's dates are unreadable") from error
+    certificate, not_before, not_after = _certificate(pem)
+    der = certificate.public_bytes(Encoding.DER)
     return EifSignature(pem, der, certificate, not_before, not_after, algorithm, payload, signature)
 
 
@@ -245,16 +240,19 @@ def _algorithm(cose: int) -> Algorithm | None:
     return next((one for one in _ALGORITHMS if one.cose == cose), None)
 
 
-def _certificate(pem: bytes) -> tuple[x509.Certificate, bytes]:
+def _certificate(pem: bytes) -> tuple[x509.Certificate, int, int]:
+    """Return the one certificate and its dates."""
     try:
         certificates = x509.load_pem_x509_certificates(pem)
+        dates = [(one.not_valid_before_utc, one.not_valid_after_utc) for one in certificates]
     except _UNREADABLE as error:
         raise InvalidEvidence("eif.signature.certificate", "certificate is not valid pem") from error
     if len(certificates) != 1:
         raise InvalidEvidence(
             "eif.signature.certificate", f"{len(certificates)} certificates are given, expected one"
         )
-    return certificates[0], certificates[0].public_bytes(Encoding.DER)
+    [(not_before, not_after)] = dates
+    return certificates[0], int(not_before.timestamp()), int(not_after.timestamp())
 
 
 def _octets(value: Value, what: str) -> bytes:
