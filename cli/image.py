@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 
 @click.group()
 def image() -> None:
-    """Measure enclave images (EIF)."""
+    """Build and measure enclave images (EIF)."""
 
 
 @image.command()
@@ -43,3 +44,57 @@ def inspect(file: Path, at: int | None, *, as_json: bool) -> None:
         for line in lines(report):
             click.echo(line)
     sys.exit(report.exit_code)
+
+
+@image.command()
+@click.argument("source")
+@click.option("--kernel", required=True, metavar="PLACE", help="The kernel (bzImage or Image).")
+@click.option("--init", required=True, metavar="PLACE", help="The bootstrap's init.")
+@click.option("--nsm-ko", required=True, metavar="PLACE", help="The bootstrap's kernel module nsm.ko.")
+@click.option("--cmdline", metavar="TEXT", help="Kernel command line; nitro-cli's by default.")
+@click.option(
+    "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The EIF to write."
+)
+@click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), default="x86_64", show_default=True)
+@click.option(
+    "--argv",
+    "argv_mode",
+    type=click.Choice(["oci", "nitro-cli"]),
+    default="oci",
+    show_default=True,
+    help="What runs: Entrypoint and Cmd, or nitro-cli's choice, Cmd without Entrypoint.",
+)
+@click.option(
+    "--epoch",
+    type=click.IntRange(0, (1 << 32) - 1),
+    default=0,
+    metavar="UNIX",
+    help="The time of every file and of the build; measured. 0 by default.",
+)
+@click.option("--name", default="enclave", show_default=True, help="ImageName in the metadata; not measured.")
+@click.option(
+    "--cache", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Keep builds here."
+)
+@click.option("--user", metavar="NAME", help="User at the registry.")
+@click.option("--password", envvar="DSTACK_REGISTRY_PASSWORD", hidden=True)
+@click.option("--plain-loopback", is_flag=True, help="Speak plain http with a registry on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def build(*, as_json: bool, **request: Any) -> None:  # noqa: ANN401 - click passes options by name
+    """Build an enclave image from a container image, without a daemon.
+
+    SOURCE is a directory in OCI layout, a tar of one or of docker save, or a reference with a digest
+    (host/repository@sha256:...); a local one may have @sha256:... behind it, to be checked. PLACE is a path,
+    or an https URL with @sha256:... behind it. DSTACK_REGISTRY_PASSWORD holds the registry's password.
+
+    Equal inputs give equal bytes on every machine; the page docs/reproducible-builds.md says what counts.
+
+    Exit codes: 0 ok, 1 failed: an input is damaged or unreachable, 2 usage, 3 refused.
+    """
+    from cli.image_build import BuildRequest, as_object, lines, run_build  # noqa: PLC0415 - see above
+
+    built = run_build(BuildRequest(**request))
+    if as_json:
+        click.echo(json.dumps(as_object(built), indent=2))
+        return
+    for line in lines(built):
+        click.echo(line)

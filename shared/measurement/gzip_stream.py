@@ -2,9 +2,9 @@
 
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from shared.errors import ProtocolError
+from shared.measurement.cpio import Readable
 
 MAX_MEMBERS = 1 << 20
 """Of one stream. Seekable layers have one for each file; an empty one costs as much time as 2 kB of data."""
@@ -14,7 +14,7 @@ _READ = 64 * 1024
 _CHUNK = 1 << 20
 
 
-def inflated(file: BinaryIO, *, code: str, what: str) -> Iterator[bytes]:
+def inflated(file: Readable, *, code: str, what: str) -> Iterator[bytes]:
     """Yield what the gzip members of `file` hold, up to its end, in pieces of at most 1 MiB.
 
     How much may come is the caller's to bound. `what` names the stream in sentences. Raises `ProtocolError`

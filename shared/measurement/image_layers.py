@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal, NoReturn
 import msgspec
 
 from shared.errors import ProtocolError
+from shared.measurement.cpio import Readable
 from shared.measurement.gzip_stream import inflated
 from shared.measurement.image_tree import (
     MAX_DEPTH,
@@ -82,7 +83,7 @@ class Unpacking:
     def __init__(self, max_unpacked: int = MAX_UNPACKED) -> None:
         self._left = self._limit = max_unpacked
 
-    def unpack_layer(self, blob: BinaryIO, size: int, layer: Layer, sink: Callable[[bytes], object]) -> int:
+    def unpack_layer(self, blob: Readable, size: int, layer: Layer, sink: Callable[[bytes], object]) -> int:
         """Write the tar of the layer in `blob` (`size` bytes) to `sink`; return its size.
 
         `sink` has had parts of it when this raises. Raises `ProtocolError`: `image.layer.gzip` (damaged),
