@@ -39,10 +39,11 @@ def evidence_app(attestor: Attestor, app_id: bytes) -> Starlette:
     async def evidence(request: Request) -> Response:
         try:
             challenge = _parse(await _bounded_body(request))
-            envelope = await run_in_threadpool(attest, challenge)
         except ProtocolError as error:
             return _failure(error, 400)
-        except DstackError as error:
+        try:
+            envelope = await run_in_threadpool(attest, challenge)
+        except DstackError as error:  # whatever it is, the request was in order
             return _failure(error, 503)
         return JSONResponse({"attestation": envelope.hex()})
 
@@ -66,7 +67,7 @@ async def _bounded_body(request: Request) -> bytes:
 def _parse(body: bytes) -> bytes:
     try:
         text = msgspec.json.decode(body, type=_Challenge).challenge
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(
             "evidence.malformed", 'the request is not {"challenge": "<64 hex digits>"}'
         ) from error

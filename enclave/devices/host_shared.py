@@ -65,7 +65,7 @@ class HostShared:
             raise ConfigError("sys_config.size", f"{path} is larger than {MAX_SYS_CONFIG} bytes")
         try:
             return msgspec.json.decode(content, type=_SysConfig).vm_config
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(
                 "sys_config.malformed", f"{path} is not a json object with the text vm_config"
             ) from error

@@ -123,7 +123,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 def _refusal(status: int, body: bytes) -> PolicyDenied | ProtocolError:
     try:
         refusal = msgspec.json.decode(body, type=_ErrorBody)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ProtocolError("kms.malformed", f"the KMS answered {status} without an error text")
     code = f" ({refusal.code})" if refusal.code else ""  # upstream's KMS has none
     return PolicyDenied("kms.refused", f"the KMS refused: {refusal.error[:MAX_REFUSAL]}{code}")

@@ -208,7 +208,7 @@ def _decode_body(headers: Mapping[str, str], body: bytes) -> object:
         return msgspec.json.decode(body)
     except msgspec.ValidationError as error:  # of any type there is one: a number that no double holds
         raise ProtocolError(INVALID, f"the body is out of range: {error}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("authorize.body.json", f"the body is not json: {error}") from error
 
 

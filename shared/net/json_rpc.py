@@ -85,7 +85,7 @@ class JsonRpc:
             raise self._malformed(f"answered with more than {MAX_CONTAINERS} lists and objects")
         try:
             answers: object = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if status != 200:
                 raise self._status(status) from error
             raise self._malformed("answered something that is not json") from error

@@ -8,7 +8,7 @@ from enclave.devices.attestor import NitroAttestor
 from enclave.serving.attested_tls import build_plain_server
 from shared.attestation.report_data import deploy_challenge
 from shared.attestation.verify import verify_attestation
-from shared.errors import UnavailableError
+from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
 
@@ -18,8 +18,11 @@ CHALLENGE = bytes(range(32))
 
 
 class BrokenAttestor:
+    def __init__(self, error: DstackError) -> None:
+        self._error = error
+
     def attest(self, _report_data: bytes) -> bytes:
-        raise UnavailableError("nsm.unavailable", "the module does not answer")
+        raise self._error
 
 
 @pytest.fixture
@@ -53,6 +56,7 @@ def test_answers_with_evidence_over_the_challenge_and_the_app_id(ask, anchors) -
         (b"{}", "evidence.malformed"),
         (b"", "evidence.malformed"),
         (b'{"challenge":5}', "evidence.malformed"),
+        (b'{"challenge":"\xff"}', "evidence.malformed"),
         (b'{"challenge":"00","more":1}', "evidence.malformed"),
         (msgspec.json.encode({"challenge": "00" * 31}), "hex.length"),
         (msgspec.json.encode({"challenge": "00" * 33}), "hex.length"),
@@ -65,6 +69,13 @@ def test_refuses_what_is_no_challenge(ask, body: bytes, code: str) -> None:
     assert (response.status, _code(response)) == (400, code)
 
 
-def test_says_when_it_cannot_attest(serve) -> None:
-    response = _client(BrokenAttestor(), serve)(msgspec.json.encode({"challenge": CHALLENGE.hex()}))
-    assert (response.status, _code(response)) == (503, "nsm.unavailable")
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnavailableError("nsm.unavailable", "the module does not answer"),
+        ProtocolError("tdx_device.quote.report_data", "the quote is over something else"),
+    ],
+)
+def test_says_when_it_cannot_attest(serve, error: DstackError) -> None:
+    response = _client(BrokenAttestor(error), serve)(msgspec.json.encode({"challenge": CHALLENGE.hex()}))
+    assert (response.status, _code(response)) == (503, error.code)

@@ -21,7 +21,16 @@ def test_is_empty_without_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"vm_config":{}}', b'{"vm_config":"\xff"}', b'{"vm_config":""}x']
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"vm_config":{}}',
+        b'{"vm_config":"\xff"}',
+        b'{"vm_config":""}x',
+        b'{"other":' + b"[" * 30_000,
+    ],
 )
 def test_refuses_a_file_of_another_shape(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".sys-config.json").write_bytes(content)

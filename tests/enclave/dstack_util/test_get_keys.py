@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from enclave.dstack_util import kms_client
 from enclave.dstack_util.get_keys import get_keys
 from enclave.dstack_util.main import main
 from enclave.kms.authorization import Decision
@@ -192,6 +193,11 @@ def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None
         "dstack-util: the KMS refused: App not allowed: Boot denied: Compose hash not allowed "
         "(kms.app.denied) [kms.refused]\n"
     )
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":"\xff"}', b'{"more":' + b"[" * 100_000])
+def test_a_refusal_without_a_text_is_malformed(body: bytes) -> None:
+    assert kms_client._refusal(502, body).code == "kms.malformed"
 
 
 def test_refuses_to_run_without_a_root_pin(world: World) -> None:

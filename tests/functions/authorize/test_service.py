@@ -231,6 +231,7 @@ def test_other_routes_are_not_found(service: AuthorizeService, method: str, path
         ({"content-type": "text/plain"}, b"{}"),
         (JSON, b""),
         (JSON, b"\xff"),
+        (JSON, b'{"a": "\xff"}'),
         (JSON, b'{"a": NaN}'),
         (JSON, b" " * 1_048_577),
         (JSON, b"[" * 100_000),

@@ -69,6 +69,7 @@ def test_a_null_result_is_a_result(raw_server: RawServer) -> None:
         b"",
         b"<html>",
         b"[" * 100_000,
+        b'["\xff"]',
     ],
 )
 def test_n57_malformed_answers_are_refused(raw_server: RawServer, body: bytes) -> None:
