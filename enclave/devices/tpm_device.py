@@ -34,6 +34,8 @@ class DevTpm:
     """The kernel's device node: the first of `paths` that exists.
 
     It is opened by the first command and stays open, for transient objects live as long as the descriptor.
+    When the driver fails it is closed: the kernel then frees what our commands had loaded. It has room for
+    three objects, and nobody could flush one whose handle was in a lost response.
     """
 
     def __init__(self, paths: Sequence[str] = DEVICE_PATHS) -> None:
@@ -58,6 +60,8 @@ class DevTpm:
                 written = os.write(descriptor, command)
                 response = os.read(descriptor, MAX_RESPONSE)
             except OSError as error:
+                self._descriptor = None
+                os.close(descriptor)
                 raise UnavailableError("tpm_device.io", f"tpm driver failed: {error.strerror}") from error
         if written != len(command):
             raise UnavailableError(

@@ -16,7 +16,6 @@ ATTR_OWNER_READ = 1 << 17
 ATTR_AUTH_READ = 1 << 18
 ATTR_NO_DA = 1 << 25  # a wrong password does not count towards a lockout
 ATTR_WRITTEN = 1 << 29
-ATTR_PLATFORM_CREATE = 1 << 30
 
 # TPM_RC_HANDLE for the first handle: no such index.
 _RC_NO_INDEX = 0x18B

@@ -1,5 +1,6 @@
 """The kernel's TPM node, stood in for by one end of a socket pair."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -75,6 +76,27 @@ def test_reports_a_failing_driver(tmp_path: Path) -> None:
     path = tmp_path / "null"
     path.symlink_to("/dev/full")  # every write fails
     assert refused(DevTpm([str(path)])).code == "tpm_device.io"
+
+
+def test_begins_anew_after_a_failure(
+    node: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects of the descriptor go with it."""
+    path, driver = node
+    device = DevTpm([path])
+    used: list[int] = []
+
+    def fails(descriptor: int, _size: int) -> bytes:
+        used.append(descriptor)
+        raise OSError(errno.ETIME, "timer expired")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "read", fails)
+        assert refused(device).code == "tpm_device.io"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(used[0])
+    driver.send(b"response")
+    assert device.transact(b"x") == b"response"
 
 
 def test_reports_a_driver_that_takes_half_a_command(
