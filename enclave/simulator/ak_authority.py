@@ -4,7 +4,6 @@ Issuers and addresses stand in the certificates as in Google's; the addresses le
 verifier believes it only where its root is configured as an extra anchor, and then reports `simulated`.
 """
 
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
+from enclave.simulator.authority_files import certificate_pem, key_pem, write_authority
 from enclave.simulator.revocation_lists import PrivateKey, sign_list
 from shared.attestation.endorsements import Endorsements
 from shared.attestation.tpm_certificate import EK_USAGE
@@ -120,42 +118,22 @@ class SimulatedAkAuthority(msgspec.Struct, frozen=True):
         }
 
     def save(self, directory: Path) -> None:
-        """Write root and intermediate, certificates and keys (0600), into `directory`, made when absent.
-
-        Raises `StorageError`: `simulator.ak_authority.exists` rather than replace one that guests use,
-        `simulator.ak_authority.write`.
-        """
+        """Write root and intermediate, certificates and keys, into `directory`; see `write_authority`."""
         files = {_URL: self.base_url.encode()}
         for name, authority in ((_ROOT, self.root), (_INTERMEDIATE, self.intermediate)):
-            files[f"{name}.pem"] = authority.certificate.public_bytes(Encoding.PEM)
-            files[f"{name}.key"] = authority.key.private_bytes(
-                Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-            )
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for file_name, content in files.items():
-                descriptor = os.open(directory / file_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-        except FileExistsError as error:
-            raise StorageError(
-                "simulator.ak_authority.exists", f"{directory} already holds an authority, expected none"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                "simulator.ak_authority.write",
-                f"cannot write an authority to {directory}: {error.strerror}",
-            ) from error
+            files[f"{name}.pem"] = certificate_pem(authority.certificate)
+            files[f"{name}.key"] = key_pem(authority.key)
+        write_authority(directory, files)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what `save` wrote. Raises `StorageError("simulator.ak_authority.read")`."""
+        """Read what `save` wrote. Raises `StorageError("simulator.authority.read")`."""
         try:
             root, intermediate = (_read(directory, name) for name in (_ROOT, _INTERMEDIATE))
             return cls(root, intermediate, (directory / _URL).read_text())
         except (OSError, ValueError, TypeError) as error:
             raise StorageError(
-                "simulator.ak_authority.read", f"{directory} holds no readable simulated authority of vtpms"
+                "simulator.authority.read", f"{directory} holds no readable simulated authority of vtpms"
             ) from error
 
 

@@ -4,7 +4,6 @@ Nothing is secret about its purpose: a verifier believes it only where its root 
 anchor, and then reports `simulated`.
 """
 
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
 
+from enclave.simulator.authority_files import certificate_pem, key_pem, write_authority
 from enclave.simulator.revocation_lists import sign_list
 from shared.errors import StorageError
 
@@ -123,30 +121,11 @@ class SimulatedAuthority(msgspec.Struct, frozen=True):
         return first, second
 
     def save(self, directory: Path) -> None:
-        """Write root.pem, chain.pem and the three keys (0600) into `directory`, which is made when absent.
-
-        Raises `StorageError("simulator.authority.exists")` rather than replace an authority that enclaves
-        use, `StorageError("simulator.authority.write")`.
-        """
-        chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.chain)
-        keys = (
-            (name, issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            for name, issuer in zip(_KEYS, (self.root, self.region, self.zone), strict=True)
-        )
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name, content in (*keys, (_CHAIN, chain), (_ROOT, self.root_pem)):
-                descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-        except FileExistsError as error:
-            raise StorageError(
-                "simulator.authority.exists", f"{directory} already holds an authority, expected none"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                "simulator.authority.write", f"cannot write an authority to {directory}: {error.strerror}"
-            ) from error
+        """Write root.pem, chain.pem and the three keys into `directory`; see `write_authority`."""
+        issuers = (self.root, self.region, self.zone)
+        keys = {name: key_pem(issuer.key) for name, issuer in zip(_KEYS, issuers, strict=True)}
+        chain = b"".join(map(certificate_pem, self.chain))
+        write_authority(directory, {**keys, _CHAIN: chain, _ROOT: self.root_pem})
 
     @classmethod
     def load(cls, directory: Path) -> Self:

@@ -21,13 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
 
+from enclave.simulator.authority_files import certificate_pem, key_pem, write_authority
 from enclave.simulator.intel_documents import (
     FMSPC,
     LIFETIME,
@@ -152,29 +151,11 @@ class SimulatedIntel(msgspec.Struct, frozen=True):
         return [getattr(self, role).certificate for role in sorted(set(revoked) & set(below))]
 
     def save(self, directory: Path) -> None:
-        """Write a certificate and a key (0600) per role into `directory`, which is made when absent.
-
-        Raises `StorageError("simulator.authority.exists")` rather than replace one that domains use,
-        `StorageError("simulator.authority.write")`.
-        """
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for role in _ROLES:
-                identity: Identity = getattr(self, role)
-                key = identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-                pem = identity.certificate.public_bytes(Encoding.PEM)
-                for name, content in ((f"{role}.key", key), (f"{role}.pem", pem)):
-                    descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                    with os.fdopen(descriptor, "wb") as file:
-                        file.write(content)
-        except FileExistsError as error:
-            raise StorageError(
-                "simulator.authority.exists", f"{directory} already holds an authority, expected none"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                "simulator.authority.write", f"cannot write an authority to {directory}: {error.strerror}"
-            ) from error
+        """Write a certificate and a key per role into `directory`; see `write_authority`."""
+        identities: dict[str, Identity] = {role: getattr(self, role) for role in _ROLES}
+        keys = {f"{role}.key": key_pem(identity.key) for role, identity in identities.items()}
+        chain = {f"{role}.pem": certificate_pem(one.certificate) for role, one in identities.items()}
+        write_authority(directory, {**keys, **chain})
 
     @classmethod
     def load(cls, directory: Path) -> Self:

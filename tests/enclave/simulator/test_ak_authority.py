@@ -70,7 +70,7 @@ def test_an_authority_is_never_replaced(tmp_path: Path) -> None:
     first.save(tmp_path)
     with pytest.raises(StorageError) as caught:
         SimulatedAkAuthority.create().save(tmp_path)
-    assert caught.value.code == "simulator.ak_authority.exists"
+    assert caught.value.code == "simulator.authority.exists"
     assert SimulatedAkAuthority.load(tmp_path).root_pem == first.root_pem
 
 
@@ -78,7 +78,7 @@ def test_reports_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as caught:
         SimulatedAkAuthority.create().save(tmp_path / "file" / "google")
-    assert caught.value.code == "simulator.ak_authority.write"
+    assert caught.value.code == "simulator.authority.write"
 
 
 def test_refuses_a_directory_that_holds_no_authority(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_refuses_a_directory_that_holds_no_authority(tmp_path: Path) -> None:
         damage()
         with pytest.raises(StorageError) as caught:
             SimulatedAkAuthority.load(tmp_path)
-        assert caught.value.code == "simulator.ak_authority.read"
+        assert caught.value.code == "simulator.authority.read"

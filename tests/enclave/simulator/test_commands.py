@@ -61,7 +61,7 @@ def test_refuses_a_directory_that_holds_something_else(tmp_path: Path, broken: s
     (tmp_path / "a" / broken).write_text("other")
     with pytest.raises(DstackError) as refusal:
         GcpAuthority.load(tmp_path / "a")
-    assert refusal.value.code in {"simulator.authority.read", "simulator.ak_authority.read"}
+    assert refusal.value.code == "simulator.authority.read"
 
 
 def test_what_is_published_is_fresh_and_where_certificates_say(tmp_path: Path) -> None:
