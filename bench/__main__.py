@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attested_request, import_budget, key_dispatch, nitro_verdict, tdx_verdict
+from bench import attested_request, eif_hash, import_budget, key_dispatch, nitro_verdict, tdx_verdict
 from bench.measure import Result
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "gcp-verdict": tdx_verdict.gcp,
     "gcp-cold": tdx_verdict.gcp_cold,
     "event-replay": tdx_verdict.long_log,
+    "eif-hash": eif_hash.measure,
     "import-verify": import_budget.verify,
     "import-authorize": import_budget.authorize,
     "key-dispatch": key_dispatch.dispatch,

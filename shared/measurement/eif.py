@@ -39,7 +39,7 @@ _DEFAULT_MEMORY: Final = 1 << 30
 _DEFAULT_CPUS: Final = 2
 _ARCHES: Final[tuple[Arch, ...]] = ("x86_64", "aarch64")  # by the one flag
 # Small enough to stay in a core's cache while three functions go over it.
-_CHUNK: Final = 128 << 10
+_CHUNK: Final = 256 << 10
 _RAMDISK_ALIGNMENT: Final = 4  # the kernel looks for the next archive there
 
 

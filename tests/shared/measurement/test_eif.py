@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,27 @@ def test_inputs_are_taken_from_where_they_stand() -> None:
     )
     assert sink.getvalue() == TINY
     assert sink.tell() == len(TINY)
+
+
+def test_memory_stays_flat_however_large_the_image_is(tmp_path: Path) -> None:
+    ramdisk = tmp_path / "ramdisk"
+    with ramdisk.open("wb") as file:
+        file.truncate(32 << 20)
+    with ramdisk.open("rb") as large, (tmp_path / "image.eif").open("w+b") as sink:
+        tracemalloc.start()
+        try:
+            written = write_eif(
+                sink,
+                kernel=io.BytesIO(KERNEL),
+                cmdline=CMDLINE,
+                ramdisks=[io.BytesIO(BOOT), large],
+                metadata=METADATA,
+                arch="x86_64",
+            )
+            assert measure_eif(sink) == written
+            assert tracemalloc.get_traced_memory()[1] < 2 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_section_can_be_read_as_a_file() -> None:
