@@ -73,9 +73,10 @@ class NitroConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`nitro_config`: an enclave on an EC2 instance, ours. `memory_mib` and `cpu_count` are the enclave's.
 
     `image` is `NAME@sha256:DIGEST`, the path of an OCI layout or of a `docker save` tar; without it the one
-    service of the compose file names it. `kernel`, `init` and `nsm_ko` are paths, or `URL#sha256=HEX`.
-    `cmdline` is the kernel's, AWS's default when absent. `argv` chooses how the image's Entrypoint and Cmd
-    become the enclave's command: `entrypoint_cmd`, or `nitro_cli` (which drops the Entrypoint beside a Cmd).
+    service of the compose file names it. `kernel`, `init` and `nsm_ko` are paths, or `https://...@sha256:HEX`.
+    `cmdline` is the kernel's, AWS's default when absent;
+    `epoch` (unix seconds) the time of every file. `argv` chooses how the image's Entrypoint and Cmd
+    become the enclave's command: `oci`, or `nitro-cli` (which drops the Entrypoint beside a Cmd).
     """
 
     image: str | UnsetType = UNSET
@@ -83,8 +84,9 @@ class NitroConfig(msgspec.Struct, frozen=True, kw_only=True):
     init: str | UnsetType = UNSET
     nsm_ko: str | UnsetType = UNSET
     cmdline: str | UnsetType = UNSET
+    epoch: int | UnsetType = UNSET
     arch: Literal["", "x86_64", "aarch64"] | UnsetType = UNSET
-    argv: Literal["", "entrypoint_cmd", "nitro_cli"] | UnsetType = UNSET
+    argv: Literal["", "oci", "nitro-cli"] | UnsetType = UNSET
     region: str | UnsetType = UNSET
     instance_name: str | UnsetType = UNSET
     instance_type: str | UnsetType = UNSET
@@ -194,8 +196,9 @@ NITRO_DEFAULTS: Final = NitroConfig(
     init="",
     nsm_ko="",
     cmdline="",
+    epoch=0,
     arch="x86_64",
-    argv="entrypoint_cmd",
+    argv="oci",
     region="us-east-1",
     instance_name="dstack-enclave",
     instance_type="c5.xlarge",

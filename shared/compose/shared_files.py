@@ -5,15 +5,14 @@ another document, two-space indent for the files.
 """
 
 import json
-from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 
-from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.compose.project import APP_ID_BYTES, SEED_BYTES, Services
-from shared.errors import ConfigError, ProtocolError
+from shared.errors import ProtocolError
 from shared.hex import decode_hex
+from shared.measurement.config_disk import MAX_BYTES
 from shared.measurement.documents import (
     MeasurementDocument,
     bound_measurement,
@@ -28,16 +27,6 @@ SYS_CONFIG: Final = ".sys-config.json"
 INSTANCE_INFO: Final = ".instance_info"
 ENCRYPTED_ENV: Final = ".encrypted-env"
 USER_CONFIG: Final = ".user-config"
-
-# The guest refuses to boot on a larger file.
-MAX_BYTES: Final[Mapping[str, int]] = {
-    APP_COMPOSE: MAX_COMPOSE_BYTES,
-    SYS_CONFIG: 32 * 1024,
-    INSTANCE_INFO: 10 * 1024,
-    ENCRYPTED_ENV: 256 * 1024,
-    USER_CONFIG: 50 * 1024 * 1024,
-}
-REQUIRED: Final = (APP_COMPOSE, SYS_CONFIG)
 
 _SPEC_VERSION: Final = 2
 ImageKind = Literal["gcp", "aws"]
@@ -105,26 +94,6 @@ def encode_sys_config(services: Services, vm_config: str) -> bytes:
     if services.nvidia_attestation_proxy_url:
         document["nvidia_attestation_proxy_url"] = services.nvidia_attestation_proxy_url
     return json.dumps(document, indent=2).encode()
-
-
-def check_sizes(files: Mapping[str, bytes]) -> None:
-    """Refuse what the guest would refuse.
-
-    Raises `ConfigError`: `config_disk.missing`, `config_disk.unknown` (a name that no guest reads),
-    `config_disk.size`.
-    """
-    for name in REQUIRED:
-        if name not in files:
-            raise ConfigError("config_disk.missing", f"the config disk lacks {name}")
-    for name, content in files.items():
-        if (limit := MAX_BYTES.get(name)) is None:
-            raise ConfigError(
-                "config_disk.unknown", f"the config disk has {name[:64]!a}, which no guest reads"
-            )
-        if len(content) > limit:
-            raise ConfigError(
-                "config_disk.size", f"{name} has {len(content)} bytes, the guest takes at most {limit}"
-            )
 
 
 def _id(value: object, what: str, length: int) -> bytes:

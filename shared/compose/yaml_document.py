@@ -77,7 +77,8 @@ class _Composer:
             self._add(size)
             return value
         if kind == "ScalarEvent":
-            plain_null = event.style is None and event.implicit[0] and event.value in _NULL
+            # the two parsers of PyYAML name the plain style None and ""
+            plain_null = not event.style and event.implicit[0] and event.value in _NULL
             value = None if plain_null else str(event.value)
         elif kind == "SequenceStartEvent":
             value = [self._node(item, depth + 1) for item in self._until("SequenceEndEvent")]

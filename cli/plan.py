@@ -1,0 +1,131 @@
+"""`dstack-cloud plan`: what a deployment would run, and what must be approved before it does."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from functions.plan.assembly import AskChain
+from functions.plan.project_files import read_config
+from functions.plan.service import AGAINST_STATE, PlanOptions, plan_deployment
+from shared.errors import ConfigError
+from shared.hex import decode_hex_setting
+
+if TYPE_CHECKING:
+    from functions.plan.enclave_image import EnclaveBuilder
+
+CONFIG_VARIABLE: Final = "DSTACK_CLOUD_CONFIG"
+
+
+@click.command()
+@click.option(
+    "-C",
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Project directory.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, which --against reads.")
+@click.option("--rpc", "rpc_url", metavar="URL", help="Ask this chain what it allows now.")
+@click.option("--kms-contract", metavar="ADDR", help="Address of the DstackKms contract.")
+@click.option("--app-id", metavar="HEX", help="Plan for this app id instead of app.json's.")
+@click.option("--app-owner", metavar="ADDR", help="Who shall own an app contract that has to be made.")
+@click.option("--device-id", metavar="HEX", help="The device id that the app contract must allow.")
+@click.option(
+    "--against",
+    metavar="state|FILE",
+    default=AGAINST_STATE,
+    show_default=True,
+    help="Compare with state.json, or with the JSON of an earlier plan.",
+)
+@click.option(
+    "--allow-drop",
+    "may_drop",
+    multiple=True,
+    metavar="FIELD",
+    help="Let this field of the app-compose go. May be repeated.",
+)
+def plan(  # noqa: PLR0913 - click passes each option by its name
+    directory: Path,
+    rpc_url: str | None,
+    kms_contract: str | None,
+    app_id: str | None,
+    app_owner: str | None,
+    device_id: str | None,
+    against: str,
+    may_drop: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
+    """Show what deploying this project would run, under which hashes, and who must approve what.
+
+    Changes nothing but the cache of built images. With --rpc and --kms-contract it lists only the calls that
+    are missing on that chain; without them, all that a deployment can need.
+
+    Exit codes: 0 nothing to do, 1 an endpoint failed, 2 usage, 3 refused, 4 changes pending, 5 needs
+    approval on chain.
+    """
+    options = PlanOptions(
+        app_id=_hex(app_id, "--app-id", 20) or b"",
+        device_id=_hex(device_id, "--device-id", 32),
+        app_owner=_hex(app_owner, "--app-owner", 20),
+        kms_contract=_hex(kms_contract, "--kms-contract", 20),
+        against=against,
+        may_drop=may_drop,
+    )
+    made = plan_deployment(
+        directory,
+        read_config(config_path(os.environ)),
+        options,
+        build_enclave=_builder(),
+        ask_chain=_chain(rpc_url, options.kms_contract),
+    )
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(made), indent=2))
+    else:
+        from cli.plan_output import print_plan  # noqa: PLC0415 - not needed for --json
+
+        print_plan(made)
+    sys.exit(made.exit_code)
+
+
+def config_path(environment: Mapping[str, str]) -> Path:
+    """Return where the operator's global config is."""
+    named = environment.get(CONFIG_VARIABLE)
+    return Path(named).expanduser() if named else Path.home() / ".config" / "dstack-cloud" / "config.json"
+
+
+def cache_path(environment: Mapping[str, str]) -> Path:
+    """Return the directory of the cache of built images, which `image build` uses too."""
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dstack-cloud" / "images"
+
+
+def _chain(rpc_url: str | None, kms_contract: bytes | None) -> AskChain | None:
+    if rpc_url is None:
+        return None
+    if kms_contract is None:
+        raise ConfigError("plan.kms_contract", "--rpc needs --kms-contract: the contract to ask")
+    from shared.net.contract_reader import ContractReader  # noqa: PLC0415 - only where a chain is asked
+    from shared.net.dialer import DirectDialer  # noqa: PLC0415
+    from shared.net.fetch import HttpClient  # noqa: PLC0415
+    from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
+
+    return ContractReader(JsonRpc(rpc_url, HttpClient(DirectDialer())), kms_contract).read
+
+
+def _builder() -> "EnclaveBuilder":
+    from functions.plan.enclave_builder import CachedBuilder  # noqa: PLC0415 - loaded for enclaves alone
+
+    return CachedBuilder(cache_path(os.environ))
+
+
+def _hex(text: str | None, option: str, length: int) -> bytes | None:
+    if text is None:
+        return None
+    return decode_hex_setting(text, what=option, length=length, code="plan.option")
