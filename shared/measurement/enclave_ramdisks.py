@@ -57,7 +57,7 @@ def customer_entries(
 
     `nodes` come in any order; they leave sorted by path, parents first, with `mtime` (unix seconds) in place
     of their own, and owners and modes as they are. Directories of the image that are mount points keep their
-    mode.
+    mode. `argv[0]` without a slash is looked up in init's own PATH, not in that of `env`.
 
     Raises `InvalidEvidence`: `cpio.path`, `ramdisk.duplicate`, `ramdisk.parent` (it is missing, or no
     directory), `ramdisk.mount_point` (one that is no directory), `ramdisk.argv`, `ramdisk.env`.
