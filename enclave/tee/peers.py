@@ -14,7 +14,7 @@ from enclave.platform import Platform
 from enclave.tee.tee import Clock
 from shared.attestation.endorsements import NO_ENDORSEMENTS
 from shared.attestation.envelope import decode_envelope
-from shared.attestation.policy import DEFAULT_POLICY, Policy, parse_policy
+from shared.attestation.policy import DEFAULT_POLICY, Policy, Revocation, parse_policy
 from shared.attestation.trust import Signer, TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, VerifierCache, verify_attestation
 
@@ -29,7 +29,7 @@ class TrustSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a measured configuration says: `roots` (PEM), `policy` and `tls_roots` are paths in the image.
 
     `pccs` are the URLs that collateral is fetched from. Without one, a guest that needs collateral itself
-    asks the public services; another one fetches nothing, and refuses peers that need some. Plain http is
+    asks the public services; another one fetches none, and refuses peers that need some. Plain http is
     for simulations: it takes an extra root, and a real KMS refuses to start with one.
     """
 
@@ -104,14 +104,14 @@ def establish_trust(platform: Platform, settings: TrustSettings) -> Trust:
     anchors = platform.anchors(settings.roots)
     policy = parse_policy(platform.read_measured(settings.policy)) if settings.policy else DEFAULT_POLICY
     clock = platform.tee.clock(anchors)
-    verifier = PeerVerifier(
-        anchors=anchors, now=clock.now, policy=policy, endorsements=_source(platform, settings)
-    )
+    source = _source(platform, settings, policy)
+    verifier = PeerVerifier(anchors=anchors, now=clock.now, policy=policy, endorsements=source)
     return Trust(clock, verifier)
 
 
-def _source(platform: Platform, settings: TrustSettings) -> "EndorsementSource | None":
-    if not settings.pccs and not platform.tee.needs_collateral:
+def _source(platform: Platform, settings: TrustSettings, policy: Policy) -> "EndorsementSource | None":
+    needs_collateral = bool(settings.pccs) or platform.tee.needs_collateral
+    if not needs_collateral and policy.nitro.revocation is not Revocation.REQUIRED:
         return None
     # PLC0415: an enclave whose peers are enclaves fetches nothing, and loads none of this
     from shared.net.endorsement_source import EndorsementSource  # noqa: PLC0415
@@ -122,14 +122,14 @@ def _source(platform: Platform, settings: TrustSettings) -> "EndorsementSource |
     external = settings.has_extra_roots
     tls_roots = platform.read_measured(settings.tls_roots) if settings.tls_roots else None
     http = HttpClient(platform.dialer(), ca_roots=tls_roots)
-    urls = settings.pccs or DEFAULT_PCCS_URLS
+    pccs = None
+    if needs_collateral:
+        urls = settings.pccs or DEFAULT_PCCS_URLS
+        pccs = PccsClient(urls, http, allow_plain_http=external, timeout=FETCH_TIMEOUT)
     # A simulated Google publishes where the simulated Intel does.
     origins = [f"{url.scheme}://{url.netloc}" for url in map(urlsplit, settings.pccs) if external]
-    return EndorsementSource(
-        PccsClient(urls, http, allow_plain_http=external, timeout=FETCH_TIMEOUT),
-        IssuerClient(http, origins=origins, timeout=FETCH_TIMEOUT, tell=_tell),
-        tell=_tell,
-    )
+    issuers = IssuerClient(http, origins=origins, timeout=FETCH_TIMEOUT, tell=_tell)
+    return EndorsementSource(pccs, issuers, tell=_tell)
 
 
 def _tell(sentence: str) -> None:

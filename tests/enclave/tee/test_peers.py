@@ -12,7 +12,7 @@ from enclave.simulator.nsm import SimulatedNsm
 from enclave.tee.nitro import NitroTee
 from enclave.tee.peers import PeerVerifier, TrustSettings, establish_trust
 from enclave.vsock.transport import UnixStandIn
-from shared.attestation.envelope import Attestation, encode_envelope
+from shared.attestation.envelope import Attestation, decode_envelope, encode_envelope
 from shared.attestation.policy import DEFAULT_POLICY, TcbStatus
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, DstackError
@@ -130,7 +130,7 @@ class TestEnclave:
     def enclave(self, gcp: Machines, authority: SimulatedAuthority, tmp_path: Path) -> Platform:
         image = tmp_path / "enclave"
         image.mkdir()
-        for path, pem in gcp.vendors.roots.items():
+        for path, pem in {**gcp.vendors.roots, "/aws.pem": authority.root_pem}.items():
             (image / path.lstrip("/")).write_bytes(pem)
         nsm = SimulatedNsm({index: bytes([index + 1]) * 48 for index in range(3)}, authority)
         return Platform(image, image, NitroTee(nsm, UnixStandIn(image, 16)))
@@ -139,6 +139,14 @@ class TestEnclave:
         trust = establish_trust(enclave, gcp.vendors.settings(pccs=()))
         trust.verifier.now = lambda: NOW
         assert _refusal(trust.verifier, gcp.start().evidence()).startswith(("gcp.chain", "tdx.collateral"))
+        assert gcp.vendors.server.requests == []
+
+    def test_fetches_the_lists_that_its_policy_requires(self, enclave: Platform, gcp: Machines) -> None:
+        """From AWS's hosts alone: the simulated authority names another one. Collateral is not fetched."""
+        (enclave.image / "policy.toml").write_bytes(b'[nitro]\nrevocation = "required"\n')
+        trust = establish_trust(enclave, TrustSettings(roots={"nitro": ("/aws.pem",)}, policy="/policy.toml"))
+        evidence = decode_envelope(enclave.tee.attestor(None).attest(bytes(64)))
+        assert _refusal(trust.verifier, evidence) == "issuers.url"
         assert gcp.vendors.server.requests == []
 
     def test_asks_through_the_parents_forwarder(self, enclave: Platform, gcp: Machines) -> None:
