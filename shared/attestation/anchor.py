@@ -18,3 +18,7 @@ class TrustAnchor(msgspec.Struct, frozen=True):
     sha256: bytes
     production: bool
     der: bytes = b""
+
+    def is_valid(self, now: int) -> bool:
+        """Tell whether `now` (unix seconds) lies in the root certificate's validity."""
+        return self.not_before <= now <= self.not_after

@@ -32,7 +32,8 @@ MAX_BUNDLE: Final = 8 * 1024 * 1024
 MAX_BUNDLE_ITEMS: Final = 64
 MAX_BUNDLE_CERTIFICATE: Final = 8 * 1024
 
-_CHAINS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
+_CRL_CHAIN = "pck_crl_issuer_chain"
+_SIGNER_CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _BUNDLE_FIELDS = frozenset({"tdx", "certificates", "crls"})
 
 
@@ -47,7 +48,8 @@ class CollateralFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What collateral claims of itself, not verified. `fmspc` is 6 bytes.
 
     `not_after` (unix seconds) is when the first certificate of its chains ends. `revoked` holds serial
-    numbers, of PCK leaves and of CAs.
+    numbers, of PCK leaves and of CAs. `signers_issuers` names (DER) who issued the certificates that sign the
+    TCB info and the QE identity.
     """
 
     fmspc: bytes
@@ -59,6 +61,7 @@ class CollateralFacts(msgspec.Struct, frozen=True, kw_only=True):
     tcb_evaluation_number: int
     not_after: int
     revoked: frozenset[int]
+    signers_issuers: frozenset[bytes]
 
     @property
     def issued(self) -> int:
@@ -155,6 +158,7 @@ def describe(collateral: TdxCollateral) -> CollateralFacts:
         raise InvalidEvidence("collateral.tcb_info", f"tcb info names no platform: {error}") from error
     pck_crl, pck_revoked, issuer = _crl(collateral.pck_crl, "pck_crl")
     root_crl, root_revoked, _ = _crl(collateral.root_ca_crl, "root_ca_crl")
+    chains = {name: _chain(getattr(collateral, name), name) for name in (_CRL_CHAIN, *_SIGNER_CHAINS)}
     return CollateralFacts(
         fmspc=fmspc,
         ca=ca_of(issuer),
@@ -163,8 +167,9 @@ def describe(collateral: TdxCollateral) -> CollateralFacts:
         pck_crl=pck_crl,
         root_crl=root_crl,
         tcb_evaluation_number=tcb_info.tcb_evaluation_data_number,
-        not_after=min(_chain_end(getattr(collateral, name), name) for name in _CHAINS),
+        not_after=min(end for _, end in chains.values()),
         revoked=pck_revoked | root_revoked,
+        signers_issuers=frozenset(chains[name][0] for name in _SIGNER_CHAINS),
     )
 
 
@@ -257,11 +262,13 @@ def _crl(der: bytes, name: str) -> tuple[Period, frozenset[int], bytes]:
     return Period(crl.this_update, crl.next_update), revoked, crl.issuer
 
 
-def _chain_end(pem: str, name: str) -> int:
+def _chain(pem: str, name: str) -> tuple[bytes, int]:
+    """Return the name of who issued a chain's first certificate, and when the first of them ends."""
     try:
         # Some caches drop the last newline.
-        ders = split_pem(pem.rstrip("\n").encode() + b"\n")
-        ends = [load_certificate(der).not_valid_after_utc.timestamp() for der in ders]
+        chain = [load_certificate(der) for der in split_pem(pem.rstrip("\n").encode() + b"\n")]
+        issuer = chain[0].issuer.public_bytes()
+        ends = [certificate.not_valid_after_utc.timestamp() for certificate in chain]
     except (InvalidEvidence, *UNREADABLE) as error:
         raise InvalidEvidence("collateral.chain", f"{name} is not a pem chain of certificates") from error
-    return int(min(ends))
+    return issuer, int(min(ends))

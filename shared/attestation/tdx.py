@@ -164,9 +164,9 @@ def verify_tdx(
 
     1. `precheck_tdx`: layout, domain, `report_data`, root. All before any signature.
     2. Pick the collateral of this platform model and CA: the youngest of several.
-    3. The anchor: the root of the chain that the quote, or else the collateral, carries.
-    4. The collateral's dates: none in the future, none overdue, none older than the policy allows; the
-       chain's certificates not on its revocation lists.
+    3. The anchor: the root of the chain that the quote, or else the collateral, carries, valid at `now`.
+    4. The collateral's dates: none in the future, none overdue, none older than the policy allows. Its
+       signers' certificates: issued by the root itself. The chain's: not on its revocation lists.
     5. dcap-qvl: collateral's signatures, revocation, PCK chain, quoting enclave and its identity, the quote's
        signature, TCB levels of platform, module and quoting enclave.
     6. What dcap-qvl read must be what was parsed here.
@@ -177,14 +177,21 @@ def verify_tdx(
     one can write its ECDSA signatures in their other form.
 
     Raises `InvalidEvidence`: those of `precheck_tdx` and `collateral.describe`,
-    `tdx.collateral.{missing,future,expired,age}`, `tdx.pck.revoked`, `tdx.dcap.*` (one for each known
-    refusal; `disagrees`, `panic`, `refused`). Raises `PolicyDenied`: `tdx.attributes.policy`, `tdx.tcb.*`,
-    `tdx.advisory`.
+    `tdx.collateral.{missing,future,expired,age,signer}`, `tdx.anchor.validity`, `tdx.pck.revoked`,
+    `tdx.dcap.*` (one for each known refusal; `disagrees`, `panic`, `refused`). Raises `PolicyDenied`:
+    `tdx.attributes.policy`, `tdx.tcb.*`, `tdx.advisory`.
     """
     parsed = precheck_tdx(quote, anchors=anchors, policy=policy, report_data=report_data)
     facts, collateral, chain = _pick_collateral(parsed, endorsements, cache, now)
     anchor = _pick_anchor(chain, anchors)
+    if not anchor.is_valid(now):
+        _refuse("anchor.validity", f"{anchor.name} is a root whose validity does not include {now}")
     _check_dates(facts, policy, now)
+    # To dcap-qvl any certificate under the root is a signer: the key of one platform could vouch for all.
+    if facts.signers_issuers != {anchor.subject}:
+        _refuse(
+            "collateral.signer", "signer of the tcb info or qe identity is not certified by the root itself"
+        )
     if facts.revoked.intersection(chain.serials):
         raise InvalidEvidence("tdx.pck.revoked", "a certificate of the pck chain is revoked")
     claims = _verify(quote, collateral, anchor, now)
@@ -203,7 +210,6 @@ def verify_tdx(
         facts.next_update,
         facts.not_after,
         chain.not_after,
-        anchor.not_after,
         facts.issued + policy.max_collateral_age,
     ]
     if status not in policy.accept:

@@ -107,3 +107,18 @@ def leaf(
     if authority is not None:
         builder = builder.add_extension(x509.UnrecognizedExtension(AUTHORITY, authority), critical=False)
     return builder.sign(issuer.key, SHA256())
+
+
+def redated(identity: Identity, issuer: Identity, not_before: int, not_after: int) -> Identity:
+    """Return the same certificate with another validity (unix seconds), signed anew by its issuer."""
+    old = identity.certificate
+    builder = x509.CertificateBuilder(
+        old.issuer,
+        old.subject,
+        old.public_key(),
+        old.serial_number,
+        datetime.fromtimestamp(not_before, UTC),
+        datetime.fromtimestamp(not_after, UTC),
+        list(old.extensions),
+    )
+    return Identity(builder.sign(issuer.key, SHA256()), identity.key)

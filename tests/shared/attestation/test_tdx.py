@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.simulator.intel_documents import level, platform_tcb, sgx_extension, utc_text
+from enclave.simulator.revocation_lists import sign_list
 from enclave.simulator.tdx import Domain, Identity, QuotingEnclave, SimulatedIntel, SimulatedTdx
 from shared.attestation.collateral import parse_collateral
 from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements, TdxCollateral
@@ -31,6 +32,7 @@ from tests.shared.attestation.tdx_forgery import (
     TdxForge,
     leaf,
     recertified,
+    redated,
 )
 
 SAMPLES = Path(__file__).parents[2] / "data" / "attestation" / "synthetic" / "tdx"
@@ -324,6 +326,16 @@ def test_n13_a_module_below_every_level_is_refused(forge: TdxForge) -> None:
         forge.verify(None, with_module(forge, level({"isvsvn": 6})))
 
 
+@pytest.mark.parametrize("document", ["tcb_info", "qe_identity"])
+def test_n13_a_document_that_a_platforms_key_signed_is_refused(forge: TdxForge, document: str) -> None:
+    """dcap-qvl takes any certificate under the root for Intel's signer, that of a machine too."""
+    text: str = getattr(forge.collateral, document)
+    chain = {f"{document}_issuer_chain": forge.intel.pck_chain.decode()}
+    signature = {f"{document}_signature": forge.intel.pck.sign(text.encode())}
+    with refuses("tdx.collateral.signer"):
+        forge.verify(None, forge.altered(**chain, **signature))
+
+
 @pytest.mark.parametrize("change", [{"mrsigner": "11" * 48}, {"attributes": "01" + "00" * 7}])
 def test_n13_a_module_of_another_signer_is_refused(forge: TdxForge, change: dict[str, str]) -> None:
     identity = {"id": "TDX_01", **MODULE, **change, "tcbLevels": [level({"isvsvn": 4})]}
@@ -452,6 +464,35 @@ def test_valid_until_ends_with_a_certificate(forge: TdxForge) -> None:
     made = leaf(forge.intel.platform, key.public_key(), sgx_extension(bytes(6), bytes(16)), not_after=NOW + 9)
     intel = SimulatedIntel(forge.intel.root, forge.intel.platform, Identity(made, key), forge.intel.tcb)
     assert forge.verify(SimulatedTdx(intel).quote(REPORT_DATA)).valid_until == NOW + 10
+
+
+@pytest.mark.parametrize("role", ["root", "platform", "pck", "tcb"])
+def test_valid_until_ends_with_any_certificate_of_evidence_and_collateral(forge: TdxForge, role: str) -> None:
+    intel = with_validity(forge, role, NOW - DAY, NOW + 9)
+    verified = TdxForge(intel).verify()
+    assert verified.valid_until == NOW + 10
+    assert TdxForge(intel).verify(now=NOW + 9)
+
+
+def test_n14_a_root_outside_its_validity_vouches_for_nothing(forge: TdxForge) -> None:
+    for dates in ((NOW - DAY, NOW - 1), (NOW + 1, NOW + DAY)):
+        with refuses("tdx.anchor.validity"):
+            TdxForge(with_validity(forge, "root", *dates)).verify()
+
+
+def test_n14_a_root_list_that_is_overdue_or_of_the_future_is_refused(forge: TdxForge) -> None:
+    root = forge.intel.root
+    for start, code in ((NOW - 8 * DAY, "expired"), (NOW + 1, "future")):
+        listed = sign_list(root.certificate.subject, root.key, now=start)
+        with refuses(f"tdx.collateral.{code}"):
+            forge.verify(None, forge.altered(root_ca_crl=listed))
+
+
+def with_validity(forge: TdxForge, role: str, not_before: int, not_after: int) -> SimulatedIntel:
+    """Return the same Intel but for the validity of one certificate."""
+    issuer = forge.intel.platform if role == "pck" else forge.intel.root
+    identity: Identity = getattr(forge.intel, role)
+    return msgspec.structs.replace(forge.intel, **{role: redated(identity, issuer, not_before, not_after)})
 
 
 # --- TCB ---
