@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def test_the_earliest_end_of_all_parts_counts(gcp: GcpForge, verify: Verify) -> 
     older = gcp.google.endorsements(NOW - 6 * 86_400)
     verified = verify(endorsements=msgspec.structs.replace(gcp.endorsements, crls=older.crls))
     assert verified.valid_until == verified.revocation.valid_until == NOW + 86_400 + 1
+    short = gcp.google.issue_ak(gcp.key.public_key(), not_after=datetime.fromtimestamp(NOW + 9, UTC))
+    assert verify(gcp.evidence(ak_cert=short)).valid_until == NOW + 10
 
 
 def test_a_policy_without_revocation_says_so(gcp: GcpForge, verify: Verify) -> None:
