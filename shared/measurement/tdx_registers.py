@@ -29,10 +29,11 @@ LITE_MEMORY: Final = 0x8000_0000
 LITE_MEMORY_FROM: Final = 0xB000_0000
 MAX_MEMORY: Final = 1 << 52  # what an x86 physical address can reach
 
+PAGE: Final = 4096
+
 MAX_TD_HOB_BYTES: Final = 512
 MAX_RANGES: Final = 64  # a real firmware has four
 
-_PAGE: Final = 4096
 _LOW_MEMORY_END: Final = 0x8000_0000
 _HIGH_MEMORY: Final = 0x1_0000_0000
 _ACCEPTED: Final = 0
@@ -67,10 +68,10 @@ _VARIABLES: Final = (
 _SEPARATOR: Final = bytes(4)
 _BOOT_ORDER: Final = bytes(2)
 _RTMR1_ACTIONS: Final = (
-    b"Calling EFI Application from Boot Option",
-    _SEPARATOR,
-    b"Exit Boot Services Invocation",
-    b"Exit Boot Services Returned with Success",
+    ("boot option called", b"Calling EFI Application from Boot Option"),
+    ("separator", _SEPARATOR),
+    ("boot services exited", b"Exit Boot Services Invocation"),
+    ("boot services gone", b"Exit Boot Services Returned with Success"),
 )
 
 
@@ -89,6 +90,21 @@ class LiteRegisters(msgspec.Struct, frozen=True):
     rtmr0: bytes
     rtmr1: bytes
     rtmr2: bytes
+
+
+class BootEvent(msgspec.Struct, frozen=True):
+    """One digest that a boot extends into a register, and a few words on what was hashed."""
+
+    label: str
+    digest: bytes
+
+
+class TdxBootEvents(msgspec.Struct, frozen=True):
+    """What firmware and kernel extend into RTMR0, RTMR1 and RTMR2, in order; 48-byte digests."""
+
+    rtmr0: tuple[BootEvent, ...]
+    rtmr1: tuple[BootEvent, ...]
+    rtmr2: tuple[BootEvent, ...]
 
 
 class MemoryRanges(msgspec.Struct, frozen=True):
@@ -155,8 +171,8 @@ def parse_td_hob(witness: bytes) -> MemoryRanges:
     for _ in range(count):
         start, at = _leb128(witness, at)
         pages, at = _leb128(witness, at)
-        first = (base + start) * _PAGE
-        accepted.append((first, first + pages * _PAGE))
+        first = (base + start) * PAGE
+        accepted.append((first, first + pages * PAGE))
     if at != len(witness):
         _refuse_td_hob(f"has {len(witness) - at} trailing bytes, expected none")
     # Ranges below 2 GiB leave the last range of memory to be unaccepted, whatever the memory size.
@@ -164,10 +180,20 @@ def parse_td_hob(witness: bytes) -> MemoryRanges:
         _refuse_td_hob("has an empty range or one that reaches 2 GiB")
     if any(before[1] > after[0] for before, after in pairwise(accepted)):
         _refuse_td_hob("has ranges that overlap or are out of order")
-    hob_base = (base + delta) * _PAGE
+    hob_base = (base + delta) * PAGE
     if hob_base not in {start for start, _ in accepted}:
         _refuse_td_hob(f"puts the hob at {hob_base:#x}, where no range starts")
     return MemoryRanges(hob_base, tuple(accepted))
+
+
+def encode_td_hob(ranges: MemoryRanges) -> bytes:
+    """Pack what `parse_td_hob` unpacks. The ranges ascend and consist of pages; it judges the rest."""
+    base = ranges.accepted[0][0]
+    numbers = [base, ranges.hob_base - base]
+    for start, end in ranges.accepted:
+        numbers += [start - base, end - start]
+    pages = [number // PAGE for number in numbers]
+    return b"".join(_to_leb128(number) for number in (*pages[:2], len(ranges.accepted), *pages[2:]))
 
 
 def build_td_hob(ranges: MemoryRanges, memory_size: int) -> bytes:
@@ -191,6 +217,44 @@ def build_td_hob(ranges: MemoryRanges, memory_size: int) -> bytes:
     return struct.pack("<HHIII32xQ", 1, 56, 0, 9, 0, end_of_list) + listed
 
 
+def tdx_boot_events(measurement: TdxMeasurement, hob: bytes, acpi: AcpiDigests) -> TdxBootEvents:
+    """Return the events of a guest with this image, hand-off block list (`build_td_hob`) and ACPI digests."""
+    return TdxBootEvents(
+        rtmr0=(
+            BootEvent("hand-off blocks", sha384(hob).digest()),
+            BootEvent("firmware variables", _CFV),
+            *(
+                BootEvent(f"variable {name}", sha384(_variable(guid, name)).digest())
+                for guid, name in _VARIABLES
+            ),
+            BootEvent("separator", sha384(_SEPARATOR).digest()),
+            BootEvent("acpi loader", acpi.loader),
+            BootEvent("acpi root pointer", acpi.rsdp),
+            BootEvent("acpi tables", acpi.tables),
+            BootEvent("boot order", sha384(_BOOT_ORDER).digest()),
+            BootEvent("boot option", _BOOT0000),
+        ),
+        rtmr1=(
+            BootEvent("kernel", measurement.kernel_authenticode),
+            *(BootEvent(label, sha384(data).digest()) for label, data in _RTMR1_ACTIONS),
+        ),
+        rtmr2=(
+            BootEvent("command line", measurement.cmdline_sha384),
+            BootEvent("initrd", measurement.initrd_sha384),
+        ),
+    )
+
+
+def tdx_registers(measurement: TdxMeasurement, events: TdxBootEvents, *, two_pass: bool) -> LiteRegisters:
+    """Return the registers after these events; `two_pass` chooses the document's MRTD."""
+    return LiteRegisters(
+        mrtd=measurement.mrtd_two_pass if two_pass else measurement.mrtd_single_pass,
+        rtmr0=_replay(events.rtmr0),
+        rtmr1=_replay(events.rtmr1),
+        rtmr2=_replay(events.rtmr2),
+    )
+
+
 def lite_registers(config: VmConfig, measurement: TdxMeasurement, acpi: AcpiDigests) -> LiteRegisters:
     """Return the registers that a guest of this config and image must show.
 
@@ -205,22 +269,7 @@ def lite_registers(config: VmConfig, measurement: TdxMeasurement, acpi: AcpiDige
         )
     two_pass = uses_two_pass(config)
     hob = build_td_hob(parse_td_hob(measurement.td_hob), memory)
-    return LiteRegisters(
-        mrtd=measurement.mrtd_two_pass if two_pass else measurement.mrtd_single_pass,
-        rtmr0=_replay(
-            sha384(hob).digest(),
-            _CFV,
-            *(sha384(_variable(guid, name)).digest() for guid, name in _VARIABLES),
-            sha384(_SEPARATOR).digest(),
-            acpi.loader,
-            acpi.rsdp,
-            acpi.tables,
-            sha384(_BOOT_ORDER).digest(),
-            _BOOT0000,
-        ),
-        rtmr1=_replay(measurement.kernel_authenticode, *(sha384(data).digest() for data in _RTMR1_ACTIONS)),
-        rtmr2=_replay(measurement.cmdline_sha384, measurement.initrd_sha384),
-    )
+    return tdx_registers(measurement, tdx_boot_events(measurement, hob, acpi), two_pass=two_pass)
 
 
 def check_lite(config: VmConfig, events: Iterable[TdxEvent], quoted: LiteRegisters) -> LiteRegisters:
@@ -257,6 +306,14 @@ def _leb128(data: bytes, at: int) -> tuple[int, int]:
     raise InvalidEvidence("measurement.td_hob", f"td_hob has no number of at most 4 bytes at offset {at}")
 
 
+def _to_leb128(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
 def _refuse_td_hob(what: str) -> NoReturn:
     raise InvalidEvidence("measurement.td_hob", f"td_hob {what}")
 
@@ -265,8 +322,8 @@ def _variable(guid: bytes, name: str) -> bytes:
     return guid + struct.pack("<QQ", len(name), 0) + name.encode("utf-16-le")
 
 
-def _replay(*digests: bytes) -> bytes:
+def _replay(events: Iterable[BootEvent]) -> bytes:
     register = bytes(SHA384_BYTES)
-    for digest in digests:
-        register = sha384(register + digest).digest()
+    for event in events:
+        register = sha384(register + event.digest).digest()
     return register
