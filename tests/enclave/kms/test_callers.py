@@ -116,3 +116,21 @@ def test_only_a_verified_caller_is_recalled(callers, keys, app_enclave) -> None:
     assert callers.recall([]) is None
     verified = callers.verify([leaf])
     assert callers.recall([leaf]) is verified
+
+
+def test_a_large_certificate_is_verified_each_time(callers, keys, app_enclave, monkeypatch) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    monkeypatch.setattr("enclave.kms.callers.MAX_REMEMBERED_LEAF", len(leaf) - 1)
+    assert callers.verify([leaf]) is not None
+    with pytest.raises(WouldBlockError):
+        callers.recall([leaf])
+
+
+def test_the_oldest_caller_makes_room(callers, keys, app_enclave, monkeypatch) -> None:
+    monkeypatch.setattr("enclave.kms.callers.MAX_REMEMBERED", 2)
+    leaves = [app_enclave.certificate(keys)[0] for _ in range(3)]
+    for leaf in leaves:
+        callers.verify([leaf])
+    with pytest.raises(WouldBlockError):
+        callers.recall([leaves[0]])
+    assert all(callers.recall([leaf]) for leaf in leaves[1:])
