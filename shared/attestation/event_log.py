@@ -31,7 +31,6 @@ _HASHES: Final[dict[str, Callable[[bytes], "hashlib._Hash"]]] = {
     "sha384": hashlib.sha384,
     "sha256": hashlib.sha256,
 }
-_RTMR_LENGTH: Final = 48
 _TYPE_BYTES: Final = RUNTIME_EVENT_TYPE.to_bytes(4, "little")
 
 _BOOT_MR_DONE: Final = "boot-mr-done"

@@ -27,7 +27,6 @@ TPM_PCR_COUNT = 24
 BOOT_PCRS = (4, 7, 12)
 """Boot loader and image, secure boot policy, kernel command line: what `measurement.aws.cbor` digests."""
 
-CONFIG_PCR = 8
 RUNTIME_PCR = 14
 
 # UEFI extends these on every boot, if only by a separator. PCR12 stays zero where nothing is added to the

@@ -18,8 +18,6 @@ MAX_QUOTE: Final = 16_384
 
 HEADER_LENGTH: Final = 48
 REPORT_DATA_LENGTH: Final = 64
-RTMR_COUNT: Final = 4
-MR_LENGTH: Final = 48
 
 ECDSA_P256: Final = 2
 TEE_TDX: Final = 0x81

@@ -40,7 +40,6 @@ class KeyProviderKind(StrEnum):
 _KIND_BYTES: Final = {kind: bytes([index]) for index, kind in enumerate(KeyProviderKind)}
 # The key-provider event has another name for one of them.
 _EVENT_NAMES: Final = {("local-sgx" if kind == "local" else kind.value): kind for kind in KeyProviderKind}
-_WITHOUT_ID: Final = (KeyProviderKind.NONE, KeyProviderKind.TPM)
 
 
 class KeyProvider(msgspec.Struct, frozen=True):
