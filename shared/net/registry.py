@@ -147,12 +147,12 @@ class RegistryClient:
     def _next(self, url: str, location: str) -> str:
         if not location or len(location) > _MAX_LOCATION or not _TOKEN.fullmatch(location):
             raise ProtocolError("registry.redirect", "registry redirects to nothing, or to no url")
-        return self._checked_url(urljoin(url, location), "registry.redirect")
+        return self._checked_url(url, location, "registry.redirect")
 
-    def _checked_url(self, url: str, code: str) -> str:
-        """Return a url that a server named, if it is one that we go to."""
+    def _checked_url(self, base: str, url: str, code: str) -> str:
+        """Return a url that a server named at `base`, if it is one that we go to."""
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(urljoin(base, url))
             host, _ = parts.hostname, parts.port
         except ValueError as error:
             raise ProtocolError(code, f"registry names the malformed url {url[:80]!r}") from error
@@ -180,7 +180,7 @@ class RegistryClient:
         return f"Bearer {self._token(parameters.get('realm', ''), parameters.get('service', ''))}"
 
     def _token(self, realm: str, service: str) -> str:
-        url = self._checked_url(realm, "registry.challenge")
+        url = self._checked_url("", realm, "registry.challenge")
         # the scope is ours to say: the registry's own words could ask for more than we need
         query = {"scope": f"repository:{self._repository}:pull"}
         if service:
