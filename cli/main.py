@@ -8,8 +8,10 @@ import click
 from shared.errors import DstackError
 
 SUBCOMMANDS = {
+    "compose": ("cli.compose:compose", "Hash, lint and compare app-compose documents."),
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
     "image": ("cli.image:image", "Measure enclave images."),
+    "plan": ("cli.plan:plan", "Show what a deployment would run, and what must be approved."),
     "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
 }
 

@@ -232,7 +232,7 @@ def _facts(
         image=image,
         config_files=config_files,
         pending=pending,
-        machine=msgspec.to_builtins(machine),
+        machine=msgspec.json.decode(msgspec.json.encode(machine)),  # as it will be read back
         findings=findings,
         deployed=None,
     )

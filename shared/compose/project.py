@@ -118,7 +118,7 @@ class AppProject(msgspec.Struct, frozen=True, kw_only=True):
     public_tcbinfo: bool | UnsetType = UNSET
     key_provider: Literal["kms", "local", "tpm", "none"] | UnsetType = UNSET
     key_provider_id: str | UnsetType = UNSET
-    storage_fs: Literal["", "ext4", "zfs"] | UnsetType = UNSET
+    storage_fs: Literal["ext4", "zfs"] | UnsetType = UNSET
     no_instance_id: bool | UnsetType = UNSET
     secure_time: bool | UnsetType = UNSET
     allowed_envs: tuple[str, ...] | UnsetType = UNSET
@@ -244,7 +244,7 @@ def read_app_json(raw: bytes) -> AppProject:
     project = _convert(known, AppProject, "app.json", "project.app_json")
     if not isinstance(project.platform, UnsetType):
         platform = project.platform.lower()
-        if platform not in {"", "gcp", "aws", "nitro"}:
+        if platform not in {"gcp", "aws", "nitro"}:
             raise ConfigError(
                 "project.app_json.platform", f"platform is {platform[:40]!a}, expected gcp, aws or nitro"
             )
@@ -271,8 +271,12 @@ def read_global_config(raw: bytes) -> GlobalConfig:
 
 
 def with_defaults(project: AppProject) -> AppProject:
-    """Return the project with upstream's default wherever nothing was set; sections are left as they are."""
-    return merged(project, None, PROJECT_DEFAULTS)
+    """Return the project with upstream's default for each unset field; sections are left as they are.
+
+    An empty name stays: `"prelaunch_script": ""` means that there is none.
+    """
+    names = (name for name in AppProject.__struct_fields__ if getattr(project, name) is UNSET)
+    return msgspec.structs.replace(project, **{name: getattr(PROJECT_DEFAULTS, name) for name in names})
 
 
 def gcp_settings(project: AppProject, config: GlobalConfig) -> GcpConfig:
@@ -290,7 +294,7 @@ def nitro_settings(project: AppProject, config: GlobalConfig) -> NitroConfig:
     return merged(_set_or(project.nitro_config, NitroConfig()), config.nitro, NITRO_DEFAULTS)
 
 
-def merged(local: Section, shared: Section | None, defaults: Section) -> Section:
+def merged(local: Section, shared: Section, defaults: Section) -> Section:
     """Merge three layers field by field: what the project says, else the operator, else the default.
 
     As upstream, an empty text, list or map says nothing, and False and 0 do. Unlike upstream, a default is
@@ -298,13 +302,8 @@ def merged(local: Section, shared: Section | None, defaults: Section) -> Section
     """
     changes: dict[str, Any] = {}
     for name in local.__struct_fields__:
-        value = getattr(local, name)
-        for layer in (shared, defaults):
-            if _says_nothing(value) and layer is not None and not _says_nothing(getattr(layer, name)):
-                value = getattr(layer, name)
-        if value is UNSET:
-            value = getattr(defaults, name)
-        changes[name] = value
+        values = (getattr(layer, name) for layer in (local, shared, defaults))
+        changes[name] = next((one for one in values if not _says_nothing(one)), getattr(defaults, name))
     return msgspec.structs.replace(local, **changes)
 
 
