@@ -124,7 +124,9 @@ def rootfs_partition(source: BinaryIO | FileRange) -> FileRange:
     Raises `InvalidEvidence("boot_disk.rootfs")` unless exactly one partition is called `dstack-rootfs`, and
     `gpt.*`.
     """
-    return _partition(range_of(source), ROOTFS_NAME, "boot_disk.rootfs")
+    disk = range_of(source)
+    found = [p for p in read_partition_table(disk).partitions if p.name == ROOTFS_NAME]
+    return _only(disk, found, "boot_disk.rootfs", f"called {ROOTFS_NAME}")
 
 
 def measure_boot_disk(source: BinaryIO | FileRange) -> GcpBootMeasurement:
@@ -135,8 +137,9 @@ def measure_boot_disk(source: BinaryIO | FileRange) -> GcpBootMeasurement:
     """
     disk = range_of(source)
     table = read_partition_table(disk)
-    uki = FatVolume(_partition(disk, _EFI_NAME, "boot_disk.efi")).file_range(UKI_PATH)
-    return measure_boot(table, uki)
+    found = [p for p in table.partitions if p.type_guid == EFI_SYSTEM]
+    esp = _only(disk, found, "boot_disk.efi", "that firmware boots from")
+    return measure_boot(table, FatVolume(esp).file_range(UKI_PATH))
 
 
 def measure_boot(table: PartitionTable, uki: BinaryIO | FileRange) -> GcpBootMeasurement:
@@ -157,9 +160,7 @@ def measure_boot(table: PartitionTable, uki: BinaryIO | FileRange) -> GcpBootMea
     return GcpBootMeasurement(uki_auth, events, pcr2)
 
 
-def _partition(disk: FileRange, name: str, code: str) -> FileRange:
-    found = [p for p in read_partition_table(disk).partitions if p.name == name]
+def _only(disk: FileRange, found: list[Partition], code: str, which: str) -> FileRange:
     if len(found) != 1:
-        raise InvalidEvidence(code, f"disk has {len(found)} partitions called {name!r}, expected one")
-    partition = found[0]
-    return disk.part(partition.first * SECTOR, (partition.last - partition.first + 1) * SECTOR)
+        raise InvalidEvidence(code, f"disk has {len(found)} partitions {which}, expected one")
+    return disk.part(found[0].first * SECTOR, (found[0].last - found[0].first + 1) * SECTOR)

@@ -41,10 +41,15 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartitionTable(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk's table; `sectors` is the size of the whole disk. `partition_table` checks what it makes."""
+    """A disk's table; `partition_table` and `read_partition_table` check what they return.
+
+    `sectors` is the size of the whole disk. Partitions lie from sector `first_usable` to `last_usable`.
+    """
 
     guid: UUID
     sectors: int
+    first_usable: int
+    last_usable: int
     partitions: tuple[Partition, ...]
 
     def primary_header(self) -> bytes:
@@ -82,8 +87,8 @@ class PartitionTable(msgspec.Struct, frozen=True, kw_only=True):
         fields = (
             own,
             other,
-            FIRST_USABLE,
-            self.sectors - FIRST_USABLE,
+            self.first_usable,
+            self.last_usable,
             self.guid.bytes_le,
             entries_at,
             ENTRIES,
@@ -104,7 +109,13 @@ def partition_table(guid: UUID, sectors: int, partitions: Sequence[Partition]) -
         raise ConfigError("gpt.partitions", f"a partition does not fit a disk of {sectors} sectors")
     if any(before.last >= after.first for before, after in pairwise(partitions)):
         raise ConfigError("gpt.partitions", "partitions overlap, or are out of order")
-    return PartitionTable(guid=guid, sectors=sectors, partitions=tuple(partitions))
+    return PartitionTable(
+        guid=guid,
+        sectors=sectors,
+        first_usable=FIRST_USABLE,
+        last_usable=sectors - FIRST_USABLE,
+        partitions=tuple(partitions),
+    )
 
 
 def read_partition_table(source: BinaryIO | FileRange) -> PartitionTable:
@@ -119,9 +130,9 @@ def read_partition_table(source: BinaryIO | FileRange) -> PartitionTable:
     if disk.length % SECTOR or sectors < 2 * FIRST_USABLE:
         raise InvalidEvidence("gpt.size", f"disk has {disk.length} bytes, expected sectors, at least 68")
     raw = disk.read_at(SECTOR, SECTOR)
-    (signature, *_, guid, _, _, _, crc) = _HEADER.unpack_from(raw)
-    if signature != _SIGNATURE:
-        raise InvalidEvidence("gpt.header", "disk has no partition table")
+    (signature, *_, first_usable, last_usable, guid, _, _, _, crc) = _HEADER.unpack_from(raw)
+    if signature != _SIGNATURE or not FIRST_USABLE <= first_usable <= last_usable <= sectors - FIRST_USABLE:
+        raise InvalidEvidence("gpt.header", "disk has no partition table, or one of impossible bounds")
     entries = disk.read_at(2 * SECTOR, ENTRIES * ENTRY_BYTES)
     if zlib.crc32(entries) != crc:
         _refuse_entries("have another crc than the header says")
@@ -134,11 +145,17 @@ def read_partition_table(source: BinaryIO | FileRange) -> PartitionTable:
         elif ended:
             _refuse_entries("have a gap")
         else:
-            partitions.append(_partition(record, sectors))
+            partitions.append(_partition(record, first_usable, last_usable))
     # Firmware lists partitions by their entries, and takes any order of places.
     if any(a.last >= b.first for a, b in pairwise(sorted(partitions, key=lambda p: p.first))):
         _refuse_entries("overlap")
-    table = PartitionTable(guid=UUID(bytes_le=guid), sectors=sectors, partitions=tuple(partitions))
+    table = PartitionTable(
+        guid=UUID(bytes_le=guid),
+        sectors=sectors,
+        first_usable=first_usable,
+        last_usable=last_usable,
+        partitions=tuple(partitions),
+    )
     for extent in table.extents()[1:]:
         written = disk.read_at(extent.offset, extent.end - extent.offset)
         if written != extent.data:
@@ -150,7 +167,7 @@ def read_partition_table(source: BinaryIO | FileRange) -> PartitionTable:
     return table
 
 
-def _partition(record: bytes, sectors: int) -> Partition:
+def _partition(record: bytes, first_usable: int, last_usable: int) -> Partition:
     kind, guid, first, last, attributes, name = _ENTRY.unpack(record)
     try:
         text, _, padding = name.decode("utf-16-le").partition("\0")
@@ -164,7 +181,7 @@ def _partition(record: bytes, sectors: int) -> Partition:
         name=text,
         attributes=attributes,
     )
-    usable = FIRST_USABLE <= first <= last <= sectors - FIRST_USABLE
+    usable = first_usable <= first <= last <= last_usable
     if padding.strip("\0") or not usable or not any(kind):
         _refuse_entries(f"hold a partition of no type, place or name: {first} to {last}")
     return partition

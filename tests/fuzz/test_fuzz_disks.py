@@ -17,7 +17,14 @@ from shared.measurement.os_image_directory import check_image_directory, finish_
 from shared.measurement.tdvf import mrtd, parse_tdvf, td_hob_witness
 from shared.measurement.tdx_registers import MAX_MEMORY
 from tests.fuzz.budget import fuzz, mutated, outcome
-from tests.shared.measurement.made_disks import CMDLINE, make_firmware, make_kernel, make_pe, make_uki
+from tests.shared.measurement.made_disks import (
+    CMDLINE,
+    Holes,
+    make_firmware,
+    make_kernel,
+    make_pe,
+    make_uki,
+)
 
 PES = [
     make_kernel(),
@@ -64,28 +71,6 @@ class Files(dict[str, bytes]):
 
 IMAGE = Files({"ovmf.fd": FIRMWARE, "bzImage": PES[0], "initrd": b"initrd", "metadata.json": METADATA})
 FINISHED = Files({**IMAGE, **finish_image(IMAGE)})
-
-
-class Holes(io.BytesIO):
-    """A volume's changed parts, and zeros between and behind them, without holding those."""
-
-    def __init__(self, size: int, parts: dict[int, bytes]) -> None:
-        super().__init__()
-        self._size, self._parts, self._at = size, parts, 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (self._size if whence == io.SEEK_END else 0)
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        assert size is not None
-        data = bytearray(size)
-        for start, part in self._parts.items():
-            low, high = max(start, self._at), min(start + len(part), self._at + size)
-            if low < high:
-                data[low - self._at : high - self._at] = part[low - start : high - start]
-        self._at += size
-        return bytes(data)
 
 
 @fuzz(mutated(PES) | st.binary(max_size=2048).map(lambda tail: b"MZ" + tail))

@@ -1,8 +1,32 @@
 """Programs, firmware and tables made on the spot, byte by byte: none of the code under test makes them."""
 
 import hashlib
+import io
 from struct import pack
 from typing import Any
+
+
+class Holes(io.BytesIO):
+    """A file with these parts at their places, and zeros between and behind them, which nobody holds."""
+
+    def __init__(self, size: int, parts: dict[int, bytes]) -> None:
+        super().__init__()
+        self._size, self._parts, self._at = size, parts, 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (self._size if whence == io.SEEK_END else 0)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert size is not None
+        data = bytearray(size)
+        for start, part in self._parts.items():
+            low, high = max(start, self._at), min(start + len(part), self._at + size)
+            if low < high:
+                data[low - self._at : high - self._at] = part[low - start : high - start]
+        self._at += size
+        return bytes(data)
+
 
 SECTION_ALIGNMENT = 512
 HEADERS = 0x400

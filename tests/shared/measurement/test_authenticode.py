@@ -7,8 +7,11 @@ from pathlib import Path
 from struct import pack_into
 from typing import Literal
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
+from shared.errors import InvalidEvidence
 from shared.measurement import authenticode
 from shared.measurement.authenticode import authenticode_digest, parse_pe, pe_section
 from shared.measurement.disk_image import FileRange
@@ -85,6 +88,19 @@ def test_refuses_a_head_longer_than_the_file() -> None:
     data = make_pe(SECTIONS)
     with refuses("pe.head"):
         authenticode_digest(io.BytesIO(data), "sha384", head=data + b"more")
+
+
+@given(st.integers(0, len(make_uki()) - 1), st.integers(1, 255))
+def test_every_byte_but_twelve_is_measured(at: int, change: int) -> None:
+    data = bytearray(make_uki())
+    digest = authenticode_digest(io.BytesIO(bytes(data)), "sha256")
+    data[at] ^= change
+    try:
+        got = authenticode_digest(io.BytesIO(bytes(data)), "sha256")
+    except InvalidEvidence:
+        return
+    checksum = range(OPTIONAL + 64, OPTIONAL + 68)
+    assert (got == digest) == (at in checksum)
 
 
 def test_n03_refuses_sizes_that_firmware_pads() -> None:

@@ -19,7 +19,15 @@ from shared.measurement.boot_disk import (
     measure_boot_disk,
     rootfs_partition,
 )
-from shared.measurement.disk_image import MIB, SECTOR, DiskImage, Extent, disk_image, write_disk_archive
+from shared.measurement.disk_image import (
+    MIB,
+    SECTOR,
+    DiskImage,
+    Extent,
+    FileRange,
+    disk_image,
+    write_disk_archive,
+)
 from shared.measurement.fat import FatFile, fat32_volume
 from shared.measurement.fat_reader import FatVolume
 from shared.measurement.gpt import LINUX_FILESYSTEM, Partition, partition_table, read_partition_table
@@ -107,13 +115,11 @@ def hash_of(image: DiskImage) -> str:
 
 def test_the_system_partition_holds_the_uki_alone(disk_file: Path) -> None:
     with disk_file.open("rb") as file:
-        table = read_partition_table(file)
-        raw = disk_file.read_bytes()
-    first = table.partitions[0]
-    volume = FatVolume(io.BytesIO(raw[first.first * SECTOR : (first.last + 1) * SECTOR]))
-    assert volume.label == "DSTACKEFI"
-    assert [path for path, entry in volume.entries.items() if not entry.is_directory] == [UKI_PATH]
-    assert volume.read(UKI_PATH, 1 << 20) == UKI
+        first = read_partition_table(file).partitions[0]
+        volume = FatVolume(FileRange(file, first.first * SECTOR, (first.last - first.first + 1) * SECTOR))
+        assert volume.label == "DSTACKEFI"
+        assert [path for path, entry in volume.entries.items() if not entry.is_directory] == [UKI_PATH]
+        assert volume.read(UKI_PATH, 1 << 20) == UKI
 
 
 def test_the_root_file_system_is_found_by_its_name(disk_file: Path) -> None:

@@ -3,7 +3,9 @@ import io
 import tarfile
 from hashlib import sha512
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from shared.errors import ConfigError
 from shared.measurement.disk_image import (
@@ -65,6 +67,23 @@ def test_a_written_file_is_the_disk() -> None:
     image.write_to(file)
     assert file.getvalue().ljust(image.size, b"\0") == whole
     assert file.seek(0, io.SEEK_END) <= image.size
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.binary(min_size=1, max_size=50)), max_size=8))
+def test_any_extents_that_fit_come_out_at_their_places(listed: list[tuple[int, bytes]]) -> None:
+    expected = bytearray(400)
+    taken: set[int] = set()
+    extents = []
+    for offset, data in listed:
+        places = set(range(offset, offset + len(data)))
+        if not places & taken:
+            taken |= places
+            extents.append(Extent(offset, data))
+            expected[offset : offset + len(data)] = data
+    image = disk_image(400, extents)
+    assert b"".join(image.chunks()) == expected
+    tar = gzip.decompress(archive(image))
+    assert tar[512:912] == expected
 
 
 def test_a_disk_that_is_full_to_its_end_has_no_hole() -> None:

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -33,10 +34,11 @@ def written(files: list[FatFile] = FILES, size: int = MIN_VOLUME, label: str = "
     return b"".join(fat32_volume(size, label, files, serial=0x1234ABCD, timestamp=NOON).chunks())
 
 
-@pytest.fixture
-def volume_file(tmp_path: Path) -> Path:
-    path = tmp_path / "volume.img"
-    path.write_bytes(written())
+@pytest.fixture(scope="module")
+def volume_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fat") / "volume.img"
+    with path.open("wb") as file:
+        fat32_volume(MIN_VOLUME, "TESTDISK", FILES, serial=0x1234ABCD, timestamp=NOON).write_to(file)
     return path
 
 
@@ -129,6 +131,33 @@ def test_mtools_shows_the_time_to_two_seconds(volume_file: Path) -> None:
         [tool("mdir"), "-i", str(volume_file), "::README.TXT"], check=True, capture_output=True, text=True
     ).stdout
     assert "2023-11-14  22:13" in listing
+
+
+def test_the_reader_reads_what_dosfstools_and_mtools_write(tmp_path: Path) -> None:
+    path = tmp_path / "volume.img"
+    path.touch()
+    os.truncate(path, MIN_VOLUME)
+    subprocess.run(
+        [tool("mkfs.vfat"), "-F", "32", "-n", "UPSTREAM", "--invariant", str(path)],
+        check=True,
+        capture_output=True,
+    )
+    for directory in ("EFI", "EFI/BOOT"):
+        subprocess.run([tool("mmd"), "-i", str(path), f"::{directory}"], check=True)
+    files = [*FILES[:5], FatFile("a rather long name, Of Mixed Case.json", b"mixed")]
+    for file in files:
+        subprocess.run(
+            [tool("mcopy"), "-i", str(path), "-", f"::{file.path}"], check=True, input=content(file)
+        )
+    with path.open("rb") as opened:
+        volume = FatVolume(opened)
+        assert volume.label == "UPSTREAM"
+        assert {name for name, entry in volume.entries.items() if not entry.is_directory} == {
+            file.path for file in files
+        }
+        for file in files:
+            assert volume.read(file.path, 1 << 20) == content(file)
+        assert volume.file_range("EFI/BOOT/BOOTX64.EFI").length == 256 * 40
 
 
 def test_linux_mounts_it(volume_file: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from shared.measurement import fat_reader
 from shared.measurement.disk_image import FileRange
 from shared.measurement.fat import MIN_VOLUME, FatFile, fat32_volume
 from shared.measurement.fat_reader import FatVolume
+from tests.shared.measurement.made_disks import Holes
 from tests.shared.refusal import refuses
 
 DATA = b"0123456789" * 200
@@ -33,26 +34,11 @@ LABEL, FILE, PART, LONG, DIR = (ROOT + 32 * index for index in (0, 1, 2, 4, 5))
 DIRECTORY = ROOT + 6 * 512  # the root, four clusters of FILE, one of the long name
 
 
-class Sparse(io.BytesIO):
-    """The volume's first bytes, and zeros up to its size."""
-
-    def __init__(self, head: bytes, size: int = len(IMAGE)) -> None:
-        super().__init__(head)
-        self._size = size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return super().seek(offset + (self._size if whence == io.SEEK_END else 0))
-
-    def read(self, size: int | None = -1) -> bytes:
-        assert size is not None
-        return super().read(size).ljust(size, b"\0")
-
-
 def volume(*changes: tuple[int, bytes]) -> FatVolume:
     data = bytearray(USED)
     for at, new in changes:
         data[at : at + len(new)] = new
-    return FatVolume(Sparse(bytes(data)))
+    return FatVolume(Holes(len(IMAGE), {0: bytes(data)}))
 
 
 def link(cluster: int, following: int) -> tuple[int, bytes]:
@@ -144,7 +130,7 @@ def test_n03_refuses_a_boot_sector_of_another_or_impossible_volume(at: int, raw:
 
 def test_refuses_a_volume_that_is_cut() -> None:
     with refuses("fat.boot_sector"):
-        FatVolume(Sparse(USED, len(IMAGE) - 512))
+        FatVolume(Holes(len(IMAGE) - 512, {0: USED}))
     with refuses("file.truncated"):
         FatVolume(io.BytesIO(IMAGE[:511]))
 
@@ -177,7 +163,7 @@ def test_the_last_cluster_can_be_read() -> None:
     last = unpack_from("<I", IMAGE, 32)[0] - (ROOT // 512) + 1
     data[FILE : FILE + 32] = entry(b"FILE", cluster=last, size=512)
     pack_into("<I", data, TABLE + 4 * last, 0x0FFFFFFF)
-    opened = FatVolume(Sparse(bytes(data)))
+    opened = FatVolume(Holes(len(IMAGE), {0: bytes(data)}))
     assert len(opened.read("FILE", 512)) == 512
     assert opened.file_range("FILE").length == 512
 

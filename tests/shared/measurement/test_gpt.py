@@ -1,4 +1,6 @@
 import io
+import shutil
+import subprocess
 import zlib
 from collections.abc import Callable
 from hashlib import sha256
@@ -20,6 +22,7 @@ from shared.measurement.gpt import (
     partition_table,
     read_partition_table,
 )
+from tests.shared.measurement.made_disks import Holes
 from tests.shared.refusal import refuses
 
 DISK = UUID(int=0xD15C)
@@ -121,20 +124,64 @@ def test_the_boot_event_is_what_a_google_cloud_guest_logged(shared_data: Callabl
     (event,) = [record for record in records if record.event_type == 0x80000006]
     header, count = event.data[:92], unpack_from("<Q", event.data, 92)[0]
     entries = event.data[100:].ljust(16384, b"\0")
-    sectors = unpack_from("<Q", header, 32)[0] + 1
+    last = unpack_from("<Q", header, 32)[0]
     # The disk as it was: the logged sectors, and the copy that they imply.
-    data = bytearray(sectors * SECTOR)
-    data[SECTOR : SECTOR + 92] = header
-    data[2 * SECTOR : 2 * SECTOR + 16384] = entries
-    data[-33 * SECTOR : -SECTOR] = entries
-    data[-SECTOR : -SECTOR + 92] = header
-    pack_into("<QQ", data, len(data) - SECTOR + 24, sectors - 1, 1)
-    pack_into("<Q", data, len(data) - SECTOR + 72, sectors - 33)
-    table = read_partition_table(resealed(data))
+    backup = bytearray(header)
+    pack_into("<QQ", backup, 24, last, 1)
+    pack_into("<Q", backup, 72, last - 32)
+    pack_into("<I", backup, 16, 0)
+    pack_into("<I", backup, 16, zlib.crc32(backup))
+    parts = {1: header, 2: entries, last - 32: entries, last: bytes(backup)}
+    table = read_partition_table(
+        Holes((last + 1) * SECTOR, {sector * SECTOR: data for sector, data in parts.items()})
+    )
     assert [p.name for p in table.partitions] == ["EFI System Partition", "dstack-rootfs"]
     assert len(table.partitions) == count
     assert table.boot_event() == event.data
     assert sha256(table.boot_event()).digest() == event.digests[0xB]
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_reads_what_gdisk_writes(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(SECTORS * SECTOR))
+    one = [f"--new=1:2048:4095 --typecode=1:8300 --change-name=1:one --partition-guid=1:{UUID(int=2048)}"]
+    two = [f"--new=2:4096:4200 --typecode=2:ef00 --change-name=2:two --partition-guid=2:{UUID(int=4096)}"]
+    arguments = [argument for group in one + two for argument in group.split()]
+    subprocess.run(
+        [tool("sgdisk"), "--clear", f"--disk-guid={DISK}", *arguments, str(path)],
+        check=True,
+        capture_output=True,
+    )
+    assert read_partition_table(io.BytesIO(path.read_bytes())) == TABLE
+    # nor does it write another byte than we do, but for the old geometry in the boot record
+    assert path.read_bytes()[SECTOR:] == disk()[SECTOR:]
+
+
+@pytest.mark.parametrize(
+    ("command", "stdin"),
+    [
+        (["parted", "-s", "FILE", "mklabel", "gpt", "mkpart", "one", "1MiB", "2MiB"], ""),
+        (["sfdisk", "FILE"], "label: gpt\nstart=2048, size=2048, name=one\n"),
+    ],
+    ids=["parted", "sfdisk"],
+)
+def test_reads_what_other_tools_write(command: list[str], stdin: str, tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(SECTORS * SECTOR))
+    arguments = [str(path) if argument == "FILE" else argument for argument in command[1:]]
+    subprocess.run([tool(command[0]), *arguments], check=True, capture_output=True, input=stdin, text=True)
+    data = path.read_bytes()
+    table = read_partition_table(io.BytesIO(data))
+    (found,) = table.partitions
+    assert (found.first, found.last, found.name) == (2048, 4095, "one")
+    assert table.boot_event()[:92] == data[SECTOR : SECTOR + 92]
 
 
 @pytest.mark.parametrize(
