@@ -186,8 +186,9 @@ def test_n10_the_domain_is_judged_before_any_signature(forge: TdxForge) -> None:
 
 
 def test_n17_another_report_data_is_refused(forge: TdxForge) -> None:
-    with refuses("tdx.report_data"):
-        forge.verify(report_data=bytes(64))
+    for other in (bytes(64), b""):
+        with refuses("tdx.report_data"):
+            forge.verify(report_data=other)
     assert forge.verify(report_data=None).quote.report.report_data == REPORT_DATA
 
 

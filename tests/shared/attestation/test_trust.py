@@ -49,6 +49,11 @@ def test_the_aws_root_given_again_stays_production(shared_data: Callable[[str], 
     assert TrustAnchors.production().with_extra(pem).nitro == (AWS_ROOT_G1,)
 
 
+def test_intels_root_given_again_stays_production() -> None:
+    pem = x509.load_der_x509_certificate(INTEL_SGX_ROOT.der).public_bytes(Encoding.PEM)
+    assert TrustAnchors.production().with_extra(pem, signer="tdx") == TrustAnchors.production()
+
+
 def test_one_file_may_hold_several_roots(forge: Forge) -> None:
     pem = forge.made["root"].pem + Forge().made["root"].pem
     assert len(TrustAnchors.production().with_extra(pem).nitro) == 3
