@@ -140,12 +140,12 @@ def build_nitro_image(
     with cache.workspace() as work:
         try:
             built = _build(source, blobs, inputs, work)
-            crc32 = copy_file(work / "eif", output)
+            copy_file(work / "eif", output)
         except OSError as error:
             raise StorageError(
                 "build.storage", f"cannot build below {work.parent}: {error.strerror or error}"
             ) from error
-        cache.keep_build(key, work / "eif", crc32 or 0, msgspec.json.encode(built))
+        cache.keep_build(key, work / "eif", msgspec.json.encode(built))
     return BuiltImage(output, built, is_cached=False)
 
 

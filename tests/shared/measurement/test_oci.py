@@ -307,6 +307,10 @@ def test_n03_a_huge_document_is_refused_before_it_is_parsed(monkeypatch: pytest.
     assert refused(lambda: parse_config(CONFIG)) == "image.config.size"
 
 
+def test_a_layout_of_version_1_is_read() -> None:
+    check_layout(b'{"imageLayoutVersion": "1.0.0", "x": 1}')
+
+
 @pytest.mark.parametrize("version", ["1.0.1", None, 1])
 def test_a_layout_of_another_version_is_refused(version: object) -> None:
     assert (
