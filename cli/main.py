@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Deploy compose apps into confidential VMs and enclaves, and prove what runs.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 refused.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 refused, 4 changes pending, 5 needs approval on chain.
     """
 
 

@@ -77,7 +77,8 @@ def _approval(plan: Plan) -> Iterator[str]:
         yield f"call {number}: {call.function.partition('(')[0]}({arguments})"
         yield _fact("  why", call.why)
         yield _fact("  to", call.to or "the contract's address, not known here")
-        yield _fact("  sender", f"{call.sender}, its owner" if call.sender else "its owner")
+        owner = f"{call.sender}, its owner" if call.sender else "its owner"
+        yield _fact("  sender", owner if call.owner_only else "anyone")
         yield _fact("  data", call.calldata)
     for reason in approval.blocked:
         yield f"blocked: {visible(reason)}"
@@ -90,7 +91,7 @@ def _approval(plan: Plan) -> Iterator[str]:
 def _verdict(approval: ApprovalPlan) -> str:
     if not approval.calls and not approval.blocked:
         return "allows this deployment"
-    return f"{len(approval.calls)} calls missing"
+    return f"missing calls: {len(approval.calls)}"
 
 
 def _fact(name: str, value: str) -> str:

@@ -314,6 +314,7 @@ def _call_plan(call: Call) -> GovernanceCall:
     return GovernanceCall(
         to=_address(call.to),
         sender=_address(call.sender),
+        owner_only=call.owner_only,
         function=call.function,
         arguments=call.arguments,
         calldata=f"0x{call.calldata.hex()}",

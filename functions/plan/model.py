@@ -90,10 +90,14 @@ class ChainPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GovernanceCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call for the owners: `to` and `sender` are addresses, or empty where they are not known."""
+    """One call to be sent: `to` and `sender` are addresses, or empty where they are not known.
+
+    Where `owner_only` is False, anyone may send it.
+    """
 
     to: str
     sender: str
+    owner_only: bool
     function: str
     arguments: tuple[Argument, ...]
     calldata: str

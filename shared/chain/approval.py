@@ -71,13 +71,15 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call to be sent; `to` is None where the contract's address is not known, `sender` where anyone may.
+    """One call to be sent. Addresses are 20 bytes; `why` is a lowercase sentence.
 
-    Addresses are 20 bytes; `why` is a lowercase sentence.
+    `to` is None where the contract's address is not known. `sender` is the owner who must send it, None where
+    that is not known, or where anyone may (`owner_only`).
     """
 
     to: bytes | None
     sender: bytes | None
+    owner_only: bool
     function: str
     arguments: tuple[Argument, ...]
     calldata: bytes
@@ -156,7 +158,7 @@ class _Plan:
             (self._wanted.os_image_hash,),
             to=self._kms,
             sender=owner,
-            why="the kms contract does not allow this os image",
+            why="the kms contract must allow this os image",
         )
 
     def everything(self) -> None:
@@ -257,6 +259,7 @@ class _Plan:
             Call(
                 to=to,
                 sender=sender,
+                owner_only=function.owner_only,
                 function=function.signature,
                 arguments=tuple(
                     Argument(name, kind, calldata.shown(value))

@@ -20,12 +20,16 @@ Value = bytes | bool
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A function of one of the contracts: `parameters` as (name, type), `selector` 4 bytes."""
+    """A function of one of the contracts: `parameters` as (name, type), `selector` 4 bytes.
+
+    `owner_only` is False where the contract takes the call from anyone.
+    """
 
     name: str
     target: Target
     selector: bytes
     parameters: tuple[tuple[str, ArgumentType], ...]
+    owner_only: bool = True
 
     @property
     def signature(self) -> str:
@@ -36,7 +40,9 @@ class Function(msgspec.Struct, frozen=True):
 ADD_OS_IMAGE_HASH: Final = Function(
     "addOsImageHash", "kms", bytes.fromhex("06a3ae96"), (("osImageHash", "bytes32"),)
 )
-REGISTER_APP: Final = Function("registerApp", "kms", bytes.fromhex("17a1d80f"), (("appId", "address"),))
+REGISTER_APP: Final = Function(
+    "registerApp", "kms", bytes.fromhex("17a1d80f"), (("appId", "address"),), owner_only=False
+)
 DEPLOY_AND_REGISTER_APP: Final = Function(
     "deployAndRegisterApp",
     "kms",
@@ -49,6 +55,7 @@ DEPLOY_AND_REGISTER_APP: Final = Function(
         ("initialDeviceId", "bytes32"),
         ("initialComposeHash", "bytes32"),
     ),
+    owner_only=False,
 )
 ADD_COMPOSE_HASH: Final = Function(
     "addComposeHash", "app", bytes.fromhex("dfc77223"), (("composeHash", "bytes32"),)

@@ -121,6 +121,13 @@ JSON_VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, JSON_VALUES, max_size=5))
+def test_canonical_bytes_follow_the_sdks_rule(document: dict[str, Any]) -> None:
+    rule = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical_bytes(document) == rule.encode()
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, JSON_VALUES, max_size=5))
 def test_canonical_bytes_round_trip_and_are_stable(document: dict[str, Any]) -> None:
     raw = canonical_bytes(document)
     assert parse_app_compose(raw) == document
