@@ -27,7 +27,7 @@ from shared.chain.abi import checksum_address
 from shared.chain.approval import Approval, Call, ChainState, Wanted, needed_approval
 from shared.chain.rules import UP_TO_DATE
 from shared.compose.diff import Change, diff_app_compose
-from shared.compose.findings import Finding, error, has_errors, warning
+from shared.compose.findings import Finding, error, has_errors, note, warning
 from shared.compose.model import AppCompose
 from shared.measurement.config_disk import config_disk
 from shared.measurement.mr_config import KeyProvider, KeyProviderKind, mr_config_id_v2
@@ -247,10 +247,14 @@ def _changes(
             was, now = old.machine.get(key), facts.machine.get(key)
             if was != now:
                 changes.append(Change(f"machine.{key}", "changed", json.dumps(was), json.dumps(now)))
+    if any(one.path == "compose_hash" for one in changes):
+        problems.append(
+            note("plan.old_hash", old.compose_hash, "stays allowed on chain until the app's owner removes it")
+        )
     if old.app_compose and compose.text:
         diff = diff_app_compose(old.app_compose.encode(), compose.text.encode())
         changes += [msgspec.structs.replace(one, path=f"app_compose.{one.path}") for one in diff.changes]
-        problems = [
+        problems += [
             error("plan.compose.dropped", path[:80], "is in the deployed app-compose and would be lost")
             for path in diff.dropped
             if path not in facts.may_drop

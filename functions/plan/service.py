@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from functions.plan.assembly import AskChain, ComposeFacts, Facts, ImageFacts, make_plan
+from functions.plan.assembly import TEE_VARIANTS, AskChain, ComposeFacts, Facts, ImageFacts, make_plan
 from functions.plan.cloud_image import find_image, read_image
 from functions.plan.enclave_image import EnclaveBuilder, measure_enclave
 from functions.plan.model import MAX_PLAN_BYTES, AppIdSource, Deployed, Plan, read_plan
@@ -18,8 +18,9 @@ from shared.compose.app_compose import canonical_bytes, compose_hash, parse_app_
 from shared.compose.build import app_compose_document
 from shared.compose.env_file import lint_env_file
 from shared.compose.findings import Finding, error
+from shared.compose.launch_token import lint_launch_token
 from shared.compose.lint import lint_app_compose
-from shared.compose.model import model_of
+from shared.compose.model import AppCompose, Requirements, model_of
 from shared.compose.project import (
     GlobalConfig,
     aws_settings,
@@ -171,7 +172,7 @@ def _app_compose(files: ProjectFiles) -> tuple[ComposeFacts, tuple[Finding, ...]
         model = model_of(parse_app_compose(raw))
     except ProtocolError as problem:
         raise PolicyDenied(problem.code, problem.message) from problem
-    findings += _env_findings(files, model.allowed_envs)
+    findings += (*_env_findings(files, model.allowed_envs), *_guest_findings(files, model))
     return ComposeFacts(raw=raw, verbatim=verbatim, model=model), findings
 
 
@@ -186,6 +187,26 @@ def _env_findings(files: ProjectFiles, allowed: Collection[str]) -> tuple[Findin
         for name in files.env.names
         if name not in allowed
     ]
+    return tuple(found)
+
+
+def _guest_findings(files: ProjectFiles, model: AppCompose) -> tuple[Finding, ...]:
+    """Say what would stop this guest at boot, on this platform (deploy 6.3 step 3, section 4)."""
+    found: list[Finding] = []
+    variant = TEE_VARIANTS[str(files.project.platform)]
+    required = model.requirements or Requirements()
+    if required.platforms is not None and variant not in required.platforms:
+        found.append(
+            error(
+                "lint.platforms", "requirements.platforms", f"does not list {variant}, which is planned here"
+            )
+        )
+    if required.launch_token_hash is not None:
+        found += lint_launch_token(required.launch_token_hash, files.user_config)
+    if model.effective_key_provider == "local":
+        found.append(
+            error("lint.key_provider", "key_provider", "is local, which needs a host that no cloud has")
+        )
     return tuple(found)
 
 

@@ -23,9 +23,6 @@ PLATFORMS: Final = (TDX, GCP_TDX, NITRO_ENCLAVE, SEV_SNP, AWS_NITRO_TPM)
 # sha256 of `{}`: what a guest measures when no policy is written.
 DEFAULT_GPU_POLICY_HASH: Final = sha256(b"{}").digest()
 
-_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
-MIN_LAUNCH_TOKEN: Final = 32  # the guest refuses a shorter one
-
 KeyProviderName = Literal["none", "kms", "local", "tpm"]
 Runner = Literal["docker-compose", "nerdctl-compose", "bash"]
 
@@ -209,19 +206,6 @@ def refuse_unknown(compose: AppCompose) -> None:
         raise ProtocolError(
             "compose.unknown", f"app-compose has the unknown field {compose.unknown[0][:64]!a}, expected none"
         )
-
-
-def launch_token_hash(token: bytes) -> bytes:
-    """Return the 32 bytes that `requirements.launch_token_hash` pins for a token of at least 32 bytes.
-
-    Raises `ProtocolError("compose.launch_token")` for a shorter one.
-    """
-    if len(token) < MIN_LAUNCH_TOKEN:
-        raise ProtocolError(
-            "compose.launch_token",
-            f"the launch token has {len(token)} bytes, expected at least {MIN_LAUNCH_TOKEN}",
-        )
-    return sha256(_TOKEN_TAG + token).digest()
 
 
 def _check_manifest(document: dict[str, Any]) -> None:

@@ -202,6 +202,21 @@ def test_flags_a_variable_that_a_shipped_document_does_not_allow(cloud: Path) ->
     assert found["lint.env.undeclared"] == "A"
 
 
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"requirements": {"platforms": ["dstack-tdx"]}}, "requirements.platforms"),
+        ({"requirements": {"launch_token_hash": "ab" * 32}}, ".user-config"),
+        ({"key_provider": "local", "gateway_enabled": False}, "key_provider"),
+    ],
+)
+def test_flags_what_would_stop_the_guest_at_boot(cloud: Path, changed: dict[str, Any], where: str) -> None:
+    document = json.loads(planned(cloud).compose.text) | {"manifest_version": "3"} | changed
+    (cloud / "mine.json").write_bytes(canonical_bytes(document))
+    write_project(cloud, app_compose_file="mine.json")
+    assert where in [one.where for one in planned(cloud).findings if one.severity == "error"]
+
+
 # ---- OS images ----
 
 
@@ -260,7 +275,9 @@ def test_n75_an_update_that_drops_a_field_is_refused(cloud: Path) -> None:
     (cloud / "prelaunch.sh").unlink()
     plan = planned(cloud)
     assert plan.exit_code is ExitCode.REFUSED
-    assert [(one.code, one.where) for one in plan.findings] == [("plan.compose.dropped", "pre_launch_script")]
+    dropped = [one.where for one in plan.findings if one.code == "plan.compose.dropped"]
+    assert dropped == ["pre_launch_script"]
+    assert "plan.old_hash" in [one.code for one in plan.findings]
     assert planned(cloud, may_drop=("pre_launch_script",)).exit_code is ExitCode.CHANGES_PENDING
 
 

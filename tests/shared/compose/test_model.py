@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from shared.compose.model import (
     DEFAULT_GPU_POLICY_HASH,
     AppCompose,
-    launch_token_hash,
     model_of,
     read_app_compose,
     refuse_unknown,
@@ -233,19 +232,6 @@ def test_n05_a_verifier_refuses_an_unknown_field() -> None:
 @pytest.mark.parametrize("name", ["unknown", "gpu_policy_hash"])
 def test_n05_names_of_ours_are_unknown_to_guests(name: str) -> None:
     assert model(**{name: ["x"]}).unknown == (name,)
-
-
-# ---- launch tokens ----
-
-
-def test_hashes_a_launch_token_as_upstream() -> None:
-    vector = VECTORS["launch_token"]
-    assert launch_token_hash(vector["token"].encode()).hex() == vector["hash"]
-
-
-def test_n72_refuses_a_short_launch_token() -> None:
-    with refuses("compose.launch_token", ProtocolError):
-        launch_token_hash(b"x" * 31)
 
 
 JSON = st.recursive(
