@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "import-verify": import_budget.verify,
     "import-authorize": import_budget.authorize,
     "key-dispatch": key_dispatch.dispatch,
+    "image-build": image_build.image_build,
     "attested-request": attested_request.end_to_end,
 }
 

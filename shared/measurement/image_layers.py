@@ -55,7 +55,6 @@ RATIO_SLACK = 256 << 20
 MAX_OWNER = (1 << 32) - 1
 """Of uid and gid: a ramdisk's fields have 32 bits."""
 
-_CODE = "image.layer"
 _CHUNK = 1 << 20
 _HEADERS = 4  # each entry may have an extended header, and one for each of two long names
 _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
@@ -150,7 +149,7 @@ class _Layer:
 def _read_layer(file: BinaryIO, index: int) -> _Layer:
     layer = _Layer()
     name_bytes = 0
-    for entry in read_tar(file, code=_CODE, what="layer", max_entries=_HEADERS * MAX_ENTRIES):
+    for entry in read_tar(file, code="image.layer", what="layer", max_entries=_HEADERS * MAX_ENTRIES):
         path = normal_path(entry.name)
         name_bytes += len(path) + len(entry.link)
         if name_bytes > MAX_PATH_BYTES:
@@ -252,4 +251,4 @@ def _apply_changes(tree: ImageTree, layer: _Layer) -> int:
 
 
 def _refuse(code: str, what: str) -> NoReturn:
-    raise ProtocolError(f"{_CODE}.{code}", f"layer has {what}")
+    raise ProtocolError(f"image.layer.{code}", f"layer has {what}")
