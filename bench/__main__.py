@@ -8,7 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attested_request, eif_hash, import_budget, key_dispatch, nitro_verdict, tdx_verdict
+from bench import (
+    attested_request,
+    eif_hash,
+    image_build,
+    import_budget,
+    key_dispatch,
+    nitro_verdict,
+    tdx_verdict,
+)
 from bench.measure import Result
 
 RESULTS = Path(__file__).with_name("results.json")
