@@ -41,6 +41,7 @@ HINTS = {
     "aws.image": "the config names another image than booted: check the instance's image",
     # TDX
     "tdx.anchor": "evidence of a simulated guest needs --trust-anchor with its root.pem",
+    "tdx.anchor.validity": "the root above the platform is out of its dates: check --at, and the root",
     "tdx.report_data": "the quote is about another key or challenge: ask for evidence over yours",
     "tdx.attributes": "the domain's settings let its host look into it: launch it with the defaults",
     "tdx.attributes.policy": f"list the attribute under [tdx] allow_attributes if you accept it; {_POLICY}",
@@ -56,6 +57,7 @@ HINTS = {
     "tdx.tcb.evaluation": "fetch newer collateral: the policy's min_tcb_evaluation_number asks for it",
     "tdx.advisory": f"update the host: an advisory applies that [tdx] reject_advisories lists; {_POLICY}",
     "tdx.collateral": "fetch collateral anew, or judge at the collateral's own time with --at",
+    "tdx.collateral.signer": "this collateral is not signed by Intel's own signers: use another source",
     "tdx.collateral.missing": f"Intel's statements about this platform are needed: {_COLLATERAL}",
     "tdx.pck": f"the quote's certificates are not Intel's: {_DAMAGED}",
     "tdx.pck.revoked": "use another host: Intel revoked this platform's certificate",

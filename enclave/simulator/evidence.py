@@ -299,7 +299,7 @@ def _certificate(guest: SampleGuest, now: int) -> bytes:
     """Return a self-signed RA-TLS certificate (PEM) whose evidence is over its own key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _CERTIFIED)])
-    evidence = strip(guest.attest(report_data(RATLS_CERT, spki_der(key.public_key()))))
+    evidence = strip(guest.attest(report_data(RATLS_CERT, spki_der(key.public_key()))), keep_boot=True)
     begin = datetime.fromtimestamp(now - BACKDATE, UTC)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (

@@ -25,6 +25,7 @@ _EV_SEPARATOR = 0x4
 _EV_S_CRTM_VERSION = 0x8
 _EV_NONHOST_INFO = 0x11
 _EV_IPL = 0xD
+_EV_ACTION = 0x80000007
 _EV_GPT = 0x80000006
 _EV_APPLICATION = 0x80000003
 
@@ -33,6 +34,8 @@ _VERSION = "GCE Virtual Firmware v2\0".encode("utf-16-le")
 _TDX_MEMORY_ENCRYPTION = b"\x03"
 _NONHOST_INFO = b"GCE NonHostInfo\0" + _TDX_MEMORY_ENCRYPTION + bytes(15)
 _PARTITION_TABLE = b"EFI PART" + b"simulated boot disk".ljust(84, b"\0")
+_CALLING = b"Calling EFI Application from Boot Option"
+_EXITING = b"Exit Boot Services Invocation"
 _CMDLINE = b"console=ttyS0 dstack.simulated\0"
 
 
@@ -79,9 +82,12 @@ class GcpBoot(msgspec.Struct, frozen=True, kw_only=True):
             rtmr_events=(
                 _rtmr(0, _EV_S_CRTM_VERSION, _VERSION),
                 _rtmr(0, _EV_SEPARATOR, _SEPARATOR),
+                _rtmr(1, _EV_ACTION, _CALLING),
+                _rtmr(1, _EV_SEPARATOR, _SEPARATOR),
                 _rtmr(1, _EV_GPT, _PARTITION_TABLE),
                 _rtmr(1, _EV_APPLICATION, content, shown=b"simulated uki"),
                 _rtmr(1, _EV_APPLICATION, kernel),
+                _rtmr(1, _EV_ACTION, _EXITING),
                 _rtmr(2, _EV_IPL, _CMDLINE),
             ),
         )

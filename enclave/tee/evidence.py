@@ -12,4 +12,4 @@ from shared.ratls.certificates import spki_der
 def certificate_evidence(attestor: Attestor, key: EllipticCurvePublicKey) -> bytes:
     """Return a stripped envelope that binds this guest to `key`. Raises what the devices raise."""
     envelope = attestor.attest(report_data(RATLS_CERT, spki_der(key)))
-    return encode_envelope(strip(decode_envelope(envelope)))
+    return encode_envelope(strip(decode_envelope(envelope), keep_boot=True))

@@ -68,20 +68,24 @@ def app_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: b
     `vm_config` replaces the envelope's config when not empty. `boot_time` stops at `boot-mr-done`, so that
     what the guest does later does not change the measurements. Raises what `check_image` raises.
     """
-    return info_of(check_image(verified, vm_config=vm_config), vm_config=vm_config, boot_time=boot_time)
+    return info_of(check_image(verified, vm_config=vm_config), boot_time=boot_time)
 
 
-def info_of(checked: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False) -> AppInfo:
-    """Return the app info of evidence that `check_image` returned for the same `vm_config`."""
+def info_of(checked: VerifiedAttestation, *, boot_time: bool = False) -> AppInfo:
+    """Return the app info of evidence that `check_image` returned, by the config that it judged.
+
+    Where nobody judged one, the envelope's claim is taken, and named as such. Raises
+    `InvalidEvidence("vm_config.*")` then.
+    """
     match checked.attestation.quote:
         case NitroEnclaveQuote():
             info = _nitro(checked)
         case TdxQuote():
-            info = _tdx(checked, vm_config, boot_time=boot_time)
+            info = _tdx(checked, boot_time=boot_time)
         case GcpTdxQuote():
-            info = _gcp(checked, vm_config, boot_time=boot_time)
+            info = _gcp(checked, boot_time=boot_time)
         case _:
-            info = _nitro_tpm(checked, vm_config, boot_time=boot_time)
+            info = _nitro_tpm(checked, boot_time=boot_time)
     if checked.verdict.lanes.os_image.status is Status.VERIFIED:
         return info
     return msgspec.structs.replace(info, self_asserted=(*info.self_asserted, "os_image_hash"))
@@ -91,8 +95,9 @@ def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: 
     """Return what a policy is asked about; checks the image first (`image.check_image`).
 
     On Nitro `app_id` is self-asserted: safe only because the app's contract must allow the compose_hash,
-    which is measured. Raises what `check_image` raises, and `InvalidEvidence("identity.os_image.unverified")`
-    for an image that was skipped: a policy may be lax for a report, never for a release.
+    which is measured. Raises what `check_image` raises; `InvalidEvidence`: `identity.os_image.unverified` for
+    an image that was skipped (a policy may be lax for a report, never for a release),
+    `identity.compose_hash.missing` for a guest that recorded none.
     """
     checked = check_image(verified, vm_config=vm_config)
     verdict = checked.verdict
@@ -101,7 +106,11 @@ def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: 
             "identity.os_image.unverified",
             f"image is not verified, a release needs it to be: {verdict.lanes.os_image.reason}",
         )
-    info = info_of(checked, vm_config=vm_config, boot_time=boot_time)
+    info = info_of(checked, boot_time=boot_time)
+    if not info.compose_hash:
+        raise InvalidEvidence(
+            "identity.compose_hash.missing", "guest recorded no compose hash, a release needs one"
+        )
     return BootInfo(
         tee_variant=verdict.platform,
         mr_aggregated=info.mr_aggregated,
@@ -137,7 +146,7 @@ def _nitro(verified: VerifiedAttestation) -> AppInfo:
     )
 
 
-def _tdx(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+def _tdx(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
     tdx = cast("VerifiedTdx", verified.evidence)
     report = tdx.quote.report
     boot = report.mrtd + b"".join(report.rtmrs[:3])
@@ -145,7 +154,6 @@ def _tdx(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> A
     runtime = replay(verified.attestation.runtime_events, "sha384", boot_time=boot_time)
     return _guest(
         verified,
-        vm_config,
         boot_time=boot_time,
         system=boot,
         # The three ids count only when one of them is set (trap 8).
@@ -154,12 +162,11 @@ def _tdx(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> A
     )
 
 
-def _gcp(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+def _gcp(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
     gcp = cast("VerifiedGcp", verified.evidence)
     runtime = replay(verified.attestation.runtime_events, "sha256", boot_time=boot_time)
     return _guest(
         verified,
-        vm_config,
         boot_time=boot_time,
         system=None,
         aggregated=gcp.pcrs[0] + gcp.pcrs[2] + runtime,
@@ -167,13 +174,12 @@ def _gcp(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> A
     )
 
 
-def _nitro_tpm(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool) -> AppInfo:
+def _nitro_tpm(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
     document = cast("VerifiedNitroTpm", verified.evidence).document
     boot = b"".join(document.pcrs[index] for index in BOOT_PCRS)
     runtime = replay(verified.attestation.runtime_events, "sha384", boot_time=boot_time)
     return _guest(
         verified,
-        vm_config,
         boot_time=boot_time,
         system=boot,
         aggregated=boot + runtime,
@@ -183,7 +189,6 @@ def _nitro_tpm(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool
 
 def _guest(
     verified: VerifiedAttestation,
-    vm_config: str,
     *,
     boot_time: bool,
     system: bytes | None,
@@ -192,7 +197,7 @@ def _guest(
 ) -> AppInfo:
     """Return the app info of a guest that measures its events; `system` None stands for the image's hash."""
     events = verified.events
-    image = claimed_config(verified.attestation, vm_config).os_image_hash
+    image = (verified.config or claimed_config(verified.attestation)).os_image_hash
     key_provider = b"" if boot_time else events.key_provider
     # Empty means zeros here, not the hash of nothing (trap 9).
     provider_hash = _sha256(key_provider) if key_provider else _NO_KEY_PROVIDER

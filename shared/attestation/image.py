@@ -12,6 +12,7 @@ import msgspec
 
 from shared.attestation.envelope import Attestation, GcpTdxQuote, NitroEnclaveQuote, TdxEvent, TdxQuote
 from shared.attestation.nitro import IMAGE_PCRS, VerifiedNitroDocument
+from shared.attestation.stripped import BOOT_RTMR, PARTITION_TABLE
 from shared.attestation.verdict import Lane, skipped, verified
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import InvalidEvidence, PolicyDenied
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # each platform's modules are loaded with its first evidence:
     from shared.attestation.nitro_tpm import VerifiedNitroTpm
     from shared.attestation.tdx import VerifiedTdx
 
+# What the firmware measures when a program that it started comes back.
+_RETURNED = hashlib.sha384(b"Returning from EFI Application from Boot Option").digest()
 _ACPI = "acpi: the legacy check recomputes QEMU's tables, which this verifier does not have"
 
 
@@ -61,7 +64,7 @@ def check_image(evidence: VerifiedAttestation, *, vm_config: str = "") -> Verifi
         case _:
             lanes = _nitro_tpm(evidence, config)
     verdict = evidence.verdict.with_lanes(**lanes)
-    return msgspec.structs.replace(evidence, verdict=verdict)
+    return msgspec.structs.replace(evidence, verdict=verdict, config=config)
 
 
 def _nitro(evidence: VerifiedNitroDocument, config: VmConfig) -> dict[str, Lane]:
@@ -114,14 +117,20 @@ def _gcp(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:
     policy = evidence.policy.gcp
     _check_pinned("partition_tables", boot.before, policy.partition_tables)
     _check_pinned("kernels", boot.after, policy.kernels)
-    taken = []
+    assumed = []
     if not policy.partition_tables and not _is_partition_table(boot.before, quote.tdx.event_log):
-        taken.append("the event before it for the partition table")
-    if not policy.kernels and boot.after is not None:
-        taken.append("the one after it for its kernel")
-    assumed = f"; this takes {' and '.join(taken)}" if taken else ""
+        assumed.append("what the firmware measured before it is a partition table")
+    if not policy.kernels and not _is_its_kernel(boot.after, quote.tdx.event_log):
+        assumed.append("what it measured after it is the image's own kernel")
+    found = "os_image_hash names the document whose uki is in PCR2"
+    if not assumed:
+        image = verified(f"{found}, and nothing else was loaded")
+    elif policy.assume_boot:
+        image = verified(f"{found}; assumed: {', and that '.join(assumed)}")
+    else:
+        image = skipped(f"{found}, but nothing shows that {', and that '.join(assumed)}")
     return {
-        "os_image": verified(f"os_image_hash names the document whose uki is in PCR2{assumed}"),
+        "os_image": image,
         "mr_config": _mr_config(gcp.tdx.quote.report.mr_config_id, config, evidence),
     }
 
@@ -140,9 +149,20 @@ def _is_partition_table(digest: bytes | None, log: Sequence[TdxEvent]) -> bool:
     A program's digest covers bytes that begin with MZ: none passes for a header that begins with EFI PART.
     """
     return digest is None or any(
-        event.event_payload.startswith(b"EFI PART") and hashlib.sha256(event.event_payload).digest() == digest
+        event.event_payload.startswith(PARTITION_TABLE)
+        and hashlib.sha256(event.event_payload).digest() == digest
         for event in log
     )
+
+
+def _is_its_kernel(digest: bytes | None, log: Sequence[TdxEvent]) -> bool:
+    """Tell whether the image itself loaded what PCR2 has after it, if anything: it never gave up.
+
+    The firmware measures it when a program returns that it started, and RTMR1's log is complete where it is
+    there at all: it was replayed to the quote (`registers.check_boot_log`).
+    """
+    boot = [event.digest for event in log if event.imr == BOOT_RTMR]
+    return digest is None or (bool(boot) and _RETURNED not in boot)
 
 
 def _nitro_tpm(evidence: VerifiedAttestation, config: VmConfig) -> dict[str, Lane]:

@@ -166,8 +166,10 @@ class GcpPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`[gcp]`: accepted firmware (PCR0), revocation of Google's certificates, accepted boot values.
 
     `rtmr2` lists RTMR2 values (48 bytes), `partition_tables` and `kernels` the PCR2 digests (32 bytes) of
-    what the firmware measures before and after the image. Each may be empty: then what the host added to the
-    kernel's command line, or what else was loaded, is not judged, and the verdict says so.
+    what the firmware measures before and after the image. With `rtmr2` empty, what the host added to the
+    kernel's command line is not judged, and the verdict says so. With the others empty, the event log must
+    show that nothing else was loaded; `assume_boot` takes that for granted where a log was stripped, as
+    upstream does: whoever chooses the boot disk can then have run a program before the image.
     """
 
     firmware: tuple[Firmware, ...] = (
@@ -177,6 +179,7 @@ class GcpPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rtmr2: tuple[bytes, ...] = ()
     partition_tables: tuple[bytes, ...] = ()
     kernels: tuple[bytes, ...] = ()
+    assume_boot: bool = False
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -209,6 +212,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ]
             if self.gcp.revocation is not Revocation.REQUIRED:
                 found.append(f"gcp.revocation is {self.gcp.revocation.value}")
+            if self.gcp.assume_boot:
+                found.append("gcp.assume_boot is true")
         return tuple(found)
 
 

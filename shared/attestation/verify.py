@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # each platform's module is loaded with its first evidence: d
     from shared.attestation.gcp import VerifiedGcp
     from shared.attestation.nitro_tpm import VerifiedNitroTpm
     from shared.attestation.tdx import CollateralCache, VerifiedTdx
+    from shared.measurement.vm_config import VmConfig
 
     Evidence: TypeAlias = VerifiedNitroDocument | VerifiedTdx | VerifiedGcp | VerifiedNitroTpm
 
@@ -57,7 +58,7 @@ class VerifiedAttestation(msgspec.Struct, frozen=True):
     """Evidence that was verified. Only this module makes one.
 
     `events` are the system events before `system-ready`; `verdict.lanes` says whether they are measured.
-    `policy` is the one that it was verified under.
+    `policy` is the one that it was verified under, `config` the one that `image.check_image` judged.
     """
 
     attestation: Attestation
@@ -65,6 +66,7 @@ class VerifiedAttestation(msgspec.Struct, frozen=True):
     events: SystemEvents
     policy: Policy
     verdict: Verdict
+    config: "VmConfig | None" = None
 
     @property
     def valid_until(self) -> int:

@@ -187,12 +187,16 @@ def test_refuses_the_vtpm_of_another_machine(gcp, callers, keys) -> None:
     assert _refusal(callers, leaf) == "gcp.binding"
 
 
-def test_the_certificate_carries_no_boot_log_of_the_domain(gcp) -> None:
+def test_the_certificate_carries_what_shows_that_nothing_else_was_loaded(gcp) -> None:
+    """Of the boot log only RTMR1's digests, and of its texts only the partition table's."""
     guest = gcp.start()
     stripped = decode_envelope(
         certificate_evidence(guest.attestor, ec.generate_private_key(ec.SECP256R1()).public_key())
     )
-    assert {event.imr for event in stripped.quote.tdx.event_log} == {3}
+    log = stripped.quote.tdx.event_log
+    assert {event.imr for event in log} == {1, 3}
+    texts = [event.event_payload for event in log if event.imr == 1 and event.event_payload]
+    assert [text[:8] for text in texts] == [b"EFI PART"]
     assert {event.imr for event in guest.evidence().quote.tdx.event_log} == {0, 1, 2, 3}
 
 

@@ -193,7 +193,7 @@ class GcpGuest:
         config: str | None = None,
         pcr2: Sequence[bytes] = PCR2,
         firmware: Sequence[bytes] = FIRMWARE,
-        log: Log = (),
+        log: Log = (TABLE_EVENT,),
         rtmrs: tuple[bytes, bytes, bytes] = (bytes(48), fold(TABLE_EVENT.digest), h48("rtmr2")),
         report_data: bytes = REPORT_DATA,
         quoted: bytes | None = None,

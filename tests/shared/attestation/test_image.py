@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from shared.attestation.envelope import RuntimeEvent, TdxEvent
+from shared.attestation.event_log import replay_digests
 from shared.attestation.identity import app_info, boot_info
 from shared.attestation.image import check_image
 from shared.attestation.policy import Policy, TdxPolicy
 from shared.attestation.stripped import strip
-from shared.attestation.verdict import Status
+from shared.attestation.verdict import Status, verified
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied
 from shared.measurement.mr_config import (
     KeyProvider,
@@ -244,24 +245,38 @@ def test_a_gcp_image_is_the_uki_in_pcr2(gcp_guest: GcpGuest) -> None:
     assert boot_info(checked).os_image_hash == GCP_IMAGE
 
 
-def test_n22_what_else_was_loaded_is_told_where_nothing_pins_it(gcp_guest: GcpGuest) -> None:
-    reason = check_image(gcp_guest.verify()).verdict.lanes.os_image.reason
-    assert "takes the event before it for the partition table and the one after it for its kernel" in reason
+def test_a_boot_log_proves_that_nothing_else_was_loaded(gcp_guest: GcpGuest) -> None:
+    """The table's text is no program's, and no program that the firmware started ever came back."""
+    lane = check_image(gcp_guest.checked(log=(TABLE_EVENT,))).verdict.lanes.os_image
+    assert lane == verified(
+        "os_image_hash names the document whose uki is in PCR2, and nothing else was loaded"
+    )
 
 
-def test_n22_a_partition_table_is_proven_by_its_text(gcp_guest: GcpGuest) -> None:
-    """An unstripped log holds the table itself; no program hashes to what begins with its header."""
-    reason = check_image(gcp_guest.checked(log=(TABLE_EVENT,))).verdict.lanes.os_image.reason
-    assert reason.endswith("; this takes the one after it for its kernel")
+def test_n22_a_stripped_log_leaves_the_image_unverified_and_releases_nothing(gcp_guest: GcpGuest) -> None:
+    evidence = gcp_guest.checked(log=())
+    lane = check_image(evidence).verdict.lanes.os_image
+    assert lane.status is Status.SKIPPED
+    assert "partition table" in lane.reason
+    assert "own kernel" in lane.reason
+    with refuses("identity.os_image.unverified"):
+        boot_info(evidence)
+
+
+def test_n22_a_policy_may_take_a_stripped_boot_for_granted_and_the_verdict_tells(gcp_guest: GcpGuest) -> None:
+    checked = check_image(gcp_guest.checked(gcp_policy(assume_boot=True), log=()))
+    assert checked.verdict.lanes.os_image.status is Status.VERIFIED
+    assert "assumed" in checked.verdict.lanes.os_image.reason
+    assert "gcp.assume_boot is true" in checked.verdict.disabled_checks
+    assert boot_info(checked).os_image_hash == GCP_IMAGE
 
 
 @pytest.mark.parametrize("text", [b"MZ a program", b"EFI PART of another disk", b""])
 def test_n22_another_text_in_the_log_proves_no_partition_table(text: bytes, gcp_guest: GcpGuest) -> None:
     event = msgspec.structs.replace(TABLE_EVENT, event_payload=text)
-    attestation = gcp_guest.attestation(log=(event,))
-    assert (
-        "for the partition table" in check_image(gcp_guest.verify(attestation)).verdict.lanes.os_image.reason
-    )
+    lane = check_image(gcp_guest.checked(log=(event,))).verdict.lanes.os_image
+    assert lane.status is Status.SKIPPED
+    assert "partition table" in lane.reason
 
 
 def test_n22_a_program_in_place_of_the_table_is_not_proven_by_its_text(gcp_guest: GcpGuest) -> None:
@@ -269,19 +284,38 @@ def test_n22_a_program_in_place_of_the_table_is_not_proven_by_its_text(gcp_guest
     program = b"MZ a program"
     event = msgspec.structs.replace(TABLE_EVENT, event_payload=program)
     pcr2 = (SEPARATOR, hashlib.sha256(program).digest(), UKI, KERNEL)
-    checked = check_image(gcp_guest.checked(log=(event,), pcr2=pcr2))
-    assert "for the partition table" in checked.verdict.lanes.os_image.reason
+    evidence = gcp_guest.checked(log=(event,), pcr2=pcr2)
+    assert check_image(evidence).verdict.lanes.os_image.status is Status.SKIPPED
+    with refuses("identity.os_image.unverified"):
+        boot_info(evidence)
 
 
-def test_pinned_values_leave_nothing_taken(gcp_guest: GcpGuest) -> None:
+def test_n22_a_program_that_ran_once_the_image_gave_up_is_not_taken_for_its_kernel(
+    gcp_guest: GcpGuest,
+) -> None:
+    """The firmware measures that a program which it had started came back."""
+    returned = hashlib.sha384(b"Returning from EFI Application from Boot Option").digest()
+    log = (TABLE_EVENT, msgspec.structs.replace(TABLE_EVENT, digest=returned, event_payload=b""))
+    rtmrs = (bytes(48), replay_digests((event.digest for event in log), "sha384"), h48("rtmr2"))
+    evidence = gcp_guest.checked(log=log, rtmrs=rtmrs)
+    lane = check_image(evidence).verdict.lanes.os_image
+    assert lane.status is Status.SKIPPED
+    assert "own kernel" in lane.reason
+    assert "partition table" not in lane.reason
+    with refuses("identity.os_image.unverified"):
+        boot_info(evidence)
+
+
+def test_pinned_values_need_no_log(gcp_guest: GcpGuest) -> None:
     policy = gcp_policy(partition_tables=(TABLE,), kernels=(KERNEL,))
-    lane = check_image(gcp_guest.checked(policy)).verdict.lanes.os_image
-    assert lane.reason == "os_image_hash names the document whose uki is in PCR2"
+    lane = check_image(gcp_guest.checked(policy, log=())).verdict.lanes.os_image
+    assert lane.status is Status.VERIFIED
+    assert lane.reason.endswith("nothing else was loaded")
 
 
-def test_a_disk_without_a_table_and_a_uki_without_a_kernel_take_nothing(gcp_guest: GcpGuest) -> None:
-    lane = check_image(gcp_guest.checked(pcr2=(SEPARATOR, UKI))).verdict.lanes.os_image
-    assert lane.reason == "os_image_hash names the document whose uki is in PCR2"
+def test_a_disk_without_a_table_and_a_uki_without_a_kernel_need_no_log(gcp_guest: GcpGuest) -> None:
+    lane = check_image(gcp_guest.checked(pcr2=(SEPARATOR, UKI), log=())).verdict.lanes.os_image
+    assert lane.status is Status.VERIFIED
 
 
 @pytest.mark.parametrize(

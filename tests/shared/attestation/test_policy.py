@@ -40,6 +40,7 @@ allow_unverified_image = true
 
 [gcp]
 revocation = "if_available"
+assume_boot = true
 rtmr2 = ["%s"]
 partition_tables = ["%s"]
 
@@ -68,6 +69,7 @@ def test_a_file_states_everything() -> None:
         revocation=Revocation.IF_AVAILABLE,
         rtmr2=(b"\xab" * 48,),
         partition_tables=(b"\xef" * 32,),
+        assume_boot=True,
     )
 
 
@@ -186,6 +188,7 @@ def test_each_relaxation_is_told_where_it_matters() -> None:
         *tdx,
         f"gcp.firmware accepts {'cd' * 32} (seen on our own machines)",
         "gcp.revocation is if_available",
+        "gcp.assume_boot is true",
     )
 
 

@@ -83,3 +83,19 @@ def test_a_real_stripped_envelope_is_what_stripping_its_full_log_gives(
     assert isinstance(reduced.quote, TdxQuote)
     assert {event.imr for event in reduced.quote.event_log} <= {0, 3}
     assert msgspec.structs.replace(reduced, quote=full.quote) == full
+
+
+def test_a_guests_own_certificate_keeps_the_digests_of_rtmr1_and_the_partition_table() -> None:
+    table = TdxEvent(1, 0x80000006, b"\x02" * 48, "", b"EFI PART and the rest")
+    program = TdxEvent(1, 0x80000003, b"\x03" * 48, "", b"a path")
+    quote = GcpTdxQuote(TdxQuote(b"q", (table, program, *LOG)), TPM)
+    kept = strip(Attestation(quote, LADDER, bytes(64), "{}"), keep_boot=True)
+    assert isinstance(kept.quote, GcpTdxQuote)
+    assert kept.quote.tdx.event_log == (
+        table,
+        msgspec.structs.replace(program, event_payload=b""),
+        msgspec.structs.replace(LOG[2], event_payload=b""),
+        *(logged(event, stripped=True) for event in LADDER),
+    )
+    assert strip(kept, keep_boot=True) == kept
+    assert {event.imr for event in strip(kept).quote.tdx.event_log} == {3}

@@ -124,7 +124,7 @@ def test_n07_an_event_log_that_tells_another_story_is_refused(gcp_guest: GcpGues
 
 
 def test_n09_events_that_were_not_measured_so_are_refused(gcp_guest: GcpGuest) -> None:
-    attestation = gcp_guest.attestation()
+    attestation = gcp_guest.attestation(log=())
     told = (EVENTS[1], EVENTS[0], *EVENTS[2:])
     assert isinstance(attestation.quote, GcpTdxQuote)
     tdx = msgspec.structs.replace(

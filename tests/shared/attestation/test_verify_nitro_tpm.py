@@ -13,7 +13,7 @@ from shared.attestation.envelope import (
     decode_envelope,
     encode_envelope,
 )
-from shared.attestation.identity import boot_info
+from shared.attestation.identity import boot_info, info_of
 from shared.attestation.image import check_image
 from shared.attestation.policy import NitroPolicy, Policy
 from shared.attestation.verdict import Status
@@ -108,3 +108,15 @@ def test_an_enclaves_document_is_none_of_a_tpm(tpm_guest: TpmGuest) -> None:
     swapped = NitroEnclaveQuote(attestation.quote.attestation_doc)
     with refuses("nitro.field"):
         tpm_guest.verify(msgspec.structs.replace(attestation, quote=swapped))
+
+
+def test_a_guest_without_a_compose_hash_gets_nothing(tpm_guest: TpmGuest) -> None:
+    evidence = tpm_guest.checked(events=())
+    with refuses("identity.compose_hash.missing"):
+        boot_info(evidence)
+
+
+def test_app_info_of_an_image_that_nobody_judged_names_it_as_a_claim(tpm_guest: TpmGuest) -> None:
+    evidence = tpm_guest.checked()
+    assert info_of(evidence).self_asserted == ("os_image_hash",)
+    assert info_of(check_image(evidence)).self_asserted == ()
