@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from shared.attestation import certificate, cose
+from shared.attestation import certificate, cose, issuer_key, tpm_quote
 from shared.errors import ConfigError, InvalidEvidence
 from shared.keys import k256, kdf
 from shared.keys.k256_coincurve import CoincurveCurve
@@ -85,6 +85,38 @@ def test_p384_certificate_signatures(shared_data: Find) -> None:
         return certificate.Certificate.is_signed_by(signed, _key(group))
 
     path = shared_data("wycheproof/ecdsa_secp384r1_sha384_test.json")
+    assert _disagreements(path, accepts) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "algorithm"),
+    [
+        ("ecdsa_secp256r1_sha256_test.json", "300a06082a8648ce3d040302"),
+        ("ecdsa_secp384r1_sha384_test.json", "300a06082a8648ce3d040303"),
+    ],
+)
+def test_signatures_of_issuers_and_revocation_lists(file: str, algorithm: str, shared_data: Find) -> None:
+    def accepts(group: Case, case: Case) -> bool:
+        key = issuer_key.load_key(_bytes(group["publicKeyDer"]))
+        return issuer_key.is_signed(_bytes(algorithm), key, _bytes(case["sig"]), _bytes(case["msg"]))
+
+    assert _disagreements(shared_data(f"wycheproof/{file}"), accepts) == set()
+
+
+def test_p256_tpm_quotes(shared_data: Find) -> None:
+    def accepts(group: Case, case: Case) -> bool:
+        try:
+            r, s = decode_dss_signature(_bytes(case["sig"]))
+            sized = b"".join(len(raw).to_bytes(2) + raw for raw in (number.to_bytes(32) for number in (r, s)))
+        except (ValueError, OverflowError):
+            return False  # bad DER, or numbers that a TPM's format cannot say
+        signature = tpm_quote.parse_signature(bytes.fromhex("0018000b") + sized)
+        tpm_quote.verify_quote(
+            _bytes(case["msg"]), signature, issuer_key.load_key(_bytes(group["publicKeyDer"]))
+        )
+        return True
+
+    path = shared_data("wycheproof/ecdsa_secp256r1_sha256_test.json")
     assert _disagreements(path, accepts) == set()
 
 
