@@ -9,7 +9,8 @@ from threading import Lock
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import InstanceCredentials
 from shared.attestation.nitro_document import MAX_NONCE, MAX_PUBLIC_KEY, MAX_USER_DATA, PCR_LENGTH
-from shared.attestation.nitro_tpm import BOOT_PCRS, TPM_PCR_COUNT
+from shared.attestation.nitro_tpm import TPM_PCR_COUNT
+from shared.measurement.images import AWS_BOOT_PCRS
 
 
 class SimulatedNitroTpm:
@@ -31,7 +32,7 @@ class SimulatedNitroTpm:
         self.instance_id = instance_id or f"i-{secrets.token_hex(9)[:17]}"
         self._credentials = InstanceCredentials(authority, self.instance_id, self.instance_id)
         self.pcrs = {index: bytes(PCR_LENGTH) for index in range(TPM_PCR_COUNT)}
-        for index in BOOT_PCRS:
+        for index in AWS_BOOT_PCRS:
             self.pcrs[index] = hashlib.sha384(b"simulated boot %d" % index).digest()
         self.pcrs.update(pcrs or {})
         self._lock = Lock()

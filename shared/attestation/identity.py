@@ -23,9 +23,6 @@ if TYPE_CHECKING:  # these modules are loaded with their first evidence
     from shared.attestation.nitro_tpm import VerifiedNitroTpm
     from shared.attestation.tdx import VerifiedTdx
 
-BOOT_PCRS = (4, 7, 12)
-"""NitroTPM's registers of what booted."""
-
 _NO_KEY_PROVIDER = bytes(32)
 # Upstream's word for evidence without a TCB status; the verdict names it among the disabled checks (N-41).
 _NITRO_TPM_TCB = "UpToDate"
@@ -175,8 +172,10 @@ def _gcp(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
 
 
 def _nitro_tpm(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
+    from shared.measurement.images import AWS_BOOT_PCRS  # noqa: PLC0415 - loaded with its first evidence
+
     document = cast("VerifiedNitroTpm", verified.evidence).document
-    boot = b"".join(document.pcrs[index] for index in BOOT_PCRS)
+    boot = b"".join(document.pcrs[index] for index in AWS_BOOT_PCRS)
     runtime = replay(verified.attestation.runtime_events, "sha384", boot_time=boot_time)
     return _guest(
         verified,

@@ -22,17 +22,15 @@ from shared.attestation.nitro_document import (
 from shared.attestation.policy import NitroPolicy
 from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence
+from shared.measurement.images import AWS_BOOT_PCRS
 
 TPM_PCR_COUNT = 24
-BOOT_PCRS = (4, 7, 12)
-"""Boot loader and image, secure boot policy, kernel command line: what `measurement.aws.cbor` digests."""
-
 RUNTIME_PCR = 14
 
 # UEFI extends these on every boot, if only by a separator. PCR12 stays zero where nothing is added to the
 # command line that is part of the image.
 _ALWAYS_EXTENDED = (4, 7)
-_TPM = DocumentKind("nitrotpm_pcrs", TPM_PCR_COUNT, (*BOOT_PCRS, RUNTIME_PCR))
+_TPM = DocumentKind("nitrotpm_pcrs", TPM_PCR_COUNT, (*AWS_BOOT_PCRS, RUNTIME_PCR))
 _DEFAULT_POLICY = NitroPolicy()
 
 

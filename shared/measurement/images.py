@@ -16,6 +16,7 @@ from shared.measurement.documents import (
 from shared.measurement.vm_config import VmConfig
 
 AWS_BOOT_PCRS: Final = (4, 7, 12)
+"""Boot loader and image, secure boot policy, kernel command line: what `measurement.aws.cbor` digests."""
 
 # The firmware extends it into every register when it hands over to boot loaders: nothing loaded later than
 # the firmware itself can come before it.
