@@ -257,7 +257,7 @@ class _Tar:
     def open(self, name: str) -> Iterator[tuple[Readable, int]]:
         found = self._files.get(name)
         if found is None:
-            raise ProtocolError("image.source.missing", f"image has no file {name[:200]!r}")
+            raise ProtocolError("image.source.missing", f"image has no file {name[:200]!r}, or it is a link")
         with _opened(self._path) as file:
             yield _Slice(file, found), found.size
 

@@ -1,7 +1,7 @@
 """What `docker save` writes: a tar whose `manifest.json` names a configuration and layers (spec 3.2).
 
-The same reader finds the files of an OCI layout that was packed into a tar. Only regular files are read from
-it: old versions of docker wrote a layer that occurs twice as a link.
+The same reader finds the files of an OCI layout that was packed into a tar. Only regular files are found: old
+versions of docker wrote a layer that occurs twice as a link, which nothing here follows.
 """
 
 from typing import Any, BinaryIO, Final
@@ -12,7 +12,7 @@ from shared.errors import ProtocolError
 from shared.measurement.image_layers import Compression
 from shared.measurement.image_reference import match_digest
 from shared.measurement.oci import MAX_DOCUMENT, MAX_LAYERS
-from shared.measurement.tar_stream import DIRECTORY, REGULAR, read_tar
+from shared.measurement.tar_stream import REGULAR, read_tar
 from shared.strict_json import decode_json
 
 MAX_FILES: Final = 4096
@@ -41,19 +41,13 @@ def list_files(tar: BinaryIO) -> dict[str, SavedFile]:
 
     Raises `ProtocolError`: `image.save.archive`, `image.save.entry`, `image.save.entries`.
     """
-    files: dict[str, SavedFile] = {}
+    found: dict[str, SavedFile | None] = {}
     for entry in read_tar(tar, code=_CODE, what="saved image", max_entries=MAX_FILES):
-        name = entry.name.removeprefix(b"./").decode("utf-8", "replace")
-        if entry.kind not in {REGULAR, DIRECTORY}:
-            raise ProtocolError(
-                "image.save.entry",
-                f"saved image has {name[:200]!r} as a link: save it with docker 25 or newer",
-            )
-        if name in files:
+        name = entry.name.removeprefix(b"./").rstrip(b"/").decode("utf-8", "replace")
+        if name in found:
             raise ProtocolError("image.save.entry", f"saved image has {name[:200]!r} twice")
-        if entry.kind == REGULAR:
-            files[name] = SavedFile(entry.offset, entry.size)
-    return files
+        found[name] = SavedFile(entry.offset, entry.size) if entry.kind == REGULAR else None
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def parse_save_manifest(raw: bytes) -> SavedImage:

@@ -47,16 +47,13 @@ def test_reads_what_docker_saves() -> None:
     assert [raw[found[name].offset :][: found[name].size] for name in saved.layers] == list(SMALL_LAYERS)
 
 
-def test_directories_and_leading_dots_are_passed_over() -> None:
-    assert list(files(directory("./a"), file("./a/b"))) == ["a/b"]
+def test_directories_links_and_leading_dots_are_passed_over() -> None:
+    assert list(files(directory("./a"), file("./a/b"), symlink("c", "a/b"))) == ["a/b"]
 
 
-def test_a_link_is_refused() -> None:
-    assert refused(lambda: files(symlink("a", "b"))) == "image.save.entry"
-
-
-def test_a_file_twice_is_refused() -> None:
-    assert refused(lambda: files(file("a"), file("./a"))) == "image.save.entry"
+@pytest.mark.parametrize("other", [file("./a"), symlink("a", "b"), directory("./a")])
+def test_a_name_twice_is_refused(other: Entry) -> None:
+    assert refused(lambda: files(file("a"), other)) == "image.save.entry"
 
 
 def test_too_many_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
