@@ -19,6 +19,15 @@ ENTRIES = (
 )
 
 
+def test_the_builder_loads_the_network_only_to_use_it() -> None:
+    script = (
+        "import sys, functions.builder.nitro_image; "
+        "print(*(name for name in sys.modules if name == 'http.client' or name.startswith('shared.net')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_an_entry_loads_nothing_heavy(entry: str) -> None:
     script = (

@@ -7,13 +7,16 @@ import hashlib
 import hmac
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from functions.builder.cache import BuildCache
 from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.measurement.image_reference import format_digest, match_digest
-from shared.net.fetch import HttpClient
+
+if TYPE_CHECKING:  # a path is read without the network's modules
+    from shared.net.fetch import HttpClient
 
 MAX_BOOT_BLOB = 64 << 20
 """Of one of them, held in memory: AWS's kernel has some 10 MB."""
@@ -39,7 +42,7 @@ class BootBlobs(msgspec.Struct, frozen=True):
     cmdline: bytes
 
 
-def load_blob(place: str, cache: BuildCache, http: HttpClient) -> BootBlob:
+def load_blob(place: str, cache: BuildCache, http: "HttpClient") -> BootBlob:
     """Return the blob at `place`: `PATH`, `PATH@sha256:HEX` or `https://...@sha256:HEX`.
 
     A download is kept in `cache`. Raises `ConfigError`: `blob.place`, `blob.unpinned` (a URL without a
@@ -60,7 +63,7 @@ def load_blob(place: str, cache: BuildCache, http: HttpClient) -> BootBlob:
     return BootBlob(content, got)
 
 
-def _download(url: str, digest: bytes | None, cache: BuildCache, http: HttpClient) -> bytes:
+def _download(url: str, digest: bytes | None, cache: BuildCache, http: "HttpClient") -> bytes:
     if not url.startswith("https://"):
         raise ConfigError("blob.place", f"got {url[:200]!r}, expected a path or an https url")
     if digest is None:

@@ -8,7 +8,7 @@ import hmac
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import msgspec
 
@@ -41,7 +41,9 @@ from shared.measurement.save_tar import (
     list_files,
     parse_save_manifest,
 )
-from shared.net.registry import RegistryClient
+
+if TYPE_CHECKING:  # a layout or a tar is read without the network's modules
+    from shared.net.registry import RegistryClient
 
 
 class StoredLayer(msgspec.Struct, frozen=True):
@@ -155,7 +157,7 @@ class SaveTarSource:
 class RegistrySource:
     """An image in a registry, by digest. Raises `ConfigError("image.reference.unpinned")`."""
 
-    def __init__(self, reference: ImageReference, client: RegistryClient) -> None:
+    def __init__(self, reference: ImageReference, client: "RegistryClient") -> None:
         self._digest = pinned_digest(reference)
         self._client = client
 
@@ -193,7 +195,7 @@ class RegistrySource:
             place.unlink(missing_ok=True)
 
 
-def open_source(text: str, connect: Callable[[ImageReference], RegistryClient]) -> ImageSource:
+def open_source(text: str, connect: "Callable[[ImageReference], RegistryClient]") -> ImageSource:
     """Return the source that `text` names.
 
     An existing directory is an OCI layout, an existing file a tar (a layout, or what `docker save` wrote),
