@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cli.demo.answers import convert_answer
+from cli.demo.enclave_images import ImageBuilder
 from cli.demo.functions import LOOPBACK, READY_SECONDS
 from cli.demo.guests import Measured
 from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots
@@ -15,19 +16,12 @@ from cli.demo.processes import Process, ProcessGroup
 from cli.demo.simulator import run_simulator
 from cli.demo.verifier import Verifier
 from shared.attestation.trust import TrustAnchors
-from shared.hex import decode_hex
 from shared.net.dialer import ConnectDialer
 
 PARENT_CID, PROXY_PORT = 3, 3128
 KMS_CID, APP_CID, SECOND_APP_CID = 16, 17, 18
 NITRO_DEVICE = bytes.fromhex("de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7")
 """sha256("i"): the device id that every Nitro enclave has at upstream's pin (spec kms trap 8)."""
-
-
-class _Registers(msgspec.Struct, frozen=True):
-    """What the simulator's `measure` prints, as far as it matters here."""
-
-    os_image_hash: str
 
 
 class _Listening(msgspec.Struct, frozen=True):
@@ -52,6 +46,7 @@ class Enclaves:
         root = (self._authority / "root.pem").read_bytes()
         self.roots = Roots(pems={"aws_nitro_enclave": root})
         self.verifier = Verifier(TrustAnchors.production().with_extra(root, signer="nitro"), now)
+        self._builder = ImageBuilder(work)
         self.kms: Process
         self._evidence_address = ""
 
@@ -61,23 +56,11 @@ class Enclaves:
 
     def build_kms(self, image: KmsImage) -> Measured:
         """See `Guests.build_kms`."""
-        return self.build("kms-image", image.write)
+        return self._build("kms-image", image)
 
     def build_app(self, image: AppImage) -> Measured:
         """See `Guests.build_app`."""
-        return self.build("app-image", image.write)
-
-    def build(self, name: str, write: Callable[[Path], None]) -> Measured:
-        """Write an image below the working directory and measure it."""
-        directory = self._work / name
-        directory.mkdir()
-        write(directory)
-        output = run_simulator(self._processes, f"measure-{name}", "measure", str(directory))
-        registers = convert_answer(output, _Registers, what="the simulator's measurement")
-        image_hash = decode_hex(registers.os_image_hash, what="os_image_hash", length=32)
-        return Measured(
-            directory=directory, os_image_hash=image_hash, compose_hash=image_hash, mr_aggregated=image_hash
-        )
+        return self._build("app-image", image)
 
     def start_kms(self, measured: Measured, reachable: tuple[str, ...]) -> tuple[str, int]:
         """Start the KMS's parent and enclave; returns (host, port) of the parent's listener for the KMS."""
@@ -113,6 +96,17 @@ class Enclaves:
 
         ConnectDialer(open_proxy).dial(parts.hostname or "", parts.port or 0, READY_SECONDS).close()
 
+    def _build(self, name: str, image: KmsImage | AppImage) -> Measured:
+        built = self._builder.build(name, image)
+        image_hash = built.measurement.os_image_hash
+        return Measured(
+            image=built.path,
+            builder=built.inputs.builder,
+            os_image_hash=image_hash,
+            compose_hash=image_hash,
+            mr_aggregated=image_hash,
+        )
+
     def _start_parent(self, name: str, cid: int, port: int, reachable: tuple[str, ...]) -> str:
         """Start a parent's forwarder; returns its TCP listener's address."""
         allowed = ", ".join(
@@ -136,7 +130,7 @@ class Enclaves:
         return self._processes.python(
             name,
             "enclave.simulator",
-            *("run", "--image", str(measured.directory), "--writable", str(writable)),
+            *("run", "--eif", str(measured.image), "--writable", str(writable)),
             *("--authority", str(self._authority), "--vsock", str(self._vsock(parent)), "--cid", str(cid)),
             daemon,
         )

@@ -114,11 +114,11 @@ class GcpGuests:
         path = self._work / f"{name}-app-compose.json"
         path.write_bytes(app_compose)
         self._app_ids[path] = app_id
-        arguments = ("--app-compose", str(path), "--app-id", app_id.hex(), str(self._os_image))
-        output = self._simulator(f"measure-{name}", "measure", *arguments)
+        measured_files = ("--image", str(self._os_image), "--app-compose", str(path))
+        output = self._simulator(f"measure-{name}", "measure", *measured_files, "--app-id", app_id.hex())
         measured = convert_answer(output, _Measurement, what="the simulator's measurement")
         return Measured(
-            directory=self._os_image,
+            image=self._os_image,
             os_image_hash=decode_hex(measured.os_image_hash, what="os_image_hash", length=32),
             compose_hash=decode_hex(measured.compose_hash, what="compose_hash", length=32),
             mr_aggregated=decode_hex(measured.mr_aggregated, what="mr_aggregated"),
@@ -134,7 +134,7 @@ class GcpGuests:
         return self._processes.python(
             name,
             "enclave.simulator",
-            *("run", "--platform", "gcp", "--image", str(measured.directory), "--writable", str(disk)),
+            *("run", "--platform", "gcp", "--image", str(measured.image), "--writable", str(disk)),
             *("--app-compose", str(measured.app_compose), "--app-id", app_id),
             *("--authority", str(self._authority), daemon),
         )

@@ -13,15 +13,17 @@ from cli.demo.verifier import Verifier
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """A workload before it runs, and what it will measure, 32 bytes each.
 
-    `directory` is the image's. `mr_aggregated` is empty where nobody can know it yet. On Nitro all three are
-    the image's hash. `app_compose` is a Google Cloud guest's.
+    `image` is the enclave image file, or the OS image's directory, and `builder` who built it, empty for the
+    latter. `mr_aggregated` is empty where nobody can know it yet. On Nitro all three are the image's hash.
+    `app_compose` is a Google Cloud guest's.
     """
 
-    directory: Path
+    image: Path
     os_image_hash: bytes
     compose_hash: bytes
     mr_aggregated: bytes = b""
     app_compose: Path | None = None
+    builder: str = ""
 
 
 class Guests(Protocol):
@@ -37,11 +39,11 @@ class Guests(Protocol):
     kms: Process
 
     def build_kms(self, image: KmsImage) -> Measured:
-        """Write the KMS's files and measure them."""
+        """Make the KMS's image and measure it."""
         ...
 
     def build_app(self, image: AppImage) -> Measured:
-        """Write the app's files and measure them."""
+        """Make the app's image and measure it."""
         ...
 
     def start_kms(self, measured: Measured, reachable: tuple[str, ...]) -> tuple[str, int]:

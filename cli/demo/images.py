@@ -1,18 +1,21 @@
 """What the demo's two workloads are made of: files whose every byte is measured.
 
-In a Nitro image they are files of the root file system; for a Google Cloud guest they are `configs` of its
-app-compose (`app_compose`), and the OS image is one and the same for all.
+For an enclave they are files of a container image (`write_oci_layout`), and the builder makes them its root
+file system. For a Google Cloud guest they are `configs` of its app-compose (`app_compose`), and the OS image
+is one and the same for all.
 """
 
 from pathlib import Path
 
 import msgspec
 
+from cli.demo.oci_layout import ImageFile, write_oci_layout
 from shared.compose.app_compose import canonical_bytes
 
 KMS_ROOT = "/etc/dstack/kms-root-ca.pem"
 KMS_PORT, EVIDENCE_PORT = 8000, 8080
 
+_ENTRYPOINT = "/entrypoint.sh"
 PROGRAM = """#!/bin/sh
 # What this image would start; the simulator starts the same daemon from the installed packages.
 exec python3 -m enclave.{daemon}
@@ -92,9 +95,9 @@ max_block_age = 600
             **self.roots.files(),
         }
 
-    def write(self, directory: Path) -> None:
-        """Write a Nitro image's files below `directory`."""
-        _write_image(directory, self.files(), daemon="kms")
+    def write_oci_layout(self, directory: Path) -> bytes:
+        """Write the container image that an enclave's is built from; returns its manifest's digest."""
+        return _write_oci_layout(directory, self.files(), daemon="kms")
 
     def app_compose(self) -> bytes:
         """Return the app-compose.json of a KMS guest: keys from its vTPM, measurements known beforehand."""
@@ -135,9 +138,9 @@ port = {EVIDENCE_PORT}
             **self.roots.files(),
         }
 
-    def write(self, directory: Path) -> None:
-        """Write a Nitro image's files below `directory`."""
-        _write_image(directory, self.files(), daemon="agent")
+    def write_oci_layout(self, directory: Path) -> bytes:
+        """Write the container image that an enclave's is built from; returns its manifest's digest."""
+        return _write_oci_layout(directory, self.files(), daemon="agent")
 
     def app_compose(self) -> bytes:
         """Return the app-compose.json of an app's guest, whose keys come from the KMS."""
@@ -180,14 +183,13 @@ def _app_compose(
     )
 
 
-def _write_image(directory: Path, files: dict[str, bytes], *, daemon: str) -> None:
-    for path, content in files.items():
-        _write(directory, path, content)
-    _write(directory, "/entrypoint.sh", PROGRAM.format(daemon=daemon).encode(), 0o755)
+def _write_oci_layout(directory: Path, files: dict[str, bytes], *, daemon: str) -> bytes:
+    image = {path: ImageFile(content) for path, content in files.items()}
+    image[_ENTRYPOINT] = ImageFile(PROGRAM.format(daemon=daemon).encode(), 0o755)
+    return write_oci_layout(directory, image, entrypoint=[_ENTRYPOINT])
 
 
 def _write(directory: Path, path: str, content: bytes, mode: int = 0o644) -> None:
     target = directory / path.lstrip("/")
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
     target.chmod(mode)

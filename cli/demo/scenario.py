@@ -309,5 +309,8 @@ def with_vtpm_of(attestation: Attestation, other: Attestation) -> Attestation:
 
 def _hashes(measured: Measured) -> str:
     if measured.compose_hash == measured.os_image_hash:
-        return f"0x{measured.os_image_hash.hex()}"
+        return (
+            f"OS_IMAGE_HASH 0x{measured.os_image_hash.hex()} of {measured.image.name}, "
+            f"built from an OCI layout by {measured.builder}"
+        )
     return f"compose hash 0x{measured.compose_hash.hex()}"

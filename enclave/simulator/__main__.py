@@ -1,6 +1,6 @@
 """`python -m enclave.simulator`: what clouds and hypervisors do, without either.
 
-`authority DIR` makes throw-away attestation roots; `measure IMAGE` prints what an image measures; `pccs DIR`
+`authority DIR` makes throw-away attestation roots; `measure` prints what an image measures; `pccs DIR`
 publishes what a simulated Intel and Google do; `evidence DIR` writes sample evidence; `run` starts a daemon
 as a guest whose evidence is signed under those roots. Nothing made here passes a verifier that was not told
 to trust the roots, and everything made from it is reported as simulated.
@@ -42,8 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     authority = commands.add_parser("authority", help="make throw-away attestation roots")
     authority.add_argument("directory", type=Path)
     authority.add_argument("--url", default="", help="gcp: where `pccs` will answer, http://127.0.0.1:PORT")
-    measure = commands.add_parser("measure", help="print what an image directory measures")
-    measure.add_argument("image", type=Path)
+    measure = commands.add_parser("measure", help="print what an image measures")
     pccs = commands.add_parser("pccs", help="gcp: publish collateral, issuers and revocation lists")
     pccs.add_argument("directory", type=Path, help="the roots' directory, made when absent")
     evidence = commands.add_parser("evidence", help="write sample evidence and what verifies it")
@@ -51,9 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--platform", choices=("nitro", "nitro-tpm", "tdx", "gcp"), required=True)
     evidence.add_argument("--report-data", metavar="HEX", help="64 bytes; a random challenge without it")
     run = commands.add_parser("run", help="run a daemon as a guest")
-    run.add_argument(
-        "--image", type=Path, required=True, help="nitro: the root file system; gcp: the OS image"
-    )
     run.add_argument("--writable", type=Path, required=True, help="where the guest's own disk is kept")
     run.add_argument("--authority", type=Path, required=True, help="the roots' directory")
     run.add_argument("--vsock", type=Path, help="nitro: the directory of sockets that is this parent's vsock")
@@ -62,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (authority, measure, run):
         command.add_argument("--platform", choices=("nitro", "gcp"), default="nitro")
     for command in (measure, run):
+        command.add_argument("--eif", type=Path, help="nitro: the enclave image")
+        command.add_argument("--image", type=Path, help="gcp: the OS image's directory")
         command.add_argument("--app-compose", type=Path, help="gcp: the measured app-compose.json")
         command.add_argument("--app-id", help="gcp: 40 hex digits")
     run.add_argument("daemon", choices=("kms", "agent", "dstack-util"))
@@ -76,8 +74,10 @@ def _nitro(arguments: argparse.Namespace) -> int:
     if arguments.command == "authority":
         nitro.create_authority(arguments.directory)
         return 0
+    if arguments.eif is None:
+        raise ConfigError("simulator.arguments", "a nitro enclave needs --eif")
     if arguments.command == "measure":
-        nitro.print_measurement(arguments.image)
+        nitro.print_measurement(arguments.eif)
         return 0
     if arguments.vsock is None or arguments.cid is None:
         raise ConfigError("simulator.arguments", "a nitro enclave needs --vsock and --cid")
@@ -90,6 +90,8 @@ def _gcp(arguments: argparse.Namespace) -> int:
     if arguments.command == "authority":
         gcp.print_report(gcp.create_authority(arguments.directory, arguments.url))
         return 0
+    if arguments.image is None:
+        raise ConfigError("simulator.arguments", "a gcp guest needs --image")
     if arguments.command == "measure":
         app_id = decode_hex(arguments.app_id, what="--app-id", length=20) if arguments.app_id else bytes(20)
         gcp.print_report(gcp.measure(arguments.image, arguments.app_compose, app_id))

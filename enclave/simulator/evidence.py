@@ -31,7 +31,7 @@ from enclave.simulator.ak_authority import SimulatedAkAuthority
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
-from enclave.simulator.image import measure_image, serialised
+from enclave.simulator.image import serialised
 from enclave.simulator.nitro_tpm import SimulatedNitroTpm
 from enclave.simulator.nsm import SimulatedNsm
 from enclave.simulator.software_tpm import SoftwareTpm
@@ -66,6 +66,7 @@ from shared.measurement.documents import (
     aws_measurement_document,
     tdx_measurement_document,
 )
+from shared.measurement.eif_registers import extended
 from shared.measurement.images import aws_boot_pcr_digest
 from shared.measurement.mr_config import mr_config_id_v1
 from shared.measurement.tdx_registers import AcpiDigests, lite_registers
@@ -178,7 +179,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _nitro(image: Path, events: tuple[RuntimeEvent, ...], now: int) -> SampleGuest:
     authority = SimulatedAuthority.create()
-    nsm = SimulatedNsm(measure_image(image), authority, lambda: now)
+    boot, application = b"sample kernel, command line and bootstrap", _content(image)
+    measured = (boot + application, boot, application)
+    pcrs = {index: extended(hashlib.sha384(part).digest()) for index, part in enumerate(measured)}
+    nsm = SimulatedNsm(pcrs, authority, lambda: now)
     app_id = next(event.payload for event in events if event.event == "app-id")
     attestor = NitroAttestor(Nsm(nsm), app_id)
     return SampleGuest(
@@ -190,7 +194,7 @@ def _nitro(image: Path, events: tuple[RuntimeEvent, ...], now: int) -> SampleGue
 
 def _nitro_tpm(image: Path, events: tuple[RuntimeEvent, ...], now: int) -> SampleGuest:
     authority = SimulatedAuthority.create()
-    booted = {4: measure_image(image)[0]}
+    booted = {4: extended(hashlib.sha384(_content(image)).digest())}
     tpm = SimulatedNitroTpm(authority, booted, lambda: now)
     for event in events:
         tpm.extend(RUNTIME_PCR, event_digest(event, "sha384"))

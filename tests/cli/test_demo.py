@@ -6,6 +6,7 @@ import hmac
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,9 +35,11 @@ from cli.demo.scenario import Scenario, with_vtpm_of
 from cli.demo.verifier import Verifier
 from cli.devchain import launcher
 from cli.devchain.launcher import find_anvil
-from shared.attestation.envelope import Attestation, NitroEnclaveQuote
+from shared.attestation.envelope import Attestation, NitroEnclaveQuote, decode_envelope
+from shared.attestation.nitro import parse_document
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, InvalidEvidence, UnavailableError
+from shared.measurement.eif import measure_eif
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
 
@@ -147,6 +150,9 @@ def test_the_demo_releases_the_keys_that_the_kms_roots_derive(
     assert all(set(step) == {"name", "ok", "seconds", "detail"} and step["ok"] for step in report["steps"])
     assert "Compose hash not allowed" in report["steps"][-1]["detail"]
 
+    if platform == "nitro":
+        _check_enclave_images(work, details)
+
     certs = work / disk / "var/lib/kms"
     root = load_pem_private_key((certs / "root-ca.key").read_bytes(), None)
     assert isinstance(root, ec.EllipticCurvePrivateKey)
@@ -160,6 +166,34 @@ def test_the_demo_releases_the_keys_that_the_kms_roots_derive(
         "env_crypt_key": _fingerprint(_dh(scalar, app_id + b"env-encrypt-key")),
         "k256_key": _fingerprint(_hkdf((certs / "root-k256.key").read_bytes(), app_id + b"app-key")),
     }
+
+
+def _check_enclave_images(work: Path, details: dict[str, str]) -> None:
+    """Both images are kept and what was told of them is true; the KMS's NSM measured the built one."""
+    for name, step in (("app-image", "developer -> app image"), ("kms-image", "operator -> KMS image")):
+        with (work / f"{name}.eif").open("rb") as eif:
+            measured = measure_eif(eif)
+        assert f"OS_IMAGE_HASH 0x{measured.os_image_hash.hex()} of {name}.eif, built " in details[step]
+        assert "by dstack-cloud content/" in details[step]
+        assert measured.pcr0 == _pcr0(work / f"{name}.eif")
+        assert (work / f"{name}-oci" / "oci-layout").is_file()
+    bootstrapped = json.loads((work / "kms-memory/var/lib/kms/bootstrap-info.json").read_text())
+    quote = decode_envelope(bytes.fromhex(bootstrapped["attestation"])).quote
+    assert isinstance(quote, NitroEnclaveQuote)
+    pcrs = parse_document(quote.nsm_quote).pcrs
+    assert [pcrs[index] for index in range(3)] == [measured.pcr0, measured.pcr1, measured.pcr2]
+
+
+def _pcr0(path: Path) -> bytes:
+    """Compute PCR0 from the file's layout, by the platform's documentation and nothing of ours."""
+    raw = path.read_bytes()
+    content, at = hashlib.sha384(), 548
+    while at < len(raw):
+        kind, _, size = struct.unpack_from(">HHQ", raw, at)
+        if kind in {1, 2, 3}:  # kernel, command line, ramdisks
+            content.update(raw[at + 12 : at + 12 + size])
+        at += 12 + size
+    return hashlib.sha384(bytes(48) + content.digest()).digest()
 
 
 def test_the_derivation_of_this_test_gives_the_specs_vectors() -> None:
@@ -341,7 +375,7 @@ def test_unreadable_evidence_fails_its_step(
     narrator = Narrator(quiet=True)
     scenario = Scenario(tmp_path, narrator, engine="py-evm", now=lambda: 0)
     monkeypatch.setattr(HttpClient, "request", lambda *_, **__: Response(200, {}, body))
-    planned = Measured(directory=tmp_path, os_image_hash=bytes(32), compose_hash=bytes(32))
+    planned = Measured(image=tmp_path, os_image_hash=bytes(32), compose_hash=bytes(32))
     with pytest.raises(StepFailed):
         scenario._challenge(Responder(), planned)
     assert not narrator.steps[0].ok

@@ -25,7 +25,7 @@ POLICY = {
     "treat_nitro_as_up_to_date": True,
     "evidence_policy": [],
 }
-PLANNED = Measured(directory=Path(), os_image_hash=bytes(32), compose_hash=bytes(32))
+PLANNED = Measured(image=Path(), os_image_hash=bytes(32), compose_hash=bytes(32))
 
 
 def operator() -> KmsOperator:

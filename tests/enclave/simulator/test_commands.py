@@ -1,23 +1,36 @@
 """`python -m enclave.simulator`, as the demo and operators call it."""
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
 
 from enclave.simulator.__main__ import main
+from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_commands import open_publisher
 from enclave.simulator.pccs import CollateralServer
 from shared.attestation.crl import RevocationList
 from shared.attestation.tpm_certificate import TpmCertificate
 from shared.errors import DstackError, ExitCode
+from shared.measurement.cpio import CpioEntry
+from shared.measurement.eif import measure_eif
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.pccs import PccsClient
 from tests.enclave.gcp import app_compose
+from tests.shared.measurement import made_eif
 
 URL = "http://127.0.0.1:8088"
+
+
+@pytest.fixture
+def eif(tmp_path: Path) -> Path:
+    root = CpioEntry(b"rootfs", stat.S_IFDIR | 0o755), b""
+    path = tmp_path / "image.eif"
+    path.write_bytes(made_eif.image(ramdisks=(made_eif.BOOT, made_eif.archive(root)))[0])
+    return path
 
 
 @pytest.fixture
@@ -33,9 +46,9 @@ def _report(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return printed
 
 
-def _run(image: Path, *more: str) -> int:
-    places = ("--writable", str(image / "w"), "--authority", str(image / "a"))
-    return main(["run", "--image", str(image), *places, *more, "dstack-util", "get-keys"])
+def _run(work: Path, *more: str) -> int:
+    places = ("--writable", str(work / "w"), "--authority", str(work / "a"))
+    return main(["run", *places, *more, "dstack-util", "get-keys"])
 
 
 def test_gcp_roots_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,23 +105,46 @@ def test_another_platform_has_no_collateral() -> None:
 
 
 def test_measures_both_kinds_of_image(
-    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, eif: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["measure", str(image)]) == ExitCode.OK
-    assert _report(capsys).keys() == {"PCR0", "PCR1", "PCR2", "os_image_hash"}
-    assert main(["measure", "--platform", "gcp", str(image)]) == ExitCode.OK
+    assert main(["measure", "--eif", str(eif)]) == ExitCode.OK
+    with eif.open("rb") as file:
+        measured = measure_eif(file)
+    assert _report(capsys) == {
+        "PCR0": measured.pcr0.hex(),
+        "PCR1": measured.pcr1.hex(),
+        "PCR2": measured.pcr2.hex(),
+        "os_image_hash": measured.os_image_hash.hex(),
+    }
+    assert main(["measure", "--platform", "gcp", "--image", str(image)]) == ExitCode.OK
     assert _report(capsys).keys() == {"PCR0", "PCR2", "os_image_hash"}
     compose = tmp_path / "app-compose.json"
     compose.write_bytes(app_compose({}, key_provider="tpm", no_instance_id=True))
     more = ["--app-compose", str(compose), "--app-id", "11" * 20]
-    assert main(["measure", "--platform", "gcp", *more, str(image)]) == ExitCode.OK
+    assert main(["measure", "--platform", "gcp", *more, "--image", str(image)]) == ExitCode.OK
     assert _report(capsys).keys() > {"compose_hash", "mr_aggregated"}
 
 
-def test_a_guest_needs_what_its_platform_needs(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in ((), ("--platform", "gcp")):
-        assert _run(image, *more) == ExitCode.USAGE
+def test_a_guest_needs_what_its_platform_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gcp = ("--platform", "gcp")
+    for more in ((), ("--eif", "x"), ("--eif", "x", "--cid", "4"), gcp, (*gcp, "--image", "x")):
+        assert _run(tmp_path, *more) == ExitCode.USAGE
         assert "[simulator.arguments]" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--eif", str(tmp_path / "absent")]) == ExitCode.USAGE
+    assert "[simulator.image.missing]" in capsys.readouterr().err
+
+
+def test_runs_a_daemon_in_an_enclave(eif: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """get-keys comes as far as the file that its image does not hold; the enclave's memory is its own."""
+    SimulatedAuthority.create().save(tmp_path / "a")
+    more = ("--eif", str(eif), "--vsock", str(tmp_path), "--cid", "4")
+    assert _run(tmp_path, *more) == ExitCode.USAGE
+    assert "no readable /etc/dstack/enclave.toml [image.missing]" in capsys.readouterr().err
+    assert _run(tmp_path, *more) == ExitCode.FAILED
+    assert "[simulator.image.write]" in capsys.readouterr().err
 
 
 def test_runs_a_daemon_in_a_guest(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,5 +153,5 @@ def test_runs_a_daemon_in_a_guest(image: Path, tmp_path: Path, capsys: pytest.Ca
     compose = tmp_path / "app-compose.json"
     compose.write_bytes(app_compose({}))
     more = ("--app-compose", str(compose), "--app-id", "11" * 20, "--tpm", "software")
-    assert _run(image, "--platform", "gcp", *more) == ExitCode.USAGE
+    assert _run(image, "--platform", "gcp", "--image", str(image), *more) == ExitCode.USAGE
     assert "no readable /etc/dstack/enclave.toml [image.missing]" in capsys.readouterr().err
