@@ -78,6 +78,7 @@ HINTS = {
     "gcp.chain": f"Google must certify the vTPM's key: {_COLLATERAL}",
     "tpm": f"the vTPM half is malformed or altered: {_DAMAGED}",
     # image and configuration
+    "identity.compose_hash.missing": "the guest recorded no app: boot it with an app-compose.json",
     "identity.os_image": "the config names another image: rebuild the envelope around this document",
     "identity.os_image.acpi": (
         "a legacy image's registers cannot be recomputed here: boot with a measurement document (lite), "
