@@ -3,7 +3,7 @@
 Everything that decides (contract, trust anchors, KMS URL, root pin, app id) is read below `image`, whose
 bytes the platform measured. Environment, arguments and vsock may not set any of it (DESIGN section 2).
 In production `image` is the root file system: an enclave's own, or on Google Cloud a container's, into which
-the measured app-compose puts its `configs`. The simulator passes a directory it measured.
+the measured app-compose puts its `configs`. The simulator passes a directory of what it measured.
 """
 
 from collections.abc import Iterable, Mapping
