@@ -56,7 +56,7 @@ MAX_OWNER = (1 << 32) - 1
 """Of uid and gid: a ramdisk's fields have 32 bits."""
 
 _CHUNK = 1 << 20
-_HEADERS = 4  # each entry may have an extended header, and one for each of two long names
+_BLOCKS = 4  # of headers for each entry: an extended one fills two more, and a long name two
 _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _TYPES = {REGULAR: S_IFREG, DIRECTORY: S_IFDIR, SYMLINK: S_IFLNK, FIFO: S_IFIFO, HARD_LINK: S_IFREG}
 
@@ -128,8 +128,10 @@ def apply_layers(layers: Sequence[BinaryIO]) -> MergedImage:
     """
     tree = ImageTree()
     attributes = hard_links = 0
+    blocks = _BLOCKS * MAX_ENTRIES  # of all layers together: headers of nothing would take hours
     for index, file in enumerate(layers):
-        layer = _read_layer(file, index)
+        layer = _read_layer(file, index, blocks)
+        blocks -= layer.blocks
         _apply_whiteouts(tree, layer)
         hard_links += _apply_changes(tree, layer)
         attributes += layer.attributes
@@ -141,19 +143,23 @@ class _Layer:
 
     def __init__(self) -> None:
         self.changes: dict[bytes, Node | bytes] = {}
-        self.whiteouts: dict[bytes, bool] = {}
-        """By path: whether what is below it is hidden (opaque), or itself."""
-        self.attributes = 0
+        self.removed: set[bytes] = set()
+        self.emptied: set[bytes] = set()
+        """Directories of which only what is below them is hidden (opaque whiteouts)."""
+        self.attributes = self.blocks = 0
 
 
-def _read_layer(file: BinaryIO, index: int) -> _Layer:
+def _read_layer(file: BinaryIO, index: int, max_blocks: int) -> _Layer:
     layer = _Layer()
     name_bytes = 0
-    for entry in read_tar(file, code="image.layer", what="layer", max_entries=_HEADERS * MAX_ENTRIES):
+    for entry in read_tar(file, code="image.layer", what="layer", max_blocks=max_blocks):
+        layer.blocks += entry.blocks
         path = normal_path(entry.name)
         name_bytes += len(path) + len(entry.link)
         if name_bytes > MAX_PATH_BYTES:
             _refuse("entries", f"more than {MAX_PATH_BYTES} bytes of names")
+        if len(layer.changes) + len(layer.removed) + len(layer.emptied) == MAX_ENTRIES:
+            _refuse("entries", f"more than {MAX_ENTRIES} entries")
         head, _, name = path.rpartition(b"/")
         if any(part.startswith(_WHITEOUT) for part in head.split(b"/")):
             _refuse("path", f"{path[:200]!r} below a whiteout")
@@ -171,13 +177,19 @@ def _read_whiteout(layer: _Layer, head: bytes, name: bytes, entry: TarEntry) -> 
     if entry.kind != REGULAR or entry.size:
         _refuse("entry", f"a whiteout {name[:200]!r} that is not an empty file")
     if name == _OPAQUE:
-        layer.whiteouts[head] = True
+        _hide(layer.emptied, head)
         return
     hidden = name.removeprefix(_WHITEOUT)
     # the rest of aufs's own names mean nothing here, and `.` and `..` are no names
     if hidden in {b"", b".", b".."} or hidden.startswith(_WHITEOUT):
         _refuse("entry", f"the whiteout {name[:200]!r}, which hides no name")
-    layer.whiteouts[head + b"/" + hidden if head else hidden] = False
+    _hide(layer.removed, head + b"/" + hidden if head else hidden)
+
+
+def _hide(paths: set[bytes], path: bytes) -> None:
+    if path in paths:
+        _refuse("duplicate", f"a whiteout of {path[:200]!r} twice")
+    paths.add(path)
 
 
 def _change(entry: TarEntry, path: bytes, index: int) -> Node | bytes:
@@ -220,12 +232,18 @@ def normal_path(name: bytes) -> bytes:
 
 
 def _apply_whiteouts(tree: ImageTree, layer: _Layer) -> None:
-    """Hide what lower layers have, before anything of this layer is there (rule 2)."""
-    for path, is_opaque in layer.whiteouts.items():
-        if is_opaque:
-            tree.clear(path)
+    """Hide what lower layers have, before anything of this layer is there (rule 2).
+
+    The order of a layer's whiteouts does not count: parents go first, and removing more than emptying.
+    """
+    for path in sorted(layer.removed):
+        tree.remove(path)
+    for path in sorted(layer.emptied):
+        change = layer.changes.get(path)
+        if path and isinstance(change, Node) and change.is_directory:
+            tree.remove(path)  # overlayfs marks a new directory so, which replaces a file or link too
         else:
-            tree.remove(path)
+            tree.clear(path)
 
 
 def _apply_changes(tree: ImageTree, layer: _Layer) -> int:

@@ -16,7 +16,7 @@ from shared.measurement.tar_stream import REGULAR, read_tar
 from shared.strict_json import decode_json
 
 MAX_FILES: Final = 4096
-"""Of a saved tar: three for each layer of old versions, and a layout's blobs."""
+"""Of a saved tar, in blocks of headers: three for each layer of old versions, and a layout's blobs."""
 
 _CODE: Final = "image.save"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -42,7 +42,7 @@ def list_files(tar: BinaryIO) -> dict[str, SavedFile]:
     Raises `ProtocolError`: `image.save.archive`, `image.save.entry`, `image.save.entries`.
     """
     found: dict[str, SavedFile | None] = {}
-    for entry in read_tar(tar, code=_CODE, what="saved image", max_entries=MAX_FILES):
+    for entry in read_tar(tar, code=_CODE, what="saved image", max_blocks=MAX_FILES):
         name = entry.name.removeprefix(b"./").rstrip(b"/").decode("utf-8", "replace")
         if name in found:
             raise ProtocolError("image.save.entry", f"saved image has {name[:200]!r} twice")

@@ -41,6 +41,8 @@ class TarEntry(msgspec.Struct, frozen=True):
 
     `name` and `link` are bytes as they were written, neither checked nor normalised, without NUL. `kind` is
     the type flag, `b"0"` for every regular file. `attributes` counts extended attributes, which are not kept.
+    `blocks` are the 512 bytes each that its headers fill, and those of headers before it that are for no
+    entry alone.
     """
 
     name: bytes
@@ -52,6 +54,7 @@ class TarEntry(msgspec.Struct, frozen=True):
     gid: int
     link: bytes
     attributes: int
+    blocks: int
 
 
 def read_tar(
@@ -59,7 +62,7 @@ def read_tar(
     *,
     code: str,
     what: str,
-    max_entries: int,
+    max_blocks: int,
     max_extension: int = MAX_EXTENSION,
     renames: bool = True,
 ) -> Iterator[TarEntry]:
@@ -68,11 +71,12 @@ def read_tar(
     `what` names the archive in sentences, `code` is the first part of the error codes. Without `renames`, an
     extended header that gives an entry another name or size is refused. Raises `ProtocolError`:
     `{code}.archive` (no tar, damaged, truncated, bytes after its end), `{code}.entry` (a header that is not
-    taken), `{code}.entries` (more than `max_entries`, extended headers included).
+    taken), `{code}.entries` (headers of more than `max_blocks` blocks of 512 bytes, extended ones with what
+    they hold: the time that an archive takes goes by them).
     """
     reader = _Reader(file, code, what, max_extension, renames=renames)
     end = file.seek(0, 2)
-    position = entries = 0
+    position = blocks = counted = 0
     extension = _Extension()
     while True:
         header = reader.header_at(position)
@@ -80,16 +84,18 @@ def read_tar(
             if extension.kinds:
                 reader.refuse("an extended header before its end")
             return
-        entries += 1
-        if entries > max_entries:
-            raise ProtocolError(f"{code}.entries", f"{what} has more than {max_entries} entries")
         kind = header[156:157]
+        is_extension = kind in _EXTENSIONS
+        size = reader.number(header[124:136]) if is_extension else 0
+        blocks += 1 + -(-min(size, max_extension) // _BLOCK)
+        if blocks > max_blocks:
+            raise ProtocolError(f"{code}.entries", f"{what} has more than {max_blocks} blocks of headers")
         position += _BLOCK
-        if kind in _EXTENSIONS:
-            size = reader.number(header[124:136])
+        if is_extension:
             reader.extend(extension, kind, position, size)
         else:
-            entry = reader.entry(header, position, extension)
+            entry = reader.entry(header, position, extension, blocks - counted)
+            counted = blocks
             size = entry.size
             if size > end - position:
                 reader.damaged(f"ends inside {entry.name[:_SHOWN]!r}")
@@ -177,7 +183,7 @@ class _Reader:
             yield key, value
             at = end
 
-    def entry(self, header: bytes, position: int, extension: _Extension) -> TarEntry:
+    def entry(self, header: bytes, position: int, extension: _Extension, blocks: int) -> TarEntry:
         values = extension.values
         name, link = header[:100].partition(b"\0")[0], header[157:257].partition(b"\0")[0]
         prefix = header[345:500].partition(b"\0")[0]
@@ -197,6 +203,7 @@ class _Reader:
             gid=self._value(values, b"gid", header[116:124], blank=True),
             link=link,
             attributes=extension.attributes,
+            blocks=blocks,
         )
 
     def _value(self, values: dict[bytes, bytes], key: bytes, field: bytes, *, blank: bool = False) -> int:

@@ -16,7 +16,7 @@ from shared.measurement.tar_stream import DIRECTORY, REGULAR, read_tar
 MAX_UNPACKED = 1 << 30  # an archive of what is measured (firmware, kernel, initrd) has some 50 MB
 MAX_RATIO = 100  # kernels and initrds are compressed already; firmware padding is not
 RATIO_SLACK = 64 << 20  # what a small archive may unpack to all the same
-MAX_ENTRIES = 256  # a real one has about ten
+MAX_ENTRIES = 256  # blocks of headers; a real one has about ten
 MAX_DEPTH = 4
 
 _CHUNK = 1 << 20
@@ -59,7 +59,7 @@ def _write_entries(tar: BinaryIO, target: Path, check_time: Callable[[], None]) 
         tar,
         code="os_image",
         what="image",
-        max_entries=MAX_ENTRIES,
+        max_blocks=MAX_ENTRIES,
         max_extension=_MAX_EXTENSION,
         renames=False,
     )

@@ -136,7 +136,7 @@ def test_saved_tars(data: bytes) -> None:
 
 
 def _entries_of(data: bytes) -> list[object]:
-    return list(read_tar(io.BytesIO(data), code="t", what="tar", max_entries=100, renames=False))
+    return list(read_tar(io.BytesIO(data), code="t", what="tar", max_blocks=100, renames=False))
 
 
 @fuzz(mutated(TARS))

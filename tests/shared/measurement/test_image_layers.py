@@ -109,6 +109,26 @@ def test_a_whiteout_acts_on_lower_layers_only(hidden: str) -> None:
     assert paths([file("d/a")], [file("d/a", b"new"), file(hidden)]) == ["d", "d/a"]
 
 
+def test_the_order_of_a_layer_s_whiteouts_does_not_count() -> None:
+    lower = [directory("a"), directory("a/b"), file("a/b/c")]
+    upper = [file("a/.wh.b"), file("a/b/.wh..wh..opq")]
+    assert paths(lower, upper) == paths(lower, upper[::-1]) == ["a"]
+    lower = [file("a")]
+    upper = [file(".wh.a"), file("a/.wh.b")]
+    assert paths(lower, upper) == paths(lower, upper[::-1]) == []
+
+
+@pytest.mark.parametrize("lower", [symlink("run", "/x"), file("run"), directory("run", mode=0o700)])
+def test_a_new_directory_that_is_marked_opaque_replaces_what_was_there(lower: Entry) -> None:
+    found = listing([lower], [directory("run"), file("run/.wh..wh..opq"), file("run/a")])
+    assert found == {"run": "40755 0:0", "run/a": "100644 0:0"}
+
+
+@pytest.mark.parametrize("name", [".wh.a", "d/.wh..wh..opq"])
+def test_a_whiteout_twice_in_one_layer_is_refused(name: str) -> None:
+    assert refused([file(name), file("./" + name)]) == "image.layer.duplicate"
+
+
 def test_a_whiteout_of_nothing_is_no_error_and_makes_no_parents() -> None:
     assert paths([file("a")], [file("x/y/.wh.z"), file("x/.wh..wh..opq")]) == ["a"]
 
@@ -303,6 +323,20 @@ def test_n03_parents_that_are_made_count_too(monkeypatch: pytest.MonkeyPatch) ->
 def test_n03_too_many_headers_of_one_layer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_layers, "MAX_ENTRIES", 1)
     assert refused([file(str(number)) for number in range(5)]) == "image.layer.entries"
+
+
+def test_n03_headers_of_all_layers_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_layers, "MAX_ENTRIES", 1)
+    assert paths(*[[directory("d")]] * 4) == ["d"]
+    assert refused(*[[directory("d")]] * 5) == "image.layer.entries"
+
+
+def test_n03_entries_of_one_layer_are_refused_before_they_fill_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(image_layers, "MAX_ENTRIES", 2)
+    assert paths([file(".wh.a"), file(".wh..wh..opq")]) == []
+    assert refused([file("a"), file(".wh.b"), file(".wh..wh..opq")]) == "image.layer.entries"
 
 
 def test_n03_names_that_would_fill_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

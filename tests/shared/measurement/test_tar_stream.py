@@ -15,7 +15,7 @@ PLAIN = layer_tar(file("a", b"12345"), kind=tarfile.USTAR_FORMAT)
 
 
 def entries(raw: bytes, **limits: bool | int) -> list[TarEntry]:
-    return list(read_tar(io.BytesIO(raw), code="t", what="tar", **{"max_entries": 100, **limits}))  # type: ignore[arg-type]  # both are numbers
+    return list(read_tar(io.BytesIO(raw), code="t", what="tar", **{"max_blocks": 100, **limits}))  # type: ignore[arg-type]  # both are numbers
 
 
 def refused(raw: bytes, **limits: bool | int) -> str:
@@ -116,7 +116,7 @@ def test_an_empty_archive_has_no_entries() -> None:
 def test_the_caller_may_move_the_file() -> None:
     def reading() -> Iterator[bytes]:
         raw = io.BytesIO(layer_tar(file("a", b"1"), file("b", b"2")))
-        for one in read_tar(raw, code="t", what="tar", max_entries=9):
+        for one in read_tar(raw, code="t", what="tar", max_blocks=9):
             raw.seek(one.offset)
             yield raw.read(one.size)
 
@@ -190,7 +190,7 @@ def test_n03_a_huge_extended_header_is_refused_before_it_is_read() -> None:
     header = bytearray(PLAIN[:512])
     header[124:136] = b"%011o\0" % (MAX_EXTENSION + 1)
     header[156:157] = b"x"
-    assert refused(with_checksum(header)) == "t.entry"
+    assert refused(with_checksum(header), max_blocks=MAX_EXTENSION) == "t.entry"
 
 
 def test_an_extended_header_that_is_cut_is_refused() -> None:
@@ -199,8 +199,14 @@ def test_an_extended_header_that_is_cut_is_refused() -> None:
 
 def test_too_many_headers_are_refused() -> None:
     raw = layer_tar(*(file(str(number)) for number in range(5)))
-    assert len(entries(raw, max_entries=5)) == 5
-    assert refused(raw, max_entries=4) == "t.entries"
+    assert len(entries(raw, max_blocks=5)) == 5
+    assert refused(raw, max_blocks=4) == "t.entries"
+
+
+def test_n03_what_extended_headers_hold_counts_as_headers() -> None:
+    raw = pax(record(b"comment=" + b"x" * 600))
+    assert [one.blocks for one in entries(raw, max_blocks=4)] == [4]
+    assert refused(raw, max_blocks=3) == "t.entries"
 
 
 @pytest.mark.parametrize(
