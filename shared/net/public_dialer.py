@@ -12,6 +12,11 @@ from shared.errors import PolicyDenied, UnavailableError
 from shared.net.dialer import Dialer
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All else of IPv6 is some network's own, or an IPv4 address in one of the forms that `ipaddress` takes for
+# global: ::127.0.0.1, ::ffff:0:127.0.0.1, a network's own NAT64 prefix.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Of protocols, and of relays that no longer exist; clouds have put metadata services there.
+_PROTOCOLS = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
 
 
 class PublicDialer:
@@ -53,6 +58,10 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if parsed not in _GLOBAL_UNICAST:
+            return False
+    elif any(parsed in network for network in _PROTOCOLS):
+        return False
     return parsed.is_global and not parsed.is_multicast
 
 

@@ -382,6 +382,12 @@ def test_this_machine_is_known_by_its_names(host: str) -> None:
         ("::ffff:169.254.169.254", False),
         ("64:ff9b::a9fe:a9fe", False),
         ("2002:a9fe:a9fe::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("fec0::1", False),
+        ("192.0.0.192", False),
+        ("192.88.99.1", False),
         ("no address", False),
     ],
 )
