@@ -80,13 +80,13 @@ def _download(url: str, digest: bytes | None, cache: BuildCache, http: "HttpClie
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ConfigError("blob.missing", f"there is no file {path}")
     try:
+        if not path.is_file():
+            raise ConfigError("blob.missing", f"there is no file {str(path)[:200]}")
         with path.open("rb") as file:
             content = file.read(MAX_BOOT_BLOB + 1)
     except OSError as error:
-        raise ConfigError("blob.missing", f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError("blob.missing", f"cannot read {str(path)[:200]}: {error.strerror}") from error
     if len(content) > MAX_BOOT_BLOB:
         raise ConfigError("blob.size", f"{path} has more than {MAX_BOOT_BLOB} bytes")
     return content

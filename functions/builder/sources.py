@@ -87,7 +87,7 @@ class OciLayoutSource:
     """
 
     def __init__(self, path: Path, pinned: bytes | None = None) -> None:
-        self._files: _Files = _Directory(path) if path.is_dir() else _Tar(path)
+        self._files: _Files = _Directory(path) if _is_directory(path) else _Tar(path)
         self._pinned = pinned
 
     def identity(self, arch: Arch) -> str:
@@ -205,7 +205,7 @@ def open_source(text: str, connect: "Callable[[ImageReference], RegistryClient]"
     head, at, tail = text.rpartition("@")
     pinned = match_digest(tail) if at else None
     path = Path(text if pinned is None else head)
-    if path.is_dir():
+    if _is_directory(path):
         return OciLayoutSource(path, pinned)
     if path.exists():
         if _Tar(path).has("oci-layout"):
@@ -301,15 +301,26 @@ class _CheckedReader:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    # a named pipe or a device would block, or have no end
-    if not path.is_file():
-        raise ConfigError("image.source", f"{path} is no file")
     try:
-        file = path.open("rb")
+        # a named pipe or a device would block, or have no end
+        file = path.open("rb") if path.is_file() else None
     except OSError as error:
-        raise ConfigError("image.source", f"cannot read {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+    if file is None:
+        raise ConfigError("image.source", f"{str(path)[:200]} is no file")
     with file:
         yield file
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name too long, or in a directory that we may not enter
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError("image.source", f"cannot read {str(path)[:200]}: {error.strerror}")
 
 
 def _small(file: Readable, size: int, name: str) -> bytes:

@@ -89,6 +89,7 @@ def test_a_download_that_fails_is_told(cache: BuildCache) -> None:
         (f"file:///kernel@{DIGEST}", "blob.place"),
         ("/nothing/here", "blob.missing"),
         ("/dev/zero", "blob.missing"),
+        ("/" + "x" * 300, "blob.missing"),
     ],
 )
 def test_a_place_that_is_none_is_refused(cache: BuildCache, place: str, code: str) -> None:

@@ -152,6 +152,11 @@ def test_a_huge_document_is_not_read(layout: Path, monkeypatch: pytest.MonkeyPat
     assert code_of(lambda: OciLayoutSource(layout).load("x86_64")) == "image.source.size"
 
 
+@pytest.mark.parametrize("source", [OciLayoutSource, SaveTarSource])
+def test_a_name_too_long_for_a_file_is_told(source: type[OciLayoutSource | SaveTarSource]) -> None:
+    assert code_of(lambda: source(Path("x" * 300)), ConfigError) == "image.source"
+
+
 def test_a_pipe_in_a_layout_does_not_block(layout: Path) -> None:
     (layout / "index.json").unlink()
     os.mkfifo(layout / "index.json")
@@ -238,6 +243,7 @@ def _digest(image: SourceImage) -> str:
     ("text", "code"),
     [
         ("./nothing-here", "image.source"),
+        ("./" + "x" * 300, "image.source"),
         ("/nothing/here", "image.source"),
         ("debian:12", "image.reference.unpinned"),
         ("UPPER", "image.reference.syntax"),
