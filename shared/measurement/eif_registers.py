@@ -1,7 +1,8 @@
 """PCR0 to PCR2 of an enclave image, and the hash that stands for them (measurement spec 2).
 
 A register is sha384(48 zeros || sha384(payloads)). The payloads are hashed without headers or lengths: the
-registers tell their bytes, not where one ends and the next begins.
+registers tell their bytes, not where one ends and the next begins. The command line's first words may so be
+lost to the kernel's end.
 """
 
 from collections.abc import Callable
