@@ -1,4 +1,4 @@
-"""`dstack-cloud image`: enclave images, measured before anything runs."""
+"""`dstack-cloud image`: enclave images and OS images, measured before anything runs."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import msgspec
 
 @click.group()
 def image() -> None:
-    """Build and measure enclave images (EIF)."""
+    """Build and measure enclave images (EIF), check OS images."""
 
 
 @image.command()
@@ -38,6 +38,28 @@ def inspect(file: Path, at: int | None, *, as_json: bool) -> None:
         if not content.seekable():
             raise click.UsageError(f"{file} is a pipe: pass a file, it is read twice")
         report = inspect_image(content, at=int(time.time()) if at is None else at)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
+    else:
+        for line in lines(report):
+            click.echo(line)
+    sys.exit(report.exit_code)
+
+
+@image.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(directory: Path, *, as_json: bool) -> None:
+    """Check a dstack OS image's directory, and print the hash that governance approves.
+
+    Every file that sha256sum.txt names must match. The measurement documents are made again from the files
+    that are there: firmware, kernel and initrd for TDX, disk.raw for Google Cloud, the replay file for AWS.
+
+    Exit codes: 0 ok, 2 usage, 3 refused: a file is another one than the list or a document says.
+    """
+    from cli.image_directory import check_directory, lines  # noqa: PLC0415 - see above
+
+    report = check_directory(directory)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
     else:
