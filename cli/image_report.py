@@ -114,9 +114,9 @@ def inspect_image(file: BinaryIO, *, at: int) -> ImageReport:
 
 def hint_for(code: str) -> str:
     """Return what to change, by the refusal's code."""
-    while code not in _HINTS:
+    while code and code not in _HINTS:
         code = code.rpartition(".")[0]
-    return _HINTS[code]
+    return _HINTS.get(code, _DAMAGED)
 
 
 def lines(report: ImageReport) -> Iterator[str]:

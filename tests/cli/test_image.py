@@ -198,3 +198,7 @@ def test_an_unsigned_image_is_measured_without_cryptography(tiny: Path) -> None:
         "assert not any(name.startswith(('cryptography', 'rich')) for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tiny)], check=True, capture_output=True)
+
+
+def test_a_code_without_a_hint_of_its_own_gets_the_general_one() -> None:
+    assert hint_for("storage.read") == hint_for("eif")
