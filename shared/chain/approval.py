@@ -21,7 +21,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What shall be allowed: `app_id` 20 bytes or empty (no contract yet), hashes of 32 bytes.
 
     `device_id` is None where it is known only after the first boot. `tcb_status` is what the platform's
-    evidence will say. `app_owner` is who shall own an app contract that has to be made.
+    evidence will say. `app_owner` is who shall own an app contract that has to be made. `has_contract` is
+    False where the app id is a hash, at which no contract can be.
     """
 
     app_id: bytes
@@ -30,6 +31,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     device_id: bytes | None
     tcb_status: str
     app_owner: bytes | None = None
+    has_contract: bool = True
 
 
 class AppState(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +45,7 @@ class AppState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the contracts answer at one block.
+    """What the contracts answer at one block, made at `block_time` (unix seconds).
 
     `app` is None where the app id has no code, or a contract of another kind (`app_has_code`). `decision` is
     the reason of `isAppAllowed`, empty where it allows, None where it was not asked or reverted.
@@ -52,6 +54,7 @@ class ChainState(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: int
     block_number: int
     block_hash: bytes
+    block_time: int
     kms_owner: bytes
     kms_nonce: int
     app_implementation: bytes
@@ -164,6 +167,13 @@ class _Plan:
     def everything(self) -> None:
         """List what an app contract needs, without knowing what it has."""
         app = self._wanted.app_id or None
+        if not self._wanted.has_contract:
+            # a call to an address without code succeeds, and does nothing
+            app = None
+            self._notes.append(
+                "the app id is a part of the compose hash, where no contract can be: "
+                "put the app contract's address into app.json"
+            )
         self._add(
             calldata.ADD_COMPOSE_HASH,
             (self._wanted.compose_hash,),

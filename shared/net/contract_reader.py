@@ -21,28 +21,37 @@ _ALLOW_ANY_DEVICE: Final = bytes.fromhex("3440a16a")
 _REQUIRE_TCB_UP_TO_DATE: Final = bytes.fromhex("0aa58c83")
 
 # A contract that lacks our views answers by reverting, or with something else than one word.
-_FOREIGN: Final = frozenset({"rpc.error", "abi.malformed"})
+_FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
 
 _BlockId = Mapping[str, str]
 
 
 class ContractReader:
-    """Views of the KMS contract at `kms` (20 bytes), and of app contracts, at the newest block."""
+    """Views of the KMS contract at `kms` (20 bytes), and of app contracts, at the newest block.
 
-    def __init__(self, endpoint: Endpoint, kms: bytes) -> None:
+    `chain_id` is the chain that must answer; None takes any.
+    """
+
+    def __init__(self, endpoint: Endpoint, kms: bytes, chain_id: int | None = None) -> None:
         self._endpoint = endpoint
         self._kms = kms
+        self._chain_id = chain_id
 
     def read(self, boot_info: BootInfo) -> ChainState:
         """Return what the contracts say about one workload; an empty app id is no app.
 
-        Raises `ConfigError("plan.kms_contract")` where the address has no code,
-        `ProtocolError("abi.malformed")` or `UnavailableError("rpc.error")` where it is another contract, and
-        what the endpoint raises.
+        Raises `ConfigError("plan.chain_id")` where another chain answers, `ConfigError("plan.kms_contract")`
+        where the address has no code, `ProtocolError("abi.malformed")` or `UnavailableError("rpc.reverted")`
+        where it is another contract, and what the endpoint raises.
         """
-        chain_id, head = self._endpoint.batch(
+        answered, head = self._endpoint.batch(
             [("eth_chainId", []), ("eth_getBlockByNumber", ["latest", False])]
         )
+        chain_id = quantity(answered, what="the chain id")
+        if self._chain_id not in {None, chain_id}:
+            raise ConfigError(
+                "plan.chain_id", f"the endpoint is of chain {chain_id}, expected chain {self._chain_id}"
+            )
         block = fields(head, what="the newest block")
         block_hash = data(block.get("hash"), what="the block hash", length=32)
         at = {"blockHash": _hex(block_hash)}
@@ -65,9 +74,10 @@ class ContractReader:
         owner, implementation, os_image, registered = (data(word, what="a view") for word in words)
         app_has_code = bool(data(app_code, what="the app's code"))
         return ChainState(
-            chain_id=quantity(chain_id, what="the chain id"),
+            chain_id=chain_id,
             block_number=quantity(block.get("number"), what="the block number"),
             block_hash=block_hash,
+            block_time=quantity(block.get("timestamp"), what="the block's time"),
             kms_owner=abi.decode_address(owner),
             kms_nonce=quantity(nonce, what="the nonce of the kms contract"),
             app_implementation=abi.decode_address(implementation),
@@ -118,7 +128,7 @@ class ContractReader:
         try:
             answer = self._endpoint.batch(self._views(self._kms, at, call))[0]
         except UnavailableError as error:
-            if error.code == "rpc.error":
+            if error.code == "rpc.reverted":
                 return None
             raise
         allowed, reason = abi.decode_decision(data(answer, what="the decision"))

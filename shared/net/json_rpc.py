@@ -1,5 +1,6 @@
 """JSON-RPC 2.0 over HTTP: batches, matched by id, and the few value forms that Ethereum nodes answer in."""
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -13,6 +14,9 @@ from shared.net.fetch import HttpClient
 Call = tuple[str, Sequence[object]]
 # Two blocks and ten proofs are below 500. This bounds how deep an answer nests, by our limit.
 MAX_CONTAINERS = 2000
+# Nodes agree neither on the code nor on the words of a call that the contract itself ended.
+_REVERTED_CODES = frozenset({3, -32015})
+_REVERTED = re.compile(r"revert|invalid opcode|invalid jump|stack underflow", re.IGNORECASE)
 # How much of an endpoint's own words an error repeats.
 _MAX_TEXT = 200
 
@@ -58,7 +62,8 @@ class JsonRpc:
     def batch(self, calls: Sequence[Call]) -> list[object]:
         """Return the results of several calls, sent as one request, in order.
 
-        Raises `UnavailableError("rpc.error")` with the endpoint's text where it answers any with an error,
+        Raises `UnavailableError("rpc.error")` with the endpoint's text where it answers any with an error, or
+        `"rpc.reverted"` where the error is the contract's own;
         `UnavailableError("rpc.status")` for another HTTP status than 200, `ProtocolError("rpc.malformed")`
         for what is not the answer to this request, and what `HttpClient.request` raises.
         """
@@ -115,10 +120,12 @@ class JsonRpc:
 
     def _error(self, error: object) -> DstackError:
         text = error.get("message") if isinstance(error, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(error, dict) or not isinstance(text, str):
             return self._malformed("answered with an error that has no message")
         printable = "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
-        return UnavailableError("rpc.error", f"{self.host} answered with an error: {printable}")
+        is_reverted = error.get("code") in _REVERTED_CODES or _REVERTED.search(printable) is not None
+        code = "rpc.reverted" if is_reverted else "rpc.error"
+        return UnavailableError(code, f"{self.host} answered with an error: {printable}")
 
 
 def quantity(value: object, *, what: str) -> int:

@@ -92,7 +92,7 @@ class ProofSource:
         except ProtocolError as error:
             raise self._cannot_prove(error) from error
         except UnavailableError as error:
-            if error.code != "rpc.error":
+            if error.code not in {"rpc.error", "rpc.reverted"}:
                 raise
             raise self._cannot_prove(error) from error
 

@@ -23,6 +23,7 @@ STATE = ChainState(
     chain_id=1,
     block_number=2,
     block_hash=b"b" * 32,
+    block_time=1_700_000_000,
     kms_owner=OWNER,
     kms_nonce=1,
     app_implementation=b"\x05" * 20,
@@ -155,3 +156,10 @@ def test_without_addresses_the_calldata_stands_all_the_same() -> None:
 def test_nobody_may_ask_for_a_zero_hash(name: str) -> None:
     with refuses("plan.zero_hash", ConfigError):
         needed_approval(msgspec.structs.replace(WANTED, **{name: bytes(32)}), KMS, STATE)
+
+
+def test_no_call_is_made_to_an_app_id_that_is_a_hash() -> None:
+    wanted = msgspec.structs.replace(WANTED, has_contract=False)
+    approval = needed_approval(wanted, KMS, None)
+    assert [call.to for call in approval.calls] == [KMS, None, None]
+    assert "where no contract can be" in approval.notes[0]

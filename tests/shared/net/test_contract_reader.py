@@ -9,7 +9,7 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain.approval import create_address
-from shared.errors import ConfigError, UnavailableError
+from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.net.contract_reader import ContractReader
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
@@ -91,7 +91,7 @@ def test_an_address_without_code_is_the_callers_mistake(site: Site) -> None:
 
 def test_another_contract_in_place_of_the_kms_is_an_error(site: Site) -> None:
     app_id = site.governance.deploy_app()
-    with refuses("rpc.error", UnavailableError):
+    with refuses("rpc.reverted", UnavailableError):
         ContractReader(site.endpoint, app_id).read(BOOT)
 
 
@@ -115,7 +115,11 @@ def _gone() -> list[object]:
 
 
 def _reverted() -> list[object]:
-    raise UnavailableError("rpc.error", "execution reverted")
+    raise UnavailableError("rpc.reverted", "execution reverted")
+
+
+def _limited() -> list[object]:
+    raise UnavailableError("rpc.error", "header not found, or too many requests")
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
@@ -123,6 +127,33 @@ def test_an_endpoint_that_goes_away_fails_the_plan(site: Site, at: int) -> None:
     app_id = site.governance.deploy_app(allow_any_device=True)
     with refuses("net.timeout", UnavailableError):
         ContractReader(Scripted(site, at, _gone), site.kms).read(boot(app_id))
+
+
+@pytest.mark.parametrize("at", [4, 5])
+def test_an_endpoint_that_fails_half_way_makes_no_contract_of_another_kind(site: Site, at: int) -> None:
+    app_id = site.governance.deploy_app(allow_any_device=True)
+    with refuses("rpc.error", UnavailableError):
+        ContractReader(Scripted(site, at, _limited), site.kms).read(boot(app_id))
+
+
+def test_another_chain_is_refused(site: Site) -> None:
+    with refuses("plan.chain_id", ConfigError):
+        ContractReader(site.endpoint, site.kms, chain_id=1).read(BOOT)
+    assert ContractReader(site.endpoint, site.kms, chain_id=31337).read(BOOT).block_time > 0
+
+
+def test_every_read_is_of_one_block(site: Site) -> None:
+    asked: list[Call] = []
+
+    class Recording(Scripted):
+        def batch(self, calls: Sequence[Call]) -> list[object]:
+            asked.extend(calls)
+            return super().batch(calls)
+
+    app_id = site.governance.deploy_app(allow_any_device=True)
+    state = ContractReader(Recording(site, 0, _gone), site.kms).read(boot(app_id))
+    at = {"blockHash": f"0x{state.block_hash.hex()}"}
+    assert [method for method, params in asked if at not in params] == ["eth_chainId", "eth_getBlockByNumber"]
 
 
 def test_a_decision_that_reverts_is_no_decision(site: Site) -> None:
@@ -134,3 +165,9 @@ def test_views_of_another_shape_are_another_contract(site: Site) -> None:
     app_id = site.governance.deploy_app(allow_any_device=True)
     state = ContractReader(Scripted(site, 4, lambda: ["0x"] * 5), site.kms).read(boot(app_id))
     assert state.app is None
+
+
+def test_a_decision_of_another_shape_allows_nothing(site: Site) -> None:
+    app_id = site.governance.deploy_app(allow_any_device=True)
+    with refuses("abi.malformed", ProtocolError):
+        ContractReader(Scripted(site, 5, lambda: ["0x01"]), site.kms).read(boot(app_id))

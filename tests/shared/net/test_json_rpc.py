@@ -80,12 +80,28 @@ def test_n57_malformed_answers_are_refused(raw_server: RawServer, body: bytes) -
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_an_error_answer_carries_the_endpoints_text(raw_server: RawServer, batched: bool) -> None:  # noqa: FBT001
-    failed = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "execution\nreverted"}}
+    failed = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "rate\nlimited"}}
     body = answers(failed, result(2, 0)) if batched else msgspec.json.encode(failed)
     error = refusal(rpc_that_answers(raw_server, body))
     assert isinstance(error, UnavailableError)
     assert error.code == "rpc.error"
-    assert error.message.endswith("execution reverted")
+    assert error.message.endswith("rate limited")
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        {"code": 3, "message": "execution failed"},
+        {"code": -32015, "message": "VM execution error."},
+        {"code": -32000, "message": "Execution Reverted: no"},
+        {"code": -32603, "message": "invalid opcode: opcode 0xfe not defined"},
+    ],
+)
+def test_an_error_of_the_contract_is_told_from_one_of_the_endpoint(
+    raw_server: RawServer, failed: dict[str, object]
+) -> None:
+    answer = {"jsonrpc": "2.0", "id": 1, "error": failed}
+    assert refusal(rpc_that_answers(raw_server, answers(answer, result(2, 0)))).code == "rpc.reverted"
 
 
 def test_an_endpoints_text_is_cut(raw_server: RawServer) -> None:
