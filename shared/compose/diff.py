@@ -123,7 +123,7 @@ def _lines(old: Any, new: Any) -> tuple[str, ...]:  # noqa: ANN401 - parsed JSON
 def _dropped(path: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for key in sorted(old):
         below = f"{path}.{key}" if path else key
-        if key not in new:
+        if key not in new or (new[key] is None and old[key] is not None):  # the guest reads null as absent
             yield below
         elif isinstance(old[key], dict) and isinstance(new[key], dict):
             yield from _dropped(below, old[key], new[key])

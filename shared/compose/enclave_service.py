@@ -34,14 +34,17 @@ def enclave_service(file: ComposeFile, *, image_given: bool) -> tuple[Service | 
             ),
         )
     service = file.services[0]
-    return service, tuple(_findings(service, image_given=image_given))
+    found = list(_findings(service, image_given=image_given))
+    if file.has_include:
+        found.append(error("lint.include", "docker_compose_file", "includes other files: write them out"))
+    return service, tuple(found)
 
 
 def _findings(service: Service, *, image_given: bool) -> Iterator[Finding]:
     where = f"services.{service.name[:40]}"
-    if not image_given:
-        # a Dockerfile is built before anything is measured, so building is no fault here
-        yield from (found for found in lint_image(service) if found.code != "lint.image.build")
+    # a Dockerfile is built before anything is measured, so what the build is called pins nothing
+    if not image_given and not service.has_build:
+        yield from lint_image(service)
     for key in service.keys:
         if key in _IN_IMAGE:
             yield error(

@@ -75,7 +75,10 @@ def lint_env_file(env: EnvFile) -> tuple[Finding, ...]:
 
 def _check(name: str, value: str, number: int) -> None:
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME_BYTES:
-        raise ConfigError("env.name", f"line {number} of the .env has no valid variable name before its =")
+        mark = ", but a byte order mark: save it without" if name.startswith("\ufeff") else ""
+        raise ConfigError(
+            "env.name", f"line {number} of the .env has no valid variable name before its ={mark}"
+        )
     if len(value.encode()) > MAX_VALUE_BYTES:
         raise ConfigError(
             "env.size", f"the value at line {number} of the .env has more than {MAX_VALUE_BYTES} bytes"

@@ -11,8 +11,8 @@ from typing import Any, Final
 from shared.compose.app_compose import canonical_bytes, parse_app_compose
 from shared.compose.findings import Finding, Severity, error, note, warning
 from shared.compose.model import PLATFORMS, AppCompose, model_of
-from shared.compose.secrets import is_secret_name, is_secret_value
-from shared.compose.services import ComposeFile, Service, is_pinned, read_compose_file, variables
+from shared.compose.secrets import is_secret_name, is_secret_value, is_switch
+from shared.compose.services import ComposeFile, Service, is_pinned, plain_texts, read_compose_file, variables
 from shared.errors import ProtocolError
 
 MAX_FINDINGS: Final = 1000  # of each part: services times variables could be a flood
@@ -223,7 +223,7 @@ def _environment(service: Service) -> Iterator[Finding]:
     if service.has_env_file:
         yield warning("lint.env_file", where, "reads an env_file, which no guest has")
     for name, value in service.environment:
-        if value and is_secret_name(name) and not variables(value):
+        if value and is_secret_name(name) and any(not is_switch(one) for one in plain_texts(value)):
             yield error(
                 "lint.secret",
                 f"{where}.{name[:40]}",

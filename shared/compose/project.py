@@ -232,7 +232,8 @@ def read_app_json(raw: bytes) -> AppProject:
     """Read an app.json.
 
     Raises `ConfigError`: `project.app_json.size`, `.syntax`, `.duplicate_key`, `.depth`, `.type` (no object),
-    `.field` (a wrong type, or an unknown word), `.platform`, `.hex` (app_id or instance_id_seed).
+    `.text` (a lone surrogate), `.field` (a wrong type, or an unknown word), `.platform`, `.hex` (app_id or
+    instance_id_seed).
     """
     document = _object(raw, "app.json", "project.app_json")
     extra = {"": {key: value for key, value in document.items() if key not in _TOP}}
@@ -331,6 +332,10 @@ def _object(raw: bytes, what: str, code: str) -> dict[str, Any]:
         raise ConfigError(error.code, error.message) from error
     if not isinstance(document, dict):
         raise ConfigError(f"{code}.type", f"{what} is not a json object")
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{code}.text", f"{what} holds a lone surrogate, expected text") from error
     return document
 
 

@@ -16,6 +16,7 @@ MAX_SERVICES: Final = 256  # an app has a handful
 _DIGEST: Final = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 # $NAME, ${NAME}, ${NAME:-default} and the like; $$ is a literal dollar sign.
 _VARIABLE: Final = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)[^}]*\}|([A-Za-z_][A-Za-z0-9_]*))")
+_DEFAULT: Final = re.compile(r"(?<!\$)\$\{[A-Za-z_][A-Za-z0-9_]*:?-([^}]+)\}")
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,16 @@ def is_pinned(image: str) -> bool:
 def variables(text: str) -> tuple[str, ...]:
     """Return the names that Compose would replace in `text`, sorted, each once."""
     return tuple(sorted({found[1] or found[2] for found in _VARIABLE.finditer(text) if found[0] != "$$"}))
+
+
+def plain_texts(text: str) -> tuple[str, ...]:
+    """Return what of a value everybody can read: all of it, or with variables the defaults that stand in.
+
+    The default of `${NAME:-default}` is as plain as a value; other forms have none.
+    """
+    if not variables(text):
+        return (text,)
+    return tuple(found[1] for found in _DEFAULT.finditer(text) if not found[1].startswith("$"))
 
 
 def _service(name: str, value: Yaml) -> Service:

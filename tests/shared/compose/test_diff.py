@@ -84,3 +84,9 @@ def test_n75_an_update_that_drops_a_field_is_refused_unless_it_is_named() -> Non
     with refuses("compose.diff.dropped", PolicyDenied):
         require_progress(found)
     require_progress(found, may_drop=["port_policy"])
+
+
+def test_a_field_that_becomes_null_is_dropped() -> None:
+    found = compared({"name": "demo", "docker_compose_file": "a", "port_policy": None})
+    assert found.dropped == ("port_policy",)
+    assert compared(OLD | {"x": None}, OLD).dropped == ()

@@ -48,3 +48,12 @@ def test_settings_outside_of_the_image_are_refused(key: str) -> None:
 def test_ports_are_noted() -> None:
     _, findings = judged(f"services: {{web: {{image: '{PINNED}', ports: ['80:80']}}}}")
     assert [(one.code, one.severity) for one in findings] == [("lint.nitro.ports", Severity.NOTE)]
+
+
+def test_what_a_build_is_called_pins_nothing_and_is_no_fault() -> None:
+    assert judged("services: {web: {build: ., image: 'demo:latest'}}")[1] == ()
+
+
+def test_other_files_may_hold_more_services() -> None:
+    _, findings = judged(f"services: {{web: {{image: '{PINNED}'}}}}\ninclude: [more.yaml]")
+    assert [(one.code, one.severity) for one in findings] == [("lint.include", Severity.ERROR)]

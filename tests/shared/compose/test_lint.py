@@ -206,6 +206,7 @@ def test_compares_variables_with_allowed_envs() -> None:
         "sk-" + "a" * 30,
         "AIza" + "a" * 35,
         "postgres://user:hunter2@db/x",
+        "redis://:hunter2@cache",
     ],
 )
 def test_knows_the_forms_of_secrets(value: str) -> None:
@@ -231,6 +232,10 @@ def test_takes_plain_values_for_what_they_are(value: str) -> None:
         ("PASSWORD_FILE", False),
         ("TOKEN_URL", False),
         ("COMPASS", False),
+        ("PGPASSWORD", True),
+        ("MYSQL_PWD", True),
+        ("PWD", False),
+        ("TOKEN_ADDRESS", False),
     ],
 )
 def test_knows_the_names_of_secrets(name: str, secret: bool) -> None:  # noqa: FBT001 - parametrised
@@ -244,6 +249,25 @@ def test_a_secret_in_plain_environment_is_an_error() -> None:
     found = findings(docker_compose_file=text, allowed_envs=["T"])
     assert [(one.code, one.where) for one in found] == [("lint.secret", "services.web.DB_PASSWORD")]
     assert "hunter2" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        ("yes", False),
+        ("$DB_PASSWORD", False),
+        ("${DB_PASSWORD:?set it}", False),
+        ("${DB_PASSWORD:-}", False),
+        ("${DB_PASSWORD:-${OTHER}}", False),
+        ("${DB_PASSWORD:-hunter2}", True),
+        ("${DB_PASSWORD-hunter2}", True),
+        ("pa$$word", True),
+    ],
+)
+def test_a_default_is_as_plain_as_a_value_and_a_switch_is_no_secret(value: str, plain: bool) -> None:  # noqa: FBT001 - parametrised
+    text = compose(f"    image: {PINNED}\n    environment: {{DB_PASSWORD: '{value}'}}\n")
+    found = findings(docker_compose_file=text, allowed_envs=["DB_PASSWORD", "OTHER"])
+    assert ("lint.secret" in [one.code for one in found]) is plain
 
 
 @given(st.binary(max_size=80) | st.text('{}[]":,0123456789aeu\\.- nulltrefs', max_size=80).map(str.encode))

@@ -81,7 +81,7 @@ def test_knows_three_platforms_in_any_case(platform: str) -> None:
         (b" " * 300_000, "project.app_json.size"),
         (b'{"name":1}', "project.app_json.field"),
         (b'{"gcp_config":[]}', "project.app_json.field"),
-        (b'{"key_provider":"\\ud800"}', "project.app_json.field"),
+        (b'{"key_provider":"\\ud800"}', "project.app_json.text"),
         (b'{"platform":"azure"}', "project.app_json.platform"),
         (b'{"platform":""}', "project.app_json.platform"),
         (b'{"app_id":"abc"}', "project.app_json.hex"),

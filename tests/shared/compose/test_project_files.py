@@ -54,6 +54,7 @@ def test_n74_values_stay_out_of_repr_and_messages() -> None:
         (b"A-B=x", "env.name"),
         (b"A" * 256 + b"=x", "env.name"),
         ("É=x".encode(), "env.name"),
+        (b"\xef\xbb\xbfA=x", "env.name"),
         (b"A=" + b"x" * (MAX_VALUE_BYTES + 1), "env.size"),
         (b"\n".join(b"A%d=" % n + b"x" * MAX_VALUE_BYTES for n in range(9)), "env.size"),
         (b"#" * (MAX_FILE_BYTES + 1), "env.size"),
