@@ -92,6 +92,23 @@ class BuildCache:
             self._remove(place)
             return None
 
+    def recorded(self, key: bytes) -> bytes | None:
+        """Return what the builder of `key` recorded (JSON), for whoever needs no image.
+
+        None where the cache has none. The image is not read again: it was measured when it was written.
+        """
+        place = self._builds / key.hex()
+        with _storage(place):
+            try:
+                record = _decode((place / _RECORD).read_bytes())
+                if record is not None and (place / _IMAGE).is_file():
+                    os.utime(place)
+                    return bytes(record.build)
+            except FileNotFoundError:
+                return None
+            self._remove(place)
+            return None
+
     def keep_build(self, key: bytes, image: Path, build: bytes) -> None:
         """Move the file `image` (of a workspace) into the cache, with what its builder says (JSON)."""
         with _storage(self._builds):

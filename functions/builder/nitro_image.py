@@ -121,7 +121,37 @@ def build_nitro_image(
     (`image.layer.*`), the ramdisks (`ramdisk.*`, `cpio.*`), the EIF (`eif.*`) and the cache refuse;
     `StorageError("build.storage")` where our own files fail.
     """
-    inputs = BuildInputs(
+    inputs = _inputs(source, blobs, arch, argv_mode, epoch, name)
+    key = _key(inputs)
+    kept = _decode(cache.fetch_build(key, output))
+    if kept is not None:
+        return BuiltImage(output, kept, is_cached=True)
+    return BuiltImage(output, _build_and_keep(source, blobs, inputs, cache, output), is_cached=False)
+
+
+def measure_nitro_image(
+    source: ImageSource,
+    blobs: BootBlobs,
+    *,
+    cache: BuildCache,
+    arch: Arch = "x86_64",
+    argv_mode: ArgvMode = "oci",
+    epoch: int = 0,
+    name: str = "enclave",
+) -> Built:
+    """Return what `build_nitro_image` would build, and leave the image in `cache`: nothing is copied.
+
+    Raises as `build_nitro_image`.
+    """
+    inputs = _inputs(source, blobs, arch, argv_mode, epoch, name)
+    kept = _decode(cache.recorded(_key(inputs)))
+    return _build_and_keep(source, blobs, inputs, cache, None) if kept is None else kept
+
+
+def _inputs(
+    source: ImageSource, blobs: BootBlobs, arch: Arch, argv_mode: ArgvMode, epoch: int, name: str
+) -> BuildInputs:
+    return BuildInputs(
         image=source.identity(arch),
         kernel=format_digest(blobs.kernel.digest),
         init=format_digest(blobs.init.digest),
@@ -132,20 +162,26 @@ def build_nitro_image(
         epoch=epoch,
         name=name,
     )
-    key = hashlib.sha256(msgspec.json.encode(inputs)).digest()
-    kept = _decode(cache.fetch_build(key, output))
-    if kept is not None:
-        return BuiltImage(output, kept, is_cached=True)
+
+
+def _key(inputs: BuildInputs) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(inputs)).digest()
+
+
+def _build_and_keep(
+    source: ImageSource, blobs: BootBlobs, inputs: BuildInputs, cache: BuildCache, output: Path | None
+) -> Built:
     with cache.workspace() as work:
         try:
             built = _build(source, blobs, inputs, work)
-            copy_file(work / "eif", output)
+            if output is not None:
+                copy_file(work / "eif", output)
         except OSError as error:
             raise StorageError(
                 "build.storage", f"cannot build below {work.parent}: {error.strerror or error}"
             ) from error
-        cache.keep_build(key, work / "eif", msgspec.json.encode(built))
-    return BuiltImage(output, built, is_cached=False)
+        cache.keep_build(_key(inputs), work / "eif", msgspec.json.encode(built))
+    return built
 
 
 def _decode(kept: bytes | None) -> Built | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from functions.plan.assembly import ImageFacts
-from functions.plan.project_files import read_file
+from functions.plan.project_files import located, read_file
 from shared.compose.shared_files import ImageKind
 from shared.errors import ConfigError
 from shared.measurement.documents import (
@@ -24,12 +24,13 @@ _MAX_DIGEST: Final = 1024
 def find_image(name: str, search_paths: Sequence[str], directory: Path) -> Path:
     """Return the image's directory; relative search paths are the project's, `~` is the user's home.
 
-    Raises `ConfigError`: `plan.os_image.name` (a path instead of a name), `plan.os_image.missing`.
+    Raises `ConfigError`: `plan.os_image.name` (a path instead of a name), `plan.os_image.missing`,
+    and as `located`.
     """
     if not name or name != Path(name).name or name.startswith("."):
         raise ConfigError("plan.os_image.name", f"os_image is {name[:80]!a}, expected the name of an image")
     for entry in search_paths:
-        found = directory / Path(entry).expanduser() / name
+        found = located(located(directory, entry), name)
         if found.is_dir():
             return found
     raise ConfigError(

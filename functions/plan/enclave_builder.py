@@ -6,9 +6,10 @@ from typing import Final
 
 from functions.builder.blobs import BootBlobs, load_blob
 from functions.builder.cache import BuildCache
-from functions.builder.nitro_image import DEFAULT_CMDLINES, ArgvMode, build_nitro_image
+from functions.builder.nitro_image import DEFAULT_CMDLINES, ArgvMode, measure_nitro_image
 from functions.builder.sources import open_source
 from functions.plan.assembly import ImageFacts
+from functions.plan.project_files import located
 from shared.compose.project import NitroConfig
 from shared.errors import ConfigError
 from shared.measurement.image_reference import ImageReference
@@ -42,16 +43,14 @@ class CachedBuilder:
             load_blob(_place(name, getattr(settings, name), directory), cache, http) for name in _BLOBS
         )
         cmdline = _ascii(settings.cmdline) if settings.cmdline else DEFAULT_CMDLINES[arch]
-        with cache.workspace() as work:
-            built = build_nitro_image(
-                open_source(image, self._connect),
-                BootBlobs(kernel=kernel, init=init, nsm_ko=nsm_ko, cmdline=cmdline),
-                cache=cache,
-                output=work / "image.eif",
-                arch=arch,
-                argv_mode=argv_mode,
-                epoch=settings.epoch or 0,
-            )
+        built = measure_nitro_image(
+            open_source(image, self._connect),
+            BootBlobs(kernel=kernel, init=init, nsm_ko=nsm_ko, cmdline=cmdline),
+            cache=cache,
+            arch=arch,
+            argv_mode=argv_mode,
+            epoch=settings.epoch or 0,
+        )
         measured, inputs = built.measurement, built.inputs
         return ImageFacts(
             os_image_hash=measured.os_image_hash,
@@ -64,7 +63,7 @@ class CachedBuilder:
                 "argv": inputs.argv_mode,
                 "builder": inputs.builder,
             },
-            warnings=built.built.warnings,
+            warnings=built.warnings,
         )
 
 
@@ -75,7 +74,7 @@ def _place(name: str, place: str, directory: Path) -> str:
             "plan.nitro.blob",
             f"nitro_config.{name} is not set: an enclave image needs kernel, init and nsm_ko",
         )
-    return place if "://" in place else str(directory / Path(place).expanduser())
+    return place if "://" in place else str(located(directory, place))
 
 
 def _ascii(cmdline: str) -> bytes:

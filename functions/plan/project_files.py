@@ -82,6 +82,20 @@ def read_file(path: Path, limit: int) -> bytes:
     return _needed(path, limit)
 
 
+def located(directory: Path, place: str) -> Path:
+    """Return where a place of the project or of its operator is: below `directory`, `~` is a user's home.
+
+    Raises `ConfigError("plan.file.place")` for a user whom nobody knows, or a name that no file can have.
+    """
+    try:
+        path = directory / Path(place).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ConfigError("plan.file.place", f"{place[:80]!a} can be no file: {reason}") from error
+    return path
+
+
 def _named(name: str | UnsetType) -> str:
     return name or ""
 

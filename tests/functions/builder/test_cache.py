@@ -175,3 +175,24 @@ def test_a_cache_that_was_deleted_is_a_storage_error(cache: BuildCache, tmp_path
         with pytest.raises(StorageError) as caught:
             cache.keep_build(KEY, work / "eif", b"{}")
     assert caught.value.code == "build.cache"
+
+
+def test_a_record_is_read_without_its_image(cache: BuildCache, tmp_path: Path) -> None:
+    assert cache.recorded(KEY) is None
+    keep(cache)
+    place = tmp_path / "cache" / "builds" / KEY.hex()
+    os.utime(place, (1, 1))
+    assert cache.recorded(KEY) == b'{"a":1}'
+    assert place.stat().st_mtime > 1  # it counts as used
+
+
+@pytest.mark.parametrize("name", ["image.eif", "build.json"])
+def test_a_record_without_image_or_of_no_form_is_removed(
+    cache: BuildCache, tmp_path: Path, name: str
+) -> None:
+    keep(cache)
+    place = tmp_path / "cache" / "builds" / KEY.hex()
+    (place / "image.eif").unlink()
+    (place / name).write_bytes(b"damaged") if name == "build.json" else None
+    assert cache.recorded(KEY) is None
+    assert not place.exists()

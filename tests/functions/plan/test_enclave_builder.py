@@ -49,6 +49,7 @@ def test_a_second_plan_takes_it_from_the_cache(place: Path, monkeypatch: pytest.
         raise AssertionError("built again")
 
     monkeypatch.setattr(nitro_image, "_build", refuse)
+    monkeypatch.setattr(nitro_image, "copy_file", refuse)
     assert build(str(place / "layout"), settings(), place) == first
 
 
