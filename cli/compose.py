@@ -12,7 +12,7 @@ from shared.compose.app_compose import MAX_COMPOSE_BYTES, canonical_bytes, compo
 from shared.compose.diff import ComposeDiff, diff_app_compose, require_progress
 from shared.compose.findings import Finding, has_errors
 from shared.compose.lint import lint_app_compose
-from shared.errors import ConfigError, ExitCode, PolicyDenied
+from shared.errors import ConfigError, ExitCode, PolicyDenied, StorageError
 
 _FILE: Final = click.File("rb")
 
@@ -55,7 +55,12 @@ def canonical(file: BinaryIO, output: Path | None) -> None:
     if output is None:
         click.echo(raw, nl=False)
     else:
-        output.write_bytes(raw)
+        try:
+            output.write_bytes(raw)
+        except OSError as error:
+            raise StorageError(
+                "compose.output", f"cannot write {output}: {error.strerror or error}"
+            ) from error
 
 
 @compose.command()

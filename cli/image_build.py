@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from cli.places import cache_path
 from functions.builder.blobs import BootBlobs, load_blob
 from functions.builder.cache import BuildCache
 from functions.builder.nitro_image import DEFAULT_CMDLINES, ArgvMode, BuiltImage, build_nitro_image
@@ -41,7 +42,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_build(request: BuildRequest) -> BuiltImage:
     """Build what was asked for; raises what `build_nitro_image`, `open_source` and `load_blob` raise."""
-    cache = BuildCache(_default_cache() if request.cache is None else request.cache)
+    cache = BuildCache(cache_path(os.environ) if request.cache is None else request.cache)
     http = HttpClient(DirectDialer())
     blobs = BootBlobs(
         kernel=load_blob(request.kernel, cache, http),
@@ -119,8 +120,3 @@ def _connector(request: BuildRequest) -> Callable[[ImageReference], RegistryClie
     return lambda reference: RegistryClient(
         reference, credentials=credentials, plain_loopback=request.plain_loopback
     )
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dstack-cloud" / "images"

@@ -3,23 +3,23 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from cli.places import cache_path, config_path
 from functions.plan.assembly import AskChain
 from functions.plan.project_files import read_config
 from functions.plan.service import AGAINST_STATE, PlanOptions, plan_deployment
+from shared.chain.abi import checksum_address
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
 if TYPE_CHECKING:
     from functions.plan.enclave_image import EnclaveBuilder
-
-CONFIG_VARIABLE: Final = "DSTACK_CLOUD_CONFIG"
 
 
 @click.command()
@@ -32,6 +32,7 @@ CONFIG_VARIABLE: Final = "DSTACK_CLOUD_CONFIG"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, which --against reads.")
 @click.option("--rpc", "rpc_url", metavar="URL", help="Ask this chain what it allows now.")
+@click.option("--chain-id", type=click.IntRange(min=1), help="Refuse the answers of another chain.")
 @click.option("--kms-contract", metavar="ADDR", help="Address of the DstackKms contract.")
 @click.option("--app-id", metavar="HEX", help="Plan for this app id instead of app.json's.")
 @click.option("--app-owner", metavar="ADDR", help="Who shall own an app contract that has to be made.")
@@ -50,9 +51,10 @@ CONFIG_VARIABLE: Final = "DSTACK_CLOUD_CONFIG"
     metavar="FIELD",
     help="Let this field of the app-compose go. May be repeated.",
 )
-def plan(  # noqa: PLR0913 - click passes each option by its name
+def plan(  # noqa: PLR0913, PLR0917 - click passes each option by its name
     directory: Path,
     rpc_url: str | None,
+    chain_id: int | None,
     kms_contract: str | None,
     app_id: str | None,
     app_owner: str | None,
@@ -73,8 +75,8 @@ def plan(  # noqa: PLR0913 - click passes each option by its name
     options = PlanOptions(
         app_id=_hex(app_id, "--app-id", 20) or b"",
         device_id=_hex(device_id, "--device-id", 32),
-        app_owner=_hex(app_owner, "--app-owner", 20),
-        kms_contract=_hex(kms_contract, "--kms-contract", 20),
+        app_owner=_address(app_owner, "--app-owner"),
+        kms_contract=_address(kms_contract, "--kms-contract"),
         against=against,
         may_drop=may_drop,
     )
@@ -83,31 +85,21 @@ def plan(  # noqa: PLR0913 - click passes each option by its name
         read_config(config_path(os.environ)),
         options,
         build_enclave=_builder(),
-        ask_chain=_chain(rpc_url, options.kms_contract),
+        ask_chain=_chain(rpc_url, options.kms_contract, chain_id),
     )
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(made), indent=2))
     else:
         from cli.plan_output import print_plan  # noqa: PLC0415 - not needed for --json
 
-        print_plan(made)
+        print_plan(made, int(time.time()))
     sys.exit(made.exit_code)
 
 
-def config_path(environment: Mapping[str, str]) -> Path:
-    """Return where the operator's global config is."""
-    named = environment.get(CONFIG_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".config" / "dstack-cloud" / "config.json"
-
-
-def cache_path(environment: Mapping[str, str]) -> Path:
-    """Return the directory of the cache of built images, which `image build` uses too."""
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dstack-cloud" / "images"
-
-
-def _chain(rpc_url: str | None, kms_contract: bytes | None) -> AskChain | None:
+def _chain(rpc_url: str | None, kms_contract: bytes | None, chain_id: int | None) -> AskChain | None:
     if rpc_url is None:
+        if chain_id is not None:
+            raise ConfigError("plan.chain_id", "--chain-id needs --rpc: the endpoint to ask")
         return None
     if kms_contract is None:
         raise ConfigError("plan.kms_contract", "--rpc needs --kms-contract: the contract to ask")
@@ -116,13 +108,26 @@ def _chain(rpc_url: str | None, kms_contract: bytes | None) -> AskChain | None:
     from shared.net.fetch import HttpClient  # noqa: PLC0415
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
-    return ContractReader(JsonRpc(rpc_url, HttpClient(DirectDialer())), kms_contract).read
+    return ContractReader(JsonRpc(rpc_url, HttpClient(DirectDialer())), kms_contract, chain_id).read
 
 
 def _builder() -> "EnclaveBuilder":
     from functions.plan.enclave_builder import CachedBuilder  # noqa: PLC0415 - loaded for enclaves alone
 
     return CachedBuilder(cache_path(os.environ))
+
+
+def _address(text: str | None, option: str) -> bytes | None:
+    """Read an address. One in mixed case must have the case of EIP-55, which tells of most typing errors."""
+    raw = _hex(text, option, 20)
+    if text is None or raw is None:
+        return None
+    digits = text.removeprefix("0x")
+    if digits not in {digits.lower(), digits.upper(), checksum_address(raw)[2:]}:
+        raise ConfigError(
+            "plan.option", f"{option} is not in the case of {checksum_address(raw)}: was it copied wrong?"
+        )
+    return raw
 
 
 def _hex(text: str | None, option: str, length: int) -> bytes | None:

@@ -15,12 +15,16 @@ _OUTCOME = {
 }
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a plan, its outcome last."""
+# A chain that makes blocks has one of the last minutes; an endpoint that lags shows what was allowed then.
+_OLD_BLOCK = 15 * 60
+
+
+def print_plan(plan: Plan, now: int) -> None:
+    """Print a plan, its outcome last; `now` in unix seconds."""
     for line in _lines(plan):
         click.echo(line)
     print_findings(plan.findings)
-    for line in _approval(plan):
+    for line in _approval(plan, now):
         click.echo(line)
     click.echo(_OUTCOME[plan.outcome])
 
@@ -63,13 +67,15 @@ def _disk(disk: DiskPlan | None) -> Iterator[str]:
         yield _fact("", f"pending: {reason}")
 
 
-def _approval(plan: Plan) -> Iterator[str]:
+def _approval(plan: Plan, now: int) -> Iterator[str]:
     approval = plan.approval
     if plan.chain is not None:
         yield (
             f"chain {plan.chain.chain_id} at block {plan.chain.block_number}, "
             f"kms contract {plan.chain.kms_contract}: {_verdict(approval)}"
         )
+        if (age := now - plan.chain.block_time) > _OLD_BLOCK:
+            yield f"note: that block is {age // 60} minutes old: the chain stands still, or the endpoint lags"
     elif plan.outcome != "refused":
         yield "chain: not asked; a deployment needs these calls unless they were made before"
     for number, call in enumerate(approval.calls, 1):

@@ -26,9 +26,11 @@ from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE, BootInfo
 from shared.chain.abi import checksum_address
 from shared.chain.approval import Approval, Call, ChainState, Wanted, needed_approval
 from shared.chain.rules import UP_TO_DATE
-from shared.compose.diff import Change, diff_app_compose
+from shared.compose.diff import Change, ComposeDiff, diff_app_compose
 from shared.compose.findings import Finding, error, has_errors, note, warning
 from shared.compose.model import AppCompose
+from shared.compose.shared_files import ENCRYPTED_ENV
+from shared.errors import ConfigError, ProtocolError
 from shared.measurement.config_disk import config_disk
 from shared.measurement.mr_config import KeyProvider, KeyProviderKind, mr_config_id_v2
 
@@ -37,6 +39,11 @@ TEE_VARIANTS: Final = {"gcp": GCP_TDX, "aws": AWS_NITRO_TPM, "nitro": NITRO_ENCL
 _TCB_STATUS: Final = {"gcp": UP_TO_DATE, "aws": UP_TO_DATE, "nitro": ""}
 # Upstream cuts an enclave's module id at its first dash, so every enclave has this device id (deploy 5B.3).
 NITRO_DEVICE_ID: Final = sha256(b"i").digest()
+
+# Calldata is easily sent without reading the outcome, so a refused plan has none.
+_NOT_ASKED_FOR: Final = Approval(
+    checked=False, calls=(), blocked=(), notes=("a refused plan asks nobody for approval",)
+)
 
 AskChain = Callable[[BootInfo], ChainState]
 
@@ -105,15 +112,16 @@ def make_plan(facts: Facts, ask_chain: AskChain | None) -> Plan:
     )
     disk = _disk_plan(facts)
     identity = AppIdentity(app_id.hex(), source)
-    changes, problems = _changes(facts, identity, compose, image, disk)
+    plan_id = _plan_id(facts, identity, compose, image, disk)
+    changes, problems = _changes(facts, plan_id, identity, compose, image, disk)
     left_out = (warning("plan.image", facts.image.source, text) for text in facts.image.warnings)
     findings = (*problems, *facts.findings, *left_out)
-    wanted, boot_info = _wanted(facts, app_id, compose_hash)
+    wanted, boot_info = _wanted(facts, app_id, compose_hash, is_derived=source == "compose_hash")
     refused = has_errors(findings)
     state = None if ask_chain is None or refused else ask_chain(boot_info)
-    approval = needed_approval(wanted, facts.kms_contract, state)
+    approval = _NOT_ASKED_FOR if refused else needed_approval(wanted, facts.kms_contract, state)
     return Plan(
-        plan_id=_plan_id(facts, identity, compose, image, disk),
+        plan_id=plan_id,
         name=facts.name,
         platform=facts.platform,
         outcome=_outcome(refused=refused, approval=approval, changes=changes, deployed=facts.deployed),
@@ -227,7 +235,12 @@ def _plan_id(
 
 
 def _changes(
-    facts: Facts, app: AppIdentity, compose: ComposePlan, image: ImagePlan, disk: DiskPlan | None
+    facts: Facts,
+    plan_id: str,
+    app: AppIdentity,
+    compose: ComposePlan,
+    image: ImagePlan,
+    disk: DiskPlan | None,
 ) -> tuple[tuple[Change, ...], tuple[Finding, ...]]:
     old = facts.deployed
     if old is None:
@@ -252,20 +265,41 @@ def _changes(
             note("plan.old_hash", old.compose_hash, "stays allowed on chain until the app's owner removes it")
         )
     if old.app_compose and compose.text:
-        diff = diff_app_compose(old.app_compose.encode(), compose.text.encode())
+        diff = _compose_diff(old, compose)
         changes += [msgspec.structs.replace(one, path=f"app_compose.{one.path}") for one in diff.changes]
         problems += [
             error("plan.compose.dropped", path[:80], "is in the deployed app-compose and would be lost")
             for path in diff.dropped
             if path not in facts.may_drop
         ]
+    if not changes and old.plan_id != plan_id:
+        # it covers what has no pair above: the machine, and a disk whose hash is not known
+        changes.append(Change("plan_id", "changed", old.plan_id, plan_id))
+    if not old.plan_id:
+        problems.append(
+            note("plan.unknown", old.source, "names no plan, so what it does not say counts as changed")
+        )
+    elif disk is not None and any(one.startswith(ENCRYPTED_ENV) for one in disk.pending):
+        problems.append(
+            note("plan.env_values", ".env", "is encrypted when it is deployed: other values show no change")
+        )
     return tuple(changes), tuple(problems)
+
+
+def _compose_diff(old: Deployed, compose: ComposePlan) -> ComposeDiff:
+    try:
+        # a lone surrogate, which a file can hold escaped, is then no utf-8
+        return diff_app_compose(old.app_compose.encode(errors="surrogatepass"), compose.text.encode())
+    except ProtocolError as problem:
+        raise ConfigError(
+            "plan.deployed.compose", f"the app-compose deployed by {old.source}: {problem.message}"
+        ) from problem
 
 
 # ---- what the chain allows ----
 
 
-def _wanted(facts: Facts, app_id: bytes, compose_hash: bytes) -> tuple[Wanted, BootInfo]:
+def _wanted(facts: Facts, app_id: bytes, compose_hash: bytes, *, is_derived: bool) -> tuple[Wanted, BootInfo]:
     image = facts.image.os_image_hash
     is_nitro = facts.platform == "nitro"
     device_id = facts.device_id or (NITRO_DEVICE_ID if is_nitro else None)
@@ -276,6 +310,7 @@ def _wanted(facts: Facts, app_id: bytes, compose_hash: bytes) -> tuple[Wanted, B
         device_id=device_id,
         tcb_status=_TCB_STATUS[facts.platform],
         app_owner=facts.app_owner,
+        has_contract=not is_derived,
     )
     boot_info = BootInfo(
         tee_variant=TEE_VARIANTS[facts.platform],
@@ -299,6 +334,7 @@ def _chain_plan(facts: Facts, state: ChainState | None) -> ChainPlan | None:
     return ChainPlan(
         chain_id=state.chain_id,
         block_number=state.block_number,
+        block_time=state.block_time,
         block_hash=f"0x{state.block_hash.hex()}",
         kms_contract=_address(facts.kms_contract),
     )

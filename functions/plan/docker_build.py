@@ -21,7 +21,8 @@ def docker_image(compose_file: Path, service: str, image: str | None) -> Iterato
     """Build `service` and yield the tar of its image, for as long as the block runs.
 
     `image` is what the service calls its image, if it does. Raises `ConfigError("plan.nitro.docker")` where
-    no docker is installed, `UnavailableError("plan.nitro.build")` where it fails or takes too long.
+    no docker with compose is installed, `UnavailableError("plan.nitro.build")` where it fails or takes too
+    long.
     """
     docker = shutil.which("docker")
     if docker is None:
@@ -33,9 +34,12 @@ def docker_image(compose_file: Path, service: str, image: str | None) -> Iterato
     compose = [docker, "compose", "--file", str(compose_file), "--project-name", _PROJECT]
     with tempfile.TemporaryDirectory(prefix=f"{_PROJECT}-") as scratch:
         tar = Path(scratch) / "image.tar"
-        _run([*compose, "build", service], BUILD_TIMEOUT)
+        _run([*compose, "build", "--", service], BUILD_TIMEOUT)
         # Compose names an image that has no name after project and service
-        _run([docker, "image", "save", "--output", str(tar), image or f"{_PROJECT}-{service}"], SAVE_TIMEOUT)
+        _run(
+            [docker, "image", "save", "--output", str(tar), "--", image or f"{_PROJECT}-{service}"],
+            SAVE_TIMEOUT,
+        )
         yield tar
 
 
@@ -46,5 +50,7 @@ def _run(command: list[str], timeout: float) -> None:
         raise UnavailableError("plan.nitro.build", f"docker did not run: {type(error).__name__}") from error
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()[-_SHOWN:]
+        if "unknown flag: --file" in words or "'compose' is not a docker command" in words:
+            raise ConfigError("plan.nitro.docker", "this docker has no compose plugin: install it")
         text = "".join(char if char.isprintable() else " " for char in words)
         raise UnavailableError("plan.nitro.build", f"docker ended with {done.returncode}: {text}")

@@ -5,11 +5,11 @@ from typing import Protocol
 
 from functions.plan.assembly import ImageFacts
 from functions.plan.docker_build import docker_image
-from functions.plan.project_files import ProjectFiles
+from functions.plan.project_files import ProjectFiles, located
 from shared.compose.enclave_service import enclave_service
 from shared.compose.findings import Finding, Severity, has_errors, warning
 from shared.compose.project import NitroConfig
-from shared.compose.services import is_pinned, read_compose_file
+from shared.compose.services import is_pinned, read_compose_file, variables
 from shared.errors import ConfigError, PolicyDenied, ProtocolError
 
 
@@ -47,6 +47,10 @@ def measure_enclave(
         return build(_located(settings.image, files.directory), settings, files.directory), findings
     if service.image is not None and not service.has_build:
         return build(service.image, settings, files.directory), findings
+    if service.image is not None and variables(service.image):
+        raise PolicyDenied(
+            "lint.image.variable", f"services.{service.name[:40]} names its build by a variable"
+        )
     compose_file = files.directory / (files.project.docker_compose_file or "")
     with docker_image(compose_file, service.name, service.image) as tar:
         facts = build(str(tar), settings, files.directory)
@@ -61,7 +65,7 @@ def measure_enclave(
 def _located(image: str, directory: Path) -> str:
     """Return a reference as it is, and a path made absolute: with a digest behind it where one was given."""
     place, at, digest = image.rpartition("@")
-    path = directory / Path(place if at else image).expanduser()
+    path = located(directory, place if at else image)
     if path.exists():
         return f"{path.resolve()}@{digest}" if at else str(path.resolve())
     if is_pinned(image):

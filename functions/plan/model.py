@@ -81,12 +81,13 @@ class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Which chain was asked, and at which block; addresses in EIP-55 form."""
+    """Which chain was asked, and at which block, made at `block_time` (unix seconds); EIP-55 addresses."""
 
     chain_id: int
     block_number: int
     block_hash: str
     kms_contract: str
+    block_time: int = 0
 
 
 class GovernanceCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +119,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     """What is deployed, as a file says: empty texts are unknown, `app_compose` is the document's text."""
 
     source: str
+    plan_id: str = ""
     platform: str = ""
     app_id: str = ""
     compose_hash: str = ""
@@ -156,6 +158,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Return what would be deployed, for a later plan to compare with."""
         return Deployed(
             source=source,
+            plan_id=self.plan_id,
             platform=self.platform,
             app_id=self.app.app_id,
             compose_hash=self.compose.compose_hash,

@@ -111,6 +111,7 @@ def _deployed(files: ProjectFiles, options: PlanOptions) -> Deployed | None:
     same = files.prepared is not None and compose_hash(files.prepared).hex() == ours.compose_hash
     return Deployed(
         source="state.json",
+        plan_id=ours.plan_id,
         platform=state.platform,
         app_id=ours.app_id,
         compose_hash=ours.compose_hash,

@@ -93,3 +93,9 @@ def test_an_oversize_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_characters_show() -> None:
     assert visible("a\x1b[31m\u202e é") == "a\\x1b[31m\\u202e é"
+
+
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    error = run("canonical", CLI, "-o", str(tmp_path / "gone" / "out")).exception
+    assert isinstance(error, DstackError)
+    assert (error.code, error.exit_code) == ("compose.output", 1)

@@ -1,6 +1,7 @@
 """`dstack-cloud plan` as its users meet it: against a development chain, and with a real image."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from click.testing import CliRunner, Result
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain
 from cli.main import cli
-from cli.plan import cache_path, config_path
+from cli.places import cache_path, config_path
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import decode_call
 from shared.errors import ConfigError, DstackError, UnavailableError
 from tests.functions.plan.projects import write_os_image, write_project
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
+from tests.shared.refusal import refuses
 
 
 class Site:
@@ -107,7 +109,7 @@ def test_a_plans_calls_make_the_contracts_allow_it(site: Site, enclave: Path) ->
 
     state = {
         "status": "RUNNING",
-        "deployed": {"app_id": app_id.hex(), "os_image_hash": plan["image"]["os_image_hash"]},
+        "deployed": {"plan_id": plan["plan_id"], "app_id": app_id.hex()},
     }
     (enclave / "state.json").write_text(json.dumps(state))
     assert planned(enclave, *site.options)[0] == 0
@@ -192,6 +194,8 @@ def test_an_endpoint_that_is_down_is_a_failure(enclave: Path) -> None:
     ("arguments", "code"),
     [
         (("--rpc", "http://127.0.0.1:1"), "plan.kms_contract"),
+        (("--chain-id", "1"), "plan.chain_id"),
+        (("--app-owner", "0xF39Fd6e51aad88F6F4ce6aB8827279cffFb92266"), "plan.option"),
         (("--app-id", "abc"), "plan.option"),
         (("--device-id", "ab"), "plan.option"),
         (("--against", "gone.json"), "plan.file.missing"),
@@ -208,3 +212,25 @@ def test_finds_config_and_cache_where_upstream_and_the_desktop_put_them() -> Non
     assert config_path({"DSTACK_CLOUD_CONFIG": "~/x"}) == Path.home() / "x"
     assert cache_path({}) == Path.home() / ".cache" / "dstack-cloud" / "images"
     assert cache_path({"XDG_CACHE_HOME": "/c"}) == Path("/c/dstack-cloud/images")
+    assert cache_path({"XDG_CACHE_HOME": "c"}) == cache_path({})
+    with refuses("place.home", ConfigError):
+        config_path({"DSTACK_CLOUD_CONFIG": "~nobody-here/x"})
+
+
+@pytest.mark.parametrize("case", [str, str.lower, lambda text: "0x" + text[2:].upper()])
+def test_takes_an_address_in_one_case_or_with_its_checksum(enclave: Path, case: Callable[[str], str]) -> None:
+    address = case("0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266")
+    assert run(enclave, "--app-owner", address, "--kms-contract", address).exit_code == 4
+
+
+def test_another_chain_is_refused(site: Site, enclave: Path) -> None:
+    assert failure(run(enclave, *site.options, "--chain-id", "1")).code == "plan.chain_id"
+    assert run(enclave, *site.options, "--chain-id", "31337").exit_code == 5
+
+
+def test_says_how_old_the_block_is(site: Site, enclave: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = planned(enclave, *site.options)
+    monkeypatch.setattr("cli.plan.time.time", lambda: plan["chain"]["block_time"] + 3600.0)
+    assert "note: that block is 60 minutes old" in run(enclave, *site.options).output
+    monkeypatch.setattr("cli.plan.time.time", lambda: plan["chain"]["block_time"] + 60.0)
+    assert "minutes old" not in run(enclave, *site.options).output

@@ -285,9 +285,75 @@ def test_reads_what_upstreams_command_left(cloud: Path) -> None:
     first = planned(cloud)
     lived(cloud, first)
     (cloud / "state.json").write_text('{"platform":"gcp","status":"RUNNING","instance_name":"x"}')
-    assert planned(cloud).outcome == "nothing"
+    plan = planned(cloud)
+    # it names neither the image nor the disk, so nobody can say that nothing would change
+    assert (plan.outcome, [one.path for one in plan.changes]) == ("changes", ["plan_id"])
+    assert "plan.unknown" in [one.code for one in plan.findings]
     (cloud / "shared" / "app-compose.json").unlink()
     assert planned(cloud).deployed is not None
+
+
+@pytest.mark.parametrize("state", ["{}", '{"status":"RUNNING","deployed":{}}', '{"status":"removed"}'])
+def test_what_a_state_does_not_say_counts_as_changed(cloud: Path, state: str) -> None:
+    (cloud / "state.json").write_text(state)
+    assert planned(cloud).exit_code is ExitCode.CHANGES_PENDING
+
+
+@pytest.mark.parametrize(
+    "change", [{"gcp_config": {"machine_type": "c3-standard-8"}}, {"gcp_config": {"data_size": 40}}]
+)
+def test_a_change_of_the_machine_alone_is_seen(cloud: Path, change: dict[str, Any]) -> None:
+    lived(cloud, planned(cloud))
+    write_project(cloud, **change)
+    assert [one.path for one in planned(cloud).changes] == ["plan_id"]
+
+
+def test_a_change_beside_encrypted_variables_is_seen(cloud: Path) -> None:
+    (cloud / ".env").write_text("API_KEY=hunter2\n")
+    lived(cloud, planned(cloud))
+    plan = planned(cloud)
+    assert plan.outcome == "nothing"
+    assert "plan.env_values" in [one.code for one in plan.findings]
+    (cloud / ".user-config").write_text("{}")
+    assert planned(cloud).outcome == "changes"
+
+
+@pytest.mark.parametrize("prepared", [b"\xff{", b"[]", b'{"a":1,"a":2}'])
+def test_a_deployed_document_that_does_not_parse_is_named(cloud: Path, prepared: bytes) -> None:
+    (cloud / "state.json").write_text('{"status":"RUNNING"}')
+    (cloud / "shared").mkdir()
+    (cloud / "shared" / "app-compose.json").write_bytes(prepared)
+    with refuses("plan.deployed.compose", ConfigError):
+        planned(cloud)
+
+
+def test_an_earlier_plan_may_hold_no_lone_surrogate(cloud: Path, tmp_path: Path) -> None:
+    document = msgspec.to_builtins(planned(cloud))
+    document["compose"]["text"] = '"\ud800"'
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    with refuses("plan.deployed.compose", ConfigError):
+        planned(cloud, against=str(tmp_path / "old.json"))
+
+
+def test_a_refused_plan_has_no_calldata(cloud: Path) -> None:
+    write_project(cloud, compose="services:\n  web:\n    image: nginx\n")
+    approval = planned(cloud, kms_contract=b"\x01" * 20).approval
+    assert (approval.checked, approval.calls, len(approval.notes)) == (False, (), 1)
+
+
+def test_a_derived_app_id_gets_no_call(cloud: Path) -> None:
+    write_project(cloud, app_id="")
+    assert [call.to for call in planned(cloud).approval.calls] == ["", ""]
+
+
+@pytest.mark.parametrize("place", ["~nobody-here/x", "x" * 300])
+def test_a_place_that_no_file_can_have_is_named(cloud: Path, place: str) -> None:
+    write_project(cloud, platform="nitro", nitro_config={"image": place})
+    with refuses("plan.file.place", ConfigError):
+        planned(cloud)
+    write_project(cloud, os_image=place.replace("/", ""))
+    with pytest.raises(ConfigError):
+        planned(cloud)
 
 
 def test_a_prepared_document_that_was_not_deployed_is_not_compared(cloud: Path) -> None:
@@ -472,8 +538,30 @@ def test_a_dockerfile_is_built_where_docker_is(enclave: Path, monkeypatch: pytes
     assert [one.code for one in plan.findings] == ["lint.nitro.dockerfile"]
     assert not Path(builder.asked[0]).exists()
     calls = (place / "calls").read_text().splitlines()
-    assert calls[0].endswith("--project-name dstack-plan build web")
+    assert calls[0].endswith("--project-name dstack-plan build -- web")
     assert calls[1].endswith("dstack-plan-web")
+
+
+def test_a_build_keeps_the_name_that_it_has(enclave: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = docker(enclave, monkeypatch)
+    write_project(
+        enclave, compose="services:\n  web:\n    build: .\n    image: demo:latest\n", platform="nitro"
+    )
+    assert planned(enclave).outcome == "changes"
+    assert (place / "calls").read_text().splitlines()[1].endswith("-- demo:latest")
+    write_project(
+        enclave, compose="services:\n  web:\n    build: .\n    image: demo:$TAG\n", platform="nitro"
+    )
+    with refuses("lint.image.variable", PolicyDenied):
+        planned(enclave)
+
+
+def test_a_docker_without_compose_is_explained(enclave: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = docker(enclave, monkeypatch)
+    (place / "docker").write_text("#!/bin/sh\necho 'unknown flag: --file' >&2\nexit 125\n")
+    write_project(enclave, compose="services:\n  web:\n    build: .\n", platform="nitro")
+    with refuses("plan.nitro.docker", ConfigError):
+        planned(enclave)
 
 
 def test_a_dockerfile_without_docker_is_explained(enclave: Path, monkeypatch: pytest.MonkeyPatch) -> None:
