@@ -1,4 +1,4 @@
-"""YAML as data alone: every scalar stays text, no tag makes an object, and aliases cannot multiply.
+"""YAML as data alone: every scalar stays text, tags are refused, and aliases cannot multiply.
 
 PyYAML turns bytes into events; composing them is done here, so that what a document may cost is counted. What
 `yes` or `0o17` mean is left to whoever reads the text: nothing is lost that a tool of another YAML version
@@ -16,6 +16,8 @@ MAX_YAML_DEPTH: Final = 32  # a compose file nests six levels
 
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _MERGE: Final = "<<"
+# Another tag changes what others read: to Compose `!!binary aW1hZ2U=` is the key `image`, a second one.
+_TAGS: Final = frozenset({None, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 
 Yaml = str | list[Any] | dict[str, Any] | None
 
@@ -25,7 +27,7 @@ def read_yaml(text: str) -> Yaml:
 
     Merge keys are applied. Raises `ProtocolError`: `yaml.size` (bytes, or nodes with aliases written out),
     `yaml.depth`, `yaml.syntax`, `yaml.documents` (not exactly one), `yaml.key` (a key that is no text),
-    `yaml.duplicate_key`, `yaml.merge`.
+    `yaml.duplicate_key`, `yaml.merge`, `yaml.tag` (an explicit tag of another kind than text, list and map).
     """
     import yaml  # noqa: PLC0415 - of the command line alone, and only where a compose file is read
 
@@ -76,6 +78,8 @@ class _Composer:
             value, size = self._anchors[event.anchor]
             self._add(size)
             return value
+        if event.tag not in _TAGS:
+            raise ProtocolError("yaml.tag", f"the yaml has the tag {event.tag[:60]!a}: write it without")
         if kind == "ScalarEvent":
             # the two parsers of PyYAML name the plain style None and ""
             plain_null = not event.style and event.implicit[0] and event.value in _NULL
@@ -91,14 +95,16 @@ class _Composer:
     def _mapping(self, depth: int) -> dict[str, Any]:
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
+        merges = False
         for event in self._until("MappingEndEvent"):
             key = self._node(event, depth + 1)
             value = self._node(next(self._events), depth + 1)
             if not isinstance(key, str):
                 raise ProtocolError("yaml.key", "the yaml has a key that is no text")
-            if key == _MERGE:
+            if key == _MERGE and not merges:
+                merges = True
                 _merge(merged, value)
-            elif key in own:
+            elif key in own or key == _MERGE:
                 raise ProtocolError("yaml.duplicate_key", f"the yaml has the key {key[:40]!a} twice")
             else:
                 own[key] = value

@@ -27,8 +27,7 @@ DIGEST = "sha256:" + "ab" * 32
         ("x: &a {k: v}\ny: *a", {"x": {"k": "v"}, "y": {"k": "v"}}),
         ("x: &a {k: v, l: w}\ny: {<<: *a, k: own}", {"x": {"k": "v", "l": "w"}, "y": {"k": "own", "l": "w"}}),
         ("x: {<<: [{a: 1}, {a: 2, b: 3}]}", {"x": {"a": "1", "b": "3"}}),
-        ("!!python/object/apply:os.system [id]", ["id"]),
-        ("a: !reset null", {"a": "null"}),  # a tag makes it a text: nothing acts on tags
+        ("a: !!str null\nc: !!seq [!!map {}]", {"a": "null", "c": [{}]}),
         ("text", "text"),
     ],
 )
@@ -50,6 +49,12 @@ def test_reads_data_and_makes_no_objects(text: str, value: object) -> None:
         ("? ~\n: 2", "yaml.key"),
         ("a: 1\na: 2", "yaml.duplicate_key"),
         ("a: {<<: [x]}", "yaml.merge"),
+        ("a: {<<: {b: c}, <<: {b: d}}", "yaml.duplicate_key"),
+        ("!!python/object/apply:os.system [id]", "yaml.tag"),
+        ("a: !reset null", "yaml.tag"),
+        ("image: pinned\n!!binary aW1hZ2U=: another", "yaml.tag"),
+        ("a: !!null x", "yaml.tag"),
+        ("a: ! null", "yaml.tag"),
         ("[" * 40 + "]" * 40, "yaml.depth"),
         ("a: " + "x" * yaml_document.MAX_YAML_BYTES, "yaml.size"),
     ],
