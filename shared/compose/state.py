@@ -18,13 +18,17 @@ GONE: Final = frozenset({"REMOVED", "NOT_FOUND"})
 
 
 class Deployed(msgspec.Struct, frozen=True, kw_only=True):
-    """What our deploy put there: hashes in lowercase hex, `plan_id` of the plan that was carried out."""
+    """What our deploy put there: hashes in lowercase hex, `plan_id` of the plan that was carried out.
+
+    `extra` holds keys that this version does not know.
+    """
 
     plan_id: str = ""
     compose_hash: str = ""
     os_image_hash: str = ""
     app_id: str = ""
     config_disk_sha256: str = ""
+    extra: dict[str, Any] = {}
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,6 +61,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _KNOWN: Final = frozenset(State.__struct_fields__) - {"extra"}
+_KNOWN_DEPLOYED: Final = frozenset(Deployed.__struct_fields__) - {"extra"}
 
 
 def read_state(raw: bytes) -> State:
@@ -73,6 +78,10 @@ def read_state(raw: bytes) -> State:
     if not isinstance(document, dict):
         raise ConfigError("project.state.type", "state.json is not a json object")
     known = {key: value for key, value in document.items() if key in _KNOWN and value is not None}
+    if isinstance(deployed := known.get("deployed"), dict):
+        ours = {key: value for key, value in deployed.items() if key in _KNOWN_DEPLOYED}
+        ours["extra"] = {key: value for key, value in deployed.items() if key not in _KNOWN_DEPLOYED}
+        known["deployed"] = ours
     try:
         state = msgspec.convert(known, State)
     except ValueError as error:
@@ -86,4 +95,6 @@ def write_state(state: State) -> bytes:
     """Return the bytes of a state.json, unknown keys as they were; two-space indent."""
     document = msgspec.to_builtins(state)
     document.update(document.pop("extra", {}))
+    if "deployed" in document:
+        document["deployed"].update(document["deployed"].pop("extra"))
     return json.dumps(document, indent=2).encode() + b"\n"

@@ -156,6 +156,16 @@ def test_state_makes_a_round_trip_with_unknown_keys() -> None:
     assert read_state(write_state(state)) == state
 
 
+def test_unknown_keys_of_what_was_deployed_survive() -> None:
+    state = read_state(b'{"deployed":{"plan_id":"a","extra":1,"future":2}}')
+    assert state.deployed is not None
+    assert (state.deployed.plan_id, state.deployed.extra) == ("a", {"extra": 1, "future": 2})
+    assert (
+        json.loads(write_state(state))["deployed"] | {"extra": 1, "future": 2, "plan_id": "a"}
+        == (json.loads(write_state(state))["deployed"])
+    )
+
+
 def test_state_holds_what_was_deployed() -> None:
     state = State(status="REMOVED", deployed=Deployed(compose_hash="ab"))
     assert not state.is_live
