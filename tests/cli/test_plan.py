@@ -184,6 +184,15 @@ def failure(result: Result) -> DstackError:
     return result.exception
 
 
+def test_writes_nothing_beside_the_cache(enclave: Path) -> None:
+    def listing() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (enclave, *enclave.rglob("*"))}
+
+    before = listing()
+    assert run(enclave).exit_code == 4
+    assert listing() == before
+
+
 def test_an_endpoint_that_is_down_is_a_failure(enclave: Path) -> None:
     error = failure(run(enclave, "--rpc", "http://127.0.0.1:1", "--kms-contract", "0x" + "11" * 20))
     assert isinstance(error, UnavailableError)
