@@ -35,14 +35,14 @@ def find_image(name: str, search_paths: Sequence[str], directory: Path) -> Path:
             return found
     raise ConfigError(
         "plan.os_image.missing",
-        f"no image {name} below {', '.join(search_paths) or 'any search path'}: download it first",
+        f"no image {name[:80]!a} below {', '.join(search_paths) or 'any search path'}: download it first",
     )
 
 
 def read_image(image: Path, kind: ImageKind) -> tuple[ImageFacts, MeasurementDocument]:
     """Read an image's identity, once its files agree with each other.
 
-    The checksum list must name the measurement, and digest.txt, where present, must be the list's hash.
+    The checksum list must name the measurement, and digest.txt must be the list's hash.
     Raises `ConfigError("plan.os_image.digest")`, and `InvalidEvidence` as `bound_measurement` does.
     """
     document = MeasurementDocument(

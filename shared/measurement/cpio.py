@@ -93,7 +93,7 @@ class CpioWriter:
         if not all(0 <= number <= MAX_SIZE for number in numbers):
             raise InvalidEvidence(
                 "cpio.number",
-                f"{_show(entry.path)} has a uid, gid, mtime, size or device number outside 32 bits",
+                f"{show_path(entry.path)} has a uid, gid, mtime, size or device number outside 32 bits",
             )
         links = 2 if stat.S_ISDIR(entry.mode) else 1
         self._header(entry, links)
@@ -106,7 +106,7 @@ class CpioWriter:
         if written != entry.size:
             got = f"more than {entry.size}" if written > entry.size else f"{written}"
             raise InvalidEvidence(
-                "cpio.data", f"{_show(entry.path)} gave {got} bytes, its entry says {entry.size}"
+                "cpio.data", f"{show_path(entry.path)} gave {got} bytes, its entry says {entry.size}"
             )
         self._pad(4)
 
@@ -231,11 +231,11 @@ def _next_entry(source: _Source) -> CpioEntry | None:
         raise InvalidEvidence("cpio.path", f"path has {name_size} bytes, expected 2 to {MAX_PATH + 1}")
     name = source.take(name_size)
     if name[-1]:
-        raise InvalidEvidence("cpio.path", f"path {_show(name)} does not end in a NUL")
+        raise InvalidEvidence("cpio.path", f"path {show_path(name)} does not end in a NUL")
     source.skip_padding()
     path = name[:-1]
     if check:
-        raise InvalidEvidence("cpio.header", f"{_show(path)} has the checksum {check}, expected 0 (newc)")
+        raise InvalidEvidence("cpio.header", f"{show_path(path)} has the checksum {check}, expected 0 (newc)")
     if path == _TRAILER:
         if size:
             raise InvalidEvidence("cpio.size", f"trailer has {size} bytes of data, expected none")
@@ -244,7 +244,7 @@ def _next_entry(source: _Source) -> CpioEntry | None:
         path = path.removesuffix(b"/")
     elif links != 1:
         raise InvalidEvidence(
-            "cpio.links", f"{_show(path)} has {links} links, expected 1: the kernel could join files"
+            "cpio.links", f"{show_path(path)} has {links} links, expected 1: the kernel could join files"
         )
     check_path(path)
     entry = CpioEntry(path, mode, uid, gid, mtime, (major, minor), size)
@@ -257,32 +257,33 @@ def _place(entry: CpioEntry, directories: dict[bytes, bool]) -> None:
     parent, slash, _ = entry.path.rpartition(b"/")
     if slash and not directories.get(parent):
         raise InvalidEvidence(
-            "cpio.parent", f"{_show(entry.path)} comes before its parent, or below what is no directory"
+            "cpio.parent", f"{show_path(entry.path)} comes before its parent, or below what is no directory"
         )
     is_directory = stat.S_ISDIR(entry.mode)
     if entry.path in directories and not (is_directory and directories[entry.path]):
-        raise InvalidEvidence("cpio.duplicate", f"{_show(entry.path)} occurs twice")
+        raise InvalidEvidence("cpio.duplicate", f"{show_path(entry.path)} occurs twice")
     directories[entry.path] = is_directory
 
 
 def _check_mode(entry: CpioEntry) -> None:
     kind = stat.S_IFMT(entry.mode)
     if kind not in _FORMATS or entry.mode != kind | stat.S_IMODE(entry.mode):
-        raise InvalidEvidence("cpio.mode", f"{_show(entry.path)} has the mode {entry.mode:#o}")
+        raise InvalidEvidence("cpio.mode", f"{show_path(entry.path)} has the mode {entry.mode:#o}")
     if kind not in _WITH_DATA and entry.size:
         raise InvalidEvidence(
-            "cpio.size", f"{_show(entry.path)} is a {_FORMATS[kind]} of {entry.size} bytes, expected none"
+            "cpio.size", f"{show_path(entry.path)} is a {_FORMATS[kind]} of {entry.size} bytes, expected none"
         )
     if kind == stat.S_IFLNK and not 0 < entry.size <= MAX_PATH:
         raise InvalidEvidence(
             "cpio.size",
-            f"symlink {_show(entry.path)} has a target of {entry.size} bytes, expected 1 to {MAX_PATH}",
+            f"symlink {show_path(entry.path)} has a target of {entry.size} bytes, expected 1 to {MAX_PATH}",
         )
 
 
 def _refuse_path(path: bytes, what: str) -> NoReturn:
-    raise InvalidEvidence("cpio.path", f"path {_show(path)} {what}")
+    raise InvalidEvidence("cpio.path", f"path {show_path(path)} {what}")
 
 
-def _show(path: bytes) -> str:
+def show_path(path: bytes) -> str:
+    """Return a path's beginning for a message: ascii, in quotes."""
     return repr(path[:_SHOWN])[1:]

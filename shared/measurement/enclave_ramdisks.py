@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from shared.errors import InvalidEvidence
-from shared.measurement.cpio import CpioEntry, CpioWriter, check_path
+from shared.measurement.cpio import CpioEntry, CpioWriter, check_path, show_path
 
 DataSource = Callable[[], Iterable[bytes]]
 """Opens an entry's data when its turn comes: a file's content, a symlink's target."""
@@ -73,13 +73,14 @@ def customer_entries(
         check_path(path)
         is_directory = stat.S_ISDIR(entry.mode)
         if path == last:
-            raise InvalidEvidence("ramdisk.duplicate", f"image has {_show(path)} twice")
+            raise InvalidEvidence("ramdisk.duplicate", f"image has {show_path(path)} twice")
         parent, slash, _ = path.rpartition(b"/")
         if slash and parent not in directories:
-            raise InvalidEvidence("ramdisk.parent", f"image has {_show(path)} below what is no directory")
+            raise InvalidEvidence("ramdisk.parent", f"image has {show_path(path)} below what is no directory")
         if path in MOUNT_POINTS and not is_directory:
             raise InvalidEvidence(
-                "ramdisk.mount_point", f"image has a {_show(path)} that is no directory: init mounts over it"
+                "ramdisk.mount_point",
+                f"image has a {show_path(path)} that is no directory: init mounts over it",
             )
         if is_directory:
             directories.add(path)
@@ -135,10 +136,6 @@ def _lines(what: str, texts: Sequence[str]) -> bytes:
 
 def _refuse(what: str, sentence: str) -> NoReturn:
     raise InvalidEvidence(f"ramdisk.{what}", sentence)
-
-
-def _show(path: bytes) -> str:
-    return repr(path[:_SHOWN])[1:]
 
 
 def _shown(text: str) -> str:
