@@ -163,7 +163,9 @@ def test_serving_without_the_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main([]) == 1
-    assert "dstack-cloud[verifier]" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "dstack-cloud[verifier]" in said
+    assert "verify.server" in said
 
 
 def test_a_one_shot_run_loads_no_server() -> None:

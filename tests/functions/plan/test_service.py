@@ -229,7 +229,7 @@ def test_an_image_that_is_not_here_is_named(cloud: Path) -> None:
 @pytest.mark.parametrize("name", ["../images/dstack-0.6.0", ".", "..", "/etc", ".hidden", "a/b", "a\0b"])
 def test_n06_an_image_name_is_no_path(cloud: Path, name: str) -> None:
     write_project(cloud, os_image=name)
-    with pytest.raises(ConfigError):
+    with refuses("plan.os_image.missing" if "\0" in name else "plan.os_image.name", ConfigError):
         planned(cloud)
 
 
@@ -352,7 +352,7 @@ def test_a_place_that_no_file_can_have_is_named(cloud: Path, place: str) -> None
     with refuses("plan.file.place", ConfigError):
         planned(cloud)
     write_project(cloud, os_image=place.replace("/", ""))
-    with pytest.raises(ConfigError):
+    with refuses("plan.file.place", ConfigError):
         planned(cloud)
 
 

@@ -1,13 +1,14 @@
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from shared.attestation import event_log
 from shared.attestation.envelope import RuntimeEvent, TdxEvent, TdxQuote, decode_envelope
 from shared.attestation.event_log import (
     MAX_EVENTS,
@@ -25,6 +26,7 @@ from shared.attestation.event_log import (
 )
 from shared.attestation.event_log_json import parse_event_log_json
 from tests.shared.attestation.forgery import refuses
+from tests.shared.refusal import Unread
 
 APP_ID, COMPOSE, INSTANCE = b"\x11" * 20, b"\x22" * 32, b"\x33" * 20
 PROVIDER = b'{"name":"none","id":""}'
@@ -170,9 +172,7 @@ def test_a_digest_of_another_length_is_refused() -> None:
 
 
 def test_n10_a_hundred_thousand_events_are_refused_before_any_hashing() -> None:
-    events = [RuntimeEvent("e", bytes(1000))] * 100_000
-    tdx = [TdxEvent(3, RUNTIME_EVENT_TYPE, b"", "e", b"")] * 100_000
-    started = time.process_time()
+    events, tdx = Unread(100_000), Unread(100_000)
     for refused in (
         lambda: replay(events, "sha384"),
         lambda: system_events(events),
@@ -182,14 +182,21 @@ def test_n10_a_hundred_thousand_events_are_refused_before_any_hashing() -> None:
     ):
         with refuses("event_log.count"):
             refused()
-    assert time.process_time() - started < 1
 
 
-def test_n10_the_longest_log_is_replayed_in_linear_time() -> None:
-    events = [RuntimeEvent("e", bytes(100))] * MAX_EVENTS
-    started = time.process_time()
-    replay(events, "sha384")
-    assert time.process_time() - started < 1
+def test_n10_the_longest_log_is_replayed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counting(data: bytes) -> Any:
+        hashed.append(len(data))
+        return hashlib.sha384(data)
+
+    monkeypatch.setitem(event_log._HASHES, "sha384", counting)
+    for count in (1, MAX_EVENTS):
+        hashed.clear()
+        replay([RuntimeEvent("e", bytes(100))] * count, "sha384")
+        assert len(hashed) == 1 + 2 * count
+        assert max(hashed) < 200
 
 
 # ---- system events

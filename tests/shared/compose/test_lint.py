@@ -138,6 +138,7 @@ def test_n05_code_that_runs_is_shown() -> None:
     found = {one.where: one for one in findings(init_script="rm -rf /\n", pre_launch_script="true")}
     assert found["init_script[0]"].detail == "rm -rf /\n"
     assert "sha256" in found["init_script[0]"].message
+    assert found["init_script[0]"].code == "lint.init_script"
     assert found["pre_launch_script"].code == "lint.pre_launch_script"
     shell = findings(runner="bash", bash_script="run", docker_compose_file=...)
     assert [(one.code, one.detail) for one in shell] == [("lint.bash_script", "run")]

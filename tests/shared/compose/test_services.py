@@ -1,7 +1,6 @@
 """YAML that only carries data, and the services of a compose file."""
 
 import contextlib
-import time
 from typing import Any
 
 import pytest
@@ -85,13 +84,18 @@ def test_the_pure_python_parser_reads_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 500_000, "? " * 500_000, "a: &x b\n" + "- *x\n" * 200_000, "&a " * 300_000]
+    ("text", "code"),
+    [
+        ("[" * 500_000, "yaml.syntax"),
+        ("? " * 500_000, "yaml.depth"),
+        ("a: &x b\n" + "- *x\n" * 200_000, "yaml.syntax"),
+        ("&a " * 300_000, "yaml.syntax"),
+    ],
+    ids=["lists", "keys", "aliases", "anchors"],
 )
-def test_hostile_text_is_refused_soon(text: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(ProtocolError):
+def test_hostile_text_is_refused(text: str, code: str) -> None:
+    with refuses(code, ProtocolError):
         read_yaml(text)
-    assert time.monotonic() - start < 20
 
 
 @given(st.text(max_size=60) | st.text("[]{}:,&*a-? \n<|>'\"#!%@~", max_size=60))
