@@ -135,7 +135,7 @@ def _verify(
             issuer=certificate.issuer,
             issuer_spki=anchor.spki if issuer is None else issuer.certificate.spki,
             issuer_key=_anchor_key(anchor.spki) if issuer is None else issuer.key,
-            issuer_name=anchor.name if issuer is None else issuer.certificate.name,
+            authority=anchor if issuer is None else issuer.certificate,
             signs_lists=issuer is None or issuer.signs_lists,
         )
         for certificate, issuer in zip(certificates, issuers, strict=True)
@@ -246,16 +246,20 @@ class _Search:
         if not self._is_signed(child, candidate.spki, key):
             return None
         allowed = candidate.constraints()
-        name = candidate.name
         if not allowed.ca:
-            raise InvalidEvidence("gcp.chain.not_ca", f"issuer {name!r} is not a certificate authority")
+            raise InvalidEvidence(
+                "gcp.chain.not_ca", f"issuer {candidate.name!r} is not a certificate authority"
+            )
         if not allowed.key_cert_sign:
-            raise InvalidEvidence("gcp.chain.key_usage", f"issuer {name!r} may not sign certificates")
+            raise InvalidEvidence(
+                "gcp.chain.key_usage", f"issuer {candidate.name!r} may not sign certificates"
+            )
         _check_usage(candidate, allowed)
         if allowed.path_length is not None and below > allowed.path_length:
             raise InvalidEvidence(
                 "gcp.chain.path_length",
-                f"issuer {name!r} has {below} authorities below it, its path length is {allowed.path_length}",
+                f"issuer {candidate.name!r} has {below} authorities below it, "
+                f"its path length is {allowed.path_length}",
             )
         return _Step(candidate, key, allowed.crl_sign)
 

@@ -271,7 +271,7 @@ def issued_links(
             issuer=certificate.issuer,
             issuer_spki=issuer.spki,
             issuer_key=issuer.key(),
-            issuer_name=issuer.name,
+            authority=issuer,
             signs_lists=issuer.x509.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
         )
         for certificate, issuer in pairwise(certificates)
@@ -282,7 +282,7 @@ def issued_links(
             issuer=anchor.subject,
             issuer_spki=anchor.spki,
             issuer_key=anchor_key(anchor.spki),
-            issuer_name=anchor.name,
+            authority=anchor,
             signs_lists=True,
         )
     )

@@ -232,7 +232,7 @@ def _scope(parsed: x509.CertificateRevocationList) -> x509.IssuingDistributionPo
 def _understood(extensions: x509.Extensions) -> x509.IssuingDistributionPoint | None:
     scope: x509.IssuingDistributionPoint | None = None
     for extension in extensions:
-        if isinstance(extension.value, x509.IssuingDistributionPoint):
+        if type(extension.value) is x509.IssuingDistributionPoint:
             scope = extension.value
         elif extension.oid == ExtensionOID.DELTA_CRL_INDICATOR:
             _out_of_scope("a delta list")

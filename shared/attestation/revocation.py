@@ -6,7 +6,7 @@ certificate is in its scope. Where it came from does not matter.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from cryptography import x509
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 MAX_LISTS = 64
 
 
+class Named(Protocol):
+    """What has a name for messages: a certificate or an anchor."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
 class ChainLink(msgspec.Struct, frozen=True, kw_only=True):
     """One verified certificate and who issued it; `issuer` and `issuer_spki` are DER.
 
@@ -34,8 +42,13 @@ class ChainLink(msgspec.Struct, frozen=True, kw_only=True):
     issuer: bytes
     issuer_spki: bytes
     issuer_key: "PublicKey"
-    issuer_name: str
+    authority: "Named"
     signs_lists: bool
+
+    @property
+    def issuer_name(self) -> str:
+        """Who issued it, for messages; reading a certificate's name costs more than judging most lists."""
+        return self.authority.name
 
 
 class RevocationResult(msgspec.Struct, frozen=True):

@@ -31,12 +31,12 @@ _UNDERSTOOD = frozenset(
 class TpmConstraints(msgspec.Struct, frozen=True, kw_only=True):
     """What a certificate's extensions let it do. `path_length` None means unlimited."""
 
-    ca: bool = False
-    path_length: int | None = None
-    digital_signature: bool = False
-    key_cert_sign: bool = False
-    crl_sign: bool = False
-    ek_usage: bool = True
+    ca: bool
+    path_length: int | None
+    digital_signature: bool
+    key_cert_sign: bool
+    crl_sign: bool
+    ek_usage: bool
 
 
 class TpmCertificate(msgspec.Struct, frozen=True):
@@ -120,7 +120,8 @@ class TpmCertificate(msgspec.Struct, frozen=True):
         `InvalidEvidence`: `gcp.chain.critical` for a critical extension that is not understood,
         `gcp.chain.malformed`.
         """
-        allowed = TpmConstraints()
+        ca, digital_signature, key_cert_sign, crl_sign, ek_usage = False, False, False, False, True
+        path_length: int | None = None
         try:
             for extension in self.parsed.extensions:
                 value = extension.value
@@ -129,23 +130,27 @@ class TpmCertificate(msgspec.Struct, frozen=True):
                         "gcp.chain.critical",
                         f"certificate {self.name!r} has the critical extension {extension.oid.dotted_string}",
                     )
-                if isinstance(value, x509.BasicConstraints):
-                    allowed = msgspec.structs.replace(allowed, ca=value.ca, path_length=value.path_length)
-                elif isinstance(value, x509.KeyUsage):
-                    allowed = msgspec.structs.replace(
-                        allowed,
-                        digital_signature=value.digital_signature,
-                        key_cert_sign=value.key_cert_sign,
-                        crl_sign=value.crl_sign,
-                    )
-                elif isinstance(value, x509.ExtendedKeyUsage):
-                    allowed = msgspec.structs.replace(allowed, ek_usage=EK_USAGE in value)
+                # The exact classes: a match over these abstract ones costs more than reading the certificate.
+                if type(value) is x509.BasicConstraints:
+                    ca, path_length = value.ca, value.path_length
+                elif type(value) is x509.KeyUsage:
+                    digital_signature = value.digital_signature
+                    key_cert_sign, crl_sign = value.key_cert_sign, value.crl_sign
+                elif type(value) is x509.ExtendedKeyUsage:
+                    ek_usage = EK_USAGE in value
         except _UNREADABLE as error:
             raise InvalidEvidence(
                 "gcp.chain.malformed",
                 f"certificate {self.name!r} has unreadable extensions: {_first_line(error)}",
             ) from error
-        return allowed
+        return TpmConstraints(
+            ca=ca,
+            path_length=path_length,
+            digital_signature=digital_signature,
+            key_cert_sign=key_cert_sign,
+            crl_sign=crl_sign,
+            ek_usage=ek_usage,
+        )
 
 
 def _fields(tbs: bytes, algorithm: bytes) -> tuple[bytes, bytes, bytes]:
