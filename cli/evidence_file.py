@@ -110,7 +110,7 @@ def read_certificate(data: bytes) -> tuple[Attestation, bytes]:
         else:
             certificate = x509.load_pem_x509_certificates(data)[0]
         der = certificate.public_bytes(Encoding.DER)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise InvalidEvidence("verify.file.unknown", "file is not a readable certificate") from error
     report_data = ratls_report_data(der)
     envelope = read_attestation(read_extensions(certificate))

@@ -64,7 +64,7 @@ def _parse(data: bytes) -> x509.Certificate:
         if b"-----BEGIN" in data[:64]:
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise InvalidEvidence("verify.certificate.malformed", "file is not one certificate") from error
 
 

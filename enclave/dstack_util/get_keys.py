@@ -117,7 +117,7 @@ def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now:
     try:
         issuer_cert = x509.load_pem_x509_certificate(temporary.temp_ca_cert.encode())
         issuer_key = load_pem_private_key(temporary.temp_ca_key.encode(), password=None)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ProtocolError("kms.temp_ca", "the KMS's temporary CA cannot be parsed") from error
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise ProtocolError("kms.temp_ca", "the KMS's temporary CA key is not an EC key")
@@ -130,6 +130,6 @@ def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now:
 def _spki(pem: bytes) -> bytes:
     try:
         public = x509.load_pem_x509_certificate(pem).public_key()
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ProtocolError("kms.ca_cert", "the root CA certificate cannot be parsed") from error
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -25,7 +25,7 @@ MAX_SIGNATURE: Final = 32768
 
 _MAP_KEYS: Final = {"signing_certificate", "signature"}
 # What `cryptography` raises on certificates that it cannot read; TypeError comes from names.
-_UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm)
+_UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
 class Algorithm(msgspec.Struct, frozen=True):

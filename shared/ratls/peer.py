@@ -260,7 +260,7 @@ def _check_hostname(extensions: x509.Extensions, hostname: str) -> None:
 def _pinned_root(pem: bytes) -> x509.Certificate:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigError("ratls.root.malformed", "the pinned root is not a pem certificate") from error
     if len(certificates) != 1:
         raise ConfigError(

@@ -177,6 +177,11 @@ def test_a_certificate_with_unreadable_dates_is_refused() -> None:
         parse(certificate=damaged(PEMS[-35], b"231114221320Z", b"239914221320Z"))
 
 
+def test_a_certificate_of_a_version_that_does_not_exist_is_refused() -> None:
+    with refuses("eif.signature.certificate"):
+        parse(certificate=damaged(PEMS[-35], b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"))
+
+
 def test_a_name_that_cannot_be_read_is_said_to_be() -> None:
     changed = parse(certificate=damaged(PEMS[-35], b"\x0c\x06signer", b"\x0c\x06\xff\xff\xff\xff\xff\xff"))
     assert changed.subject == "unreadable name"

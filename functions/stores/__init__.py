@@ -1,0 +1,1 @@
+"""Where deployments are kept: SQLite, DynamoDB with S3, Firestore with Cloud Storage."""
