@@ -48,6 +48,14 @@ _NOT_ASKED_FOR: Final = Approval(
 AskChain = Callable[[BootInfo], ChainState]
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What an operator chooses about the contracts; raw bytes, None where it is not known."""
+
+    device_id: bytes | None = None
+    app_owner: bytes | None = None
+    kms_contract: bytes | None = None
+
+
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A measured image; hashes are raw bytes, `registers` by the names that evidence uses.
 
@@ -116,8 +124,9 @@ def make_plan(facts: Facts, ask_chain: AskChain | None) -> Plan:
     changes, problems = _changes(facts, plan_id, identity, compose, image, disk)
     left_out = (warning("plan.image", facts.image.source, text) for text in facts.image.warnings)
     findings = (*problems, *facts.findings, *left_out)
-    wanted, boot_info = _wanted(facts, app_id, compose_hash, is_derived=source == "compose_hash")
     refused = has_errors(findings)
+    asked = Asked(facts.device_id, facts.app_owner, facts.kms_contract)
+    wanted, boot_info = _wanted(facts.platform, identity, compose_hash, facts.image.os_image_hash, asked)
     state = None if ask_chain is None or refused else ask_chain(boot_info)
     approval = _NOT_ASKED_FOR if refused else needed_approval(wanted, facts.kms_contract, state)
     return Plan(
@@ -134,9 +143,22 @@ def make_plan(facts: Facts, ask_chain: AskChain | None) -> Plan:
         findings=findings,
         deployed=facts.deployed,
         changes=changes,
-        chain=_chain_plan(facts, state),
+        chain=_chain_plan(facts.kms_contract, state),
         approval=_approval_plan(approval),
     )
+
+
+def ask_again(plan: Plan, asked: Asked, ask_chain: AskChain | None) -> tuple[ApprovalPlan, ChainPlan | None]:
+    """Return what is missing on chain now for a plan that was made before.
+
+    Raises what `ask_chain` and `needed_approval` raise.
+    """
+    compose_hash = bytes.fromhex(plan.compose.compose_hash)
+    image = bytes.fromhex(plan.image.os_image_hash)
+    wanted, boot_info = _wanted(plan.platform, plan.app, compose_hash, image, asked)
+    state = None if ask_chain is None else ask_chain(boot_info)
+    approval = needed_approval(wanted, asked.kms_contract, state)
+    return _approval_plan(approval), _chain_plan(asked.kms_contract, state)
 
 
 def _outcome(
@@ -299,21 +321,23 @@ def _compose_diff(old: Deployed, compose: ComposePlan) -> ComposeDiff:
 # ---- what the chain allows ----
 
 
-def _wanted(facts: Facts, app_id: bytes, compose_hash: bytes, *, is_derived: bool) -> tuple[Wanted, BootInfo]:
-    image = facts.image.os_image_hash
-    is_nitro = facts.platform == "nitro"
-    device_id = facts.device_id or (NITRO_DEVICE_ID if is_nitro else None)
+def _wanted(
+    platform: str, app: AppIdentity, compose_hash: bytes, image: bytes, asked: Asked
+) -> tuple[Wanted, BootInfo]:
+    app_id = bytes.fromhex(app.app_id)
+    is_nitro = platform == "nitro"
+    device_id = asked.device_id or (NITRO_DEVICE_ID if is_nitro else None)
     wanted = Wanted(
         app_id=app_id,
         compose_hash=compose_hash,
         os_image_hash=image,
         device_id=device_id,
-        tcb_status=_TCB_STATUS[facts.platform],
-        app_owner=facts.app_owner,
-        has_contract=not is_derived,
+        tcb_status=_TCB_STATUS[platform],
+        app_owner=asked.app_owner,
+        has_contract=app.source != "compose_hash",
     )
     boot_info = BootInfo(
-        tee_variant=TEE_VARIANTS[facts.platform],
+        tee_variant=TEE_VARIANTS[platform],
         mr_aggregated=image if is_nitro else bytes(32),
         os_image_hash=image,
         mr_system=image if is_nitro else bytes(32),
@@ -328,7 +352,7 @@ def _wanted(facts: Facts, app_id: bytes, compose_hash: bytes, *, is_derived: boo
     return wanted, boot_info
 
 
-def _chain_plan(facts: Facts, state: ChainState | None) -> ChainPlan | None:
+def _chain_plan(kms_contract: bytes | None, state: ChainState | None) -> ChainPlan | None:
     if state is None:
         return None
     return ChainPlan(
@@ -336,7 +360,7 @@ def _chain_plan(facts: Facts, state: ChainState | None) -> ChainPlan | None:
         block_number=state.block_number,
         block_time=state.block_time,
         block_hash=f"0x{state.block_hash.hex()}",
-        kms_contract=_address(facts.kms_contract),
+        kms_contract=_address(kms_contract),
     )
 
 

@@ -64,13 +64,23 @@ def plan_deployment(
     build_enclave: EnclaveBuilder,
     ask_chain: AskChain | None = None,
 ) -> Plan:
-    """Return the plan of the project in `directory`.
+    """Return the plan of the project in `directory`: gather its facts, put them together, ask the chain.
+
+    Raises what `gather_facts` does, and what the chain raises.
+    """
+    return make_plan(gather_facts(directory, config, options, build_enclave=build_enclave), ask_chain)
+
+
+def gather_facts(
+    directory: Path, config: GlobalConfig, options: PlanOptions, *, build_enclave: EnclaveBuilder
+) -> Facts:
+    """Return all that the plan of the project in `directory` is made of.
 
     1. Read the project's files. 2. Read what is deployed. 3. Make the app-compose and lint it. 4. Measure the
-    image. 5. Lay out the config disk. 6. Put it together and ask the chain.
+    image. 5. Lay out the config disk.
 
     Raises `ConfigError` for files that are missing or do not parse, `PolicyDenied` where the app-compose or
-    the service cannot be deployed at all, and what the builder and the chain raise.
+    the service cannot be deployed at all, and what the builder raises.
     """
     files = read_project(directory)
     deployed = _deployed(files, options)
@@ -80,7 +90,7 @@ def plan_deployment(
         facts = _nitro(files, config, build_enclave)
     else:
         facts = _cloud(files, config, app_id)
-    facts = msgspec.structs.replace(
+    return msgspec.structs.replace(
         facts,
         app_id=app_id,
         app_id_source=source,
@@ -90,7 +100,6 @@ def plan_deployment(
         kms_contract=options.kms_contract,
         may_drop=options.may_drop,
     )
-    return make_plan(facts, ask_chain)
 
 
 # ---- what is deployed ----
