@@ -10,7 +10,7 @@ from cli.demo.guests import Measured
 from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots, write_os_image
 from cli.demo.processes import Process, ProcessGroup
 from cli.demo.simulator import run_simulator
-from cli.demo.verifier import Verifier
+from functions.deploy.evidence import Verifier
 from shared.attestation.trust import TrustAnchors
 from shared.hex import decode_hex
 from shared.net.endorsement_source import production_source

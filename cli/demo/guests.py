@@ -7,7 +7,7 @@ import msgspec
 
 from cli.demo.images import AppImage, KmsImage, Roots
 from cli.demo.processes import Process
-from cli.demo.verifier import Verifier
+from functions.deploy.evidence import Verifier
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

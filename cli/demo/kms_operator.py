@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cli.demo.answers import decode_answer, unreadable
 from cli.demo.guests import Measured
-from cli.demo.verifier import Verifier
+from functions.deploy.evidence import Verifier
 from shared.attestation.report_data import bootstrap_report_data
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import NITRO_ENCLAVE

@@ -38,7 +38,7 @@ class Next(msgspec.Struct, frozen=True):
     """When to call `advance` again: in so many seconds, or not at all (None)."""
 
     seconds: int | None
-    status: str
+    step: Step
     why: str = ""
 
 
@@ -73,23 +73,35 @@ class Engine:
         found = self._store.get(name)
         now = self._clock()
         if found.lease is not None and found.lease.until > now and not self._is_gone(found.lease.holder):
-            return Next(found.lease.until - now, found.status, f"{found.lease.holder} is at work on it")
+            return Next(found.lease.until - now, found.step, f"{found.lease.holder} is at work on it")
         redirected = redirect(found)
         if redirected.is_resting:
-            return Next(None, found.status)
+            return self._rest(found, redirected)
         if redirected.step is found.step and found.due > now:
-            return Next(found.due - now, found.status)
+            return Next(found.due - now, found.step)
         lease = Lease(self._holder, secrets.token_hex(8), now + LEASE_SECONDS)
         claimed = msgspec.structs.replace(redirected, lease=lease, version=found.version + 1, updated_at=now)
         try:
             self._store.replace(claimed, found.version)
         except ConflictError:
-            return Next(1, found.status, "another runner was faster")
+            return Next(1, found.step, "another runner was faster")
         work = LeasedWork(self._store, self._blobs, claimed, self._clock)
         try:
             return self._run(work)
         except LeaseLostError:
-            return Next(1, found.status, "another runner took over")
+            return Next(1, found.step, "another runner took over")
+
+    def _rest(self, found: Deployment, resting: Deployment) -> Next:
+        """Write where a deployment rests without having to do anything: stopped before it was launched."""
+        if resting.step is not found.step:
+            moved = msgspec.structs.replace(
+                resting, version=found.version + 1, updated_at=self._clock(), lease=None
+            )
+            try:
+                self._store.replace(moved, found.version)
+            except ConflictError:
+                return Next(1, found.step, "another runner was faster")
+        return Next(None, resting.step)
 
     def _run(self, work: LeasedWork) -> Next:
         step = work.deployment.step
@@ -143,11 +155,11 @@ class Engine:
             changes["attempt"] = 0
         work.save(step=outcome.step, due=now + outcome.seconds, lease=None, **changes)
         after = redirect(work.deployment)
-        if after.is_resting:
-            return Next(None, work.deployment.status, outcome.why)
+        if after.is_resting and after.step is work.deployment.step:
+            return Next(None, after.step, outcome.why)
         if after.step is not work.deployment.step:
-            return Next(0, after.status)
-        return Next(outcome.seconds, work.deployment.status, outcome.why)
+            return Next(0, after.step)
+        return Next(outcome.seconds, work.deployment.step, outcome.why)
 
 
 def redirect(deployment: Deployment) -> Deployment:

@@ -56,7 +56,7 @@ class StepTools(Protocol):
         """Plan the project of the record: measure, and build where there is something to build."""
         ...
 
-    def ask_approval(self, plan: Plan) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
         """Ask the chain what is missing. Where no chain is configured the answer is not `checked`."""
         ...
 
@@ -118,7 +118,7 @@ def _build(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Ask the chain, and tell which calls governance has to make."""
     del cloud
-    approval, chain = tools.ask_approval(work.plan)
+    approval, chain = tools.ask_approval(work)
     approved = _approved(approval, chain, work.now)
     if not approval.checked:
         work.say("no chain is configured here: the key server alone will ask what governance allows")
@@ -136,7 +136,7 @@ def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Ask the chain again, until nothing is missing."""
     del cloud
-    approval, chain = tools.ask_approval(work.plan)
+    approval, chain = tools.ask_approval(work)
     approved = _approved(approval, chain, work.now)
     if approval.calls or approval.blocked or not approval.checked:
         why = f"waiting for {len(approval.calls)} governance calls"

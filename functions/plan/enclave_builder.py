@@ -1,13 +1,20 @@
 """The builder of enclave images as a plan uses it: cached, and with the image itself left in the cache."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from functions.builder.blobs import BootBlobs, load_blob
 from functions.builder.cache import BuildCache
-from functions.builder.nitro_image import DEFAULT_CMDLINES, ArgvMode, measure_nitro_image
-from functions.builder.sources import open_source
+from functions.builder.nitro_image import (
+    DEFAULT_CMDLINES,
+    ArgvMode,
+    Built,
+    build_nitro_image,
+    measure_nitro_image,
+)
+from functions.builder.sources import ImageSource, open_source
 from functions.plan.assembly import ImageFacts
 from functions.plan.project_files import located
 from shared.compose.project import NitroConfig
@@ -24,14 +31,20 @@ _BLOBS: Final = ("kernel", "init", "nsm_ko")
 class CachedBuilder:
     """Builds into the cache below `directory`, which is made when it is first needed.
 
-    `connect` opens a registry for a reference; the default is https without credentials.
+    `connect` opens a registry for a reference; the default is https without credentials. With `output` the
+    image is left there too.
     """
 
     def __init__(
-        self, directory: Path, connect: Callable[[ImageReference], RegistryClient] = RegistryClient
+        self,
+        directory: Path,
+        connect: Callable[[ImageReference], RegistryClient] = RegistryClient,
+        *,
+        output: Path | None = None,
     ) -> None:
         self._directory = directory
         self._connect = connect
+        self._output = output
 
     def __call__(self, image: str, settings: NitroConfig, directory: Path) -> ImageFacts:
         """See `EnclaveBuilder`. Raises `ConfigError("plan.nitro.blob")` where a boot file is not named."""
@@ -43,7 +56,8 @@ class CachedBuilder:
             load_blob(_place(name, getattr(settings, name), directory), cache, http) for name in _BLOBS
         )
         cmdline = _ascii(settings.cmdline) if settings.cmdline else DEFAULT_CMDLINES[arch]
-        built = measure_nitro_image(
+        make = measure_nitro_image if self._output is None else partial(self._build, self._output)
+        built = make(
             open_source(image, self._connect),
             BootBlobs(kernel=kernel, init=init, nsm_ko=nsm_ko, cmdline=cmdline),
             cache=cache,
@@ -65,6 +79,10 @@ class CachedBuilder:
             },
             warnings=built.warnings,
         )
+
+    @staticmethod
+    def _build(output: Path, source: ImageSource, blobs: BootBlobs, **inputs: Any) -> Built:  # noqa: ANN401
+        return build_nitro_image(source, blobs, output=output, **inputs).built
 
 
 def _place(name: str, place: str, directory: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from cli.demo.guests import Measured
 from cli.demo.kms_operator import KmsOperator, KmsRoots
-from cli.demo.verifier import Verifier
+from functions.deploy.evidence import Verifier
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ProtocolError
 from shared.net.attested_client import AttestedConnection

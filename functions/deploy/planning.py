@@ -1,0 +1,144 @@
+"""From the files of a deployment to its plan: the same planner as `dstack-cloud plan`, on stored bytes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import msgspec
+
+from functions.deploy.record import Deployment
+from functions.deploy.request import materialise
+from functions.deploy.steps import BuiltPlan
+from functions.deploy.work import LeasedWork
+from functions.plan.assembly import AskChain, Asked, ask_again, make_plan
+from functions.plan.enclave_builder import CachedBuilder
+from functions.plan.model import ApprovalPlan, ChainPlan
+from functions.plan.project_files import APP_JSON, read_file
+from functions.plan.service import PlanOptions, gather_facts
+from shared.compose.project import GlobalConfig, read_app_json, with_defaults
+from shared.errors import ConfigError
+from shared.hex import decode_hex_setting
+from shared.measurement.config_disk import MAX_BYTES
+from shared.measurement.image_reference import ImageReference
+from shared.net.registry import RegistryClient
+
+OS_IMAGE: Final = "os-image/"
+"""Where a project that is handed in carries its OS image's small files: those that say what it measures."""
+
+MAX_FILE: Final = max(MAX_BYTES.values())
+"""No file of a project is larger than the largest that a guest takes."""
+
+
+class ChainSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which contracts govern what is deployed here; `ask` is None where no chain is configured."""
+
+    ask: AskChain | None = None
+    kms_contract: bytes | None = None
+
+
+class Planner:
+    """Plans and builds. `cache` is a directory for built images, `workspace` one for a project's files.
+
+    With `local` a project may lie on this machine (`settings["directory"]`) and name images by their paths;
+    elsewhere it has what was handed in, and nothing else. The OS images of `config` count beside those that a
+    project brings.
+    """
+
+    def __init__(
+        self,
+        config: GlobalConfig,
+        cache: Path,
+        chain: ChainSettings,
+        *,
+        workspace: Path | None = None,
+        connect: Callable[[ImageReference], RegistryClient] = RegistryClient,
+        local: bool = False,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._chain = chain
+        self._workspace = workspace
+        self._connect = connect
+        self._local = local
+
+    def build(self, work: LeasedWork) -> BuiltPlan:
+        """Plan the project of the record, and build its enclave image where it has one.
+
+        Raises `ConfigError("deploy.project.changed")`, what `gather_facts` and `make_plan` raise, and the
+        blob store.
+        """
+        with TemporaryDirectory(dir=self._workspace) as temporary:
+            directory, config = self._project(work, Path(temporary))
+            output = Path(temporary) / "image.eif"
+            builder = CachedBuilder(self._cache, self._connect, output=output)
+            facts = gather_facts(directory, config, _options(work.deployment), build_enclave=builder)
+            plan = make_plan(facts, None)
+            image = work.blobs.put_file(output) if output.exists() and plan.outcome != "refused" else ""
+        return BuiltPlan(
+            plan=plan, config=facts.config_files or {}, image=image, image_source=facts.image.source
+        )
+
+    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+        """Ask the chain what is missing for the record's plan. Raises what the chain raises."""
+        options = _options(work.deployment)
+        asked = Asked(options.device_id, options.app_owner, self._chain.kms_contract)
+        return ask_again(work.plan, asked, self._chain.ask)
+
+    def _project(self, work: LeasedWork, temporary: Path) -> tuple[Path, GlobalConfig]:
+        stored = work.deployment.files.project
+        place = work.deployment.settings.get("directory", "")
+        if self._local and place:
+            directory = Path(place)
+            _check_unchanged(directory, stored)
+            return directory, self._config
+        directory = temporary / "project"
+        files = {name: work.blobs.get(digest, MAX_FILE) for name, digest in stored.items()}
+        images = {name: files.pop(name) for name in list(files) if name.startswith(OS_IMAGE)}
+        materialise(files, directory, work.deployment.settings.get("env_names", ()))
+        if not images:
+            return directory, self._config
+        name = with_defaults(read_app_json(files[APP_JSON])).os_image or ""
+        search = temporary / "images"
+        if name == Path(name).name and not name.startswith("."):  # else the planner refuses it
+            (search / name).mkdir(parents=True)
+            for file, content in images.items():
+                (search / name / file.removeprefix(OS_IMAGE)).write_bytes(content)
+        paths = (str(search), *self._config.image_search_paths)
+        return directory, msgspec.structs.replace(self._config, image_search_paths=paths)
+
+
+def _check_unchanged(directory: Path, stored: Mapping[str, str]) -> None:
+    for name, digest in stored.items():
+        if (
+            not name.startswith(OS_IMAGE)
+            and sha256(read_file(directory / name, MAX_FILE)).hexdigest() != digest
+        ):
+            raise ConfigError(
+                "deploy.project.changed",
+                f"{name} in {directory} is not what it was when this was asked for: deploy again",
+            )
+
+
+def _options(deployment: Deployment) -> PlanOptions:
+    settings = deployment.settings
+    return PlanOptions(
+        app_id=_hex(settings, "app_id", 20) or b"",
+        device_id=_hex(settings, "device_id", 32),
+        app_owner=_hex(settings, "app_owner", 20),
+        may_drop=_texts(settings.get("may_drop", ())),
+    )
+
+
+def _hex(settings: Mapping[str, object], name: str, length: int) -> bytes | None:
+    value = settings.get(name)
+    if not value:
+        return None
+    return decode_hex_setting(str(value), what=name, length=length, code="deploy.request.option")
+
+
+def _texts(value: object) -> Sequence[str]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise ConfigError("deploy.request.option", "may_drop is no list of field names")
+    return value
