@@ -1,11 +1,15 @@
 """Which image becomes the enclave, and what builds and measures it (measurement spec 3, deploy spec 5B.2)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from functions.plan.assembly import ImageFacts
 from functions.plan.docker_build import docker_image
 from functions.plan.project_files import ProjectFiles, located
+from shared.compose.enclave_network import read_egress, read_ports, url_egress
 from shared.compose.enclave_service import enclave_service
 from shared.compose.findings import Finding, Severity, has_errors, warning
 from shared.compose.project import NitroConfig
@@ -60,6 +64,23 @@ def measure_enclave(
         "was built by docker: another build may make another hash, so push it and name its digest",
     )
     return facts, (*findings, unstable)
+
+
+def enclave_network(files: ProjectFiles, settings: NitroConfig, kms_urls: Sequence[str]) -> NitroConfig:
+    """Return the settings with the ports that the service publishes, and the KMS among what it may reach.
+
+    Raises `ConfigError`: `nitro.ports.*`, `nitro.egress.*`.
+    """
+    ports = tuple(settings.ports or ())
+    if not ports:
+        services = read_compose_file(files.docker_compose or "").services
+        ports = services[0].ports if len(services) == 1 else ()
+    egress = (*(settings.egress or ()), *(url_egress(url) for url in kms_urls))
+    return msgspec.structs.replace(
+        settings,
+        ports=tuple(str(port) for port in read_ports(ports)),
+        egress=tuple(str(target) for target in read_egress(egress)),
+    )
 
 
 def _located(image: str, directory: Path) -> str:

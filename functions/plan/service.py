@@ -11,7 +11,7 @@ import msgspec
 
 from functions.plan.assembly import TEE_VARIANTS, AskChain, ComposeFacts, Facts, ImageFacts, make_plan
 from functions.plan.cloud_image import find_image, read_image
-from functions.plan.enclave_image import EnclaveBuilder, measure_enclave
+from functions.plan.enclave_image import EnclaveBuilder, enclave_network, measure_enclave
 from functions.plan.model import MAX_PLAN_BYTES, AppIdSource, Deployed, Plan, read_plan
 from functions.plan.project_files import ProjectFiles, read_file, read_project
 from shared.compose.app_compose import canonical_bytes, compose_hash, parse_app_compose
@@ -136,6 +136,7 @@ def _deployed(files: ProjectFiles, options: PlanOptions) -> Deployed | None:
 def _nitro(files: ProjectFiles, config: GlobalConfig, build: EnclaveBuilder) -> Facts:
     settings = nitro_settings(files.project, config)
     image, findings = measure_enclave(files, settings, build)
+    settings = enclave_network(files, settings, config.services.kms_urls)
     if files.env is not None and files.env.names:
         findings = (
             *findings,

@@ -7,14 +7,16 @@ what is not in the image is not measured.
 from collections.abc import Iterator
 from typing import Final
 
+from shared.compose.enclave_network import read_ports
 from shared.compose.findings import Finding, error, note
 from shared.compose.lint import lint_image
 from shared.compose.services import ComposeFile, Service
+from shared.errors import ConfigError
 
 # Of no meaning to what runs: the enclave ends when its process ends, and names are not measured.
 _IGNORED: Final = frozenset({"container_name", "image", "labels", "platform", "pull_policy", "restart"})
 # Served by the parent's forwarder, outside of what is measured.
-_FORWARDED: Final = frozenset({"expose", "ports"})
+_FORWARDED: Final = frozenset({"expose"})
 _IN_IMAGE: Final = frozenset({"command", "entrypoint", "env_file", "environment", "user", "working_dir"})
 
 
@@ -50,7 +52,18 @@ def _findings(service: Service, *, image_given: bool) -> Iterator[Finding]:
             yield error(
                 "lint.nitro.key", f"{where}.{key}", "is not a part of the image: write it into the Dockerfile"
             )
+        elif key == "ports":
+            yield _ports(service)
         elif key in _FORWARDED:
             yield note("lint.nitro.ports", f"{where}.{key}", "is served by the forwarder on the parent")
         elif key not in _IGNORED and key != "build" and not key.startswith("x-"):
             yield error("lint.nitro.key", f"{where}.{key[:40]}", "means nothing inside an enclave: remove it")
+
+
+def _ports(service: Service) -> Finding:
+    where = f"services.{service.name[:40]}.ports"
+    try:
+        read_ports(service.ports)
+    except ConfigError as problem:
+        return error(f"lint.{problem.code}", where, problem.message)
+    return note("lint.nitro.ports", where, "is served by the forwarder on the parent")

@@ -77,6 +77,11 @@ class NitroConfig(msgspec.Struct, frozen=True, kw_only=True):
     `cmdline` is the kernel's, AWS's default when absent;
     `epoch` (unix seconds) the time of every file. `argv` chooses how the image's Entrypoint and Cmd
     become the enclave's command: `oci`, or `nitro-cli` (which drops the Entrypoint beside a Cmd).
+
+    Of the instance: `bucket` holds the image until the instance fetched it, `volume_size` is in GiB, and
+    `iam_instance_profile` lets it read the bucket and be reached by Systems Manager. `ports` are
+    `PORT:VSOCK_PORT`, open to the CIDRs of `ingress`; without them the compose file's count. `egress` are
+    `HOST:PORT` that the enclave may reach, beside the KMS.
     """
 
     image: str | UnsetType = UNSET
@@ -92,6 +97,16 @@ class NitroConfig(msgspec.Struct, frozen=True, kw_only=True):
     instance_type: str | UnsetType = UNSET
     cpu_count: int | UnsetType = UNSET
     memory_mib: int | UnsetType = UNSET
+    bucket: str | UnsetType = UNSET
+    ami_id: str | UnsetType = UNSET
+    subnet_id: str | UnsetType = UNSET
+    security_group_ids: tuple[str, ...] | UnsetType = UNSET
+    iam_instance_profile: str | UnsetType = UNSET
+    volume_size: int | UnsetType = UNSET
+    no_public_ip: bool | UnsetType = UNSET
+    ports: tuple[str, ...] | UnsetType = UNSET
+    ingress: tuple[str, ...] | UnsetType = UNSET
+    egress: tuple[str, ...] | UnsetType = UNSET
 
 
 class AppProject(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +137,8 @@ class AppProject(msgspec.Struct, frozen=True, kw_only=True):
     no_instance_id: bool | UnsetType = UNSET
     secure_time: bool | UnsetType = UNSET
     allowed_envs: tuple[str, ...] | UnsetType = UNSET
+    env_signer: str | UnsetType = UNSET
+    env_min_version: int | UnsetType = UNSET
     extra: dict[str, dict[str, Any]] = {}
 
 
@@ -204,6 +221,16 @@ NITRO_DEFAULTS: Final = NitroConfig(
     instance_type="c5.xlarge",
     cpu_count=2,
     memory_mib=512,
+    bucket="",
+    ami_id="",
+    subnet_id="",
+    security_group_ids=(),
+    iam_instance_profile="",
+    volume_size=20,
+    no_public_ip=False,
+    ports=(),
+    ingress=("0.0.0.0/0",),
+    egress=(),
 )
 PROJECT_DEFAULTS: Final = AppProject(
     name="myapp",

@@ -20,7 +20,10 @@ _DEFAULT: Final = re.compile(r"(?<!\$)\$\{[A-Za-z_][A-Za-z0-9_]*:?-([^}]+)\}")
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """One service. An environment value is None where the name alone is given; `keys` are sorted."""
+    """One service. An environment value is None where the name alone is given; `keys` are sorted.
+
+    `ports` are in the short form, `PUBLISHED:TARGET`; what has none stands as it was written.
+    """
 
     name: str
     image: str | None
@@ -29,6 +32,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     has_env_file: bool
     has_extends: bool
     keys: tuple[str, ...]
+    ports: tuple[str, ...] = ()
 
 
 class ComposeFile(msgspec.Struct, frozen=True):
@@ -94,6 +98,7 @@ def _service(name: str, value: Yaml) -> Service:
         has_env_file=fields.get("env_file") is not None,
         has_extends=fields.get("extends") is not None,
         keys=tuple(sorted(fields)),
+        ports=_ports(name, fields.get("ports")),
     )
 
 
@@ -109,6 +114,20 @@ def _environment(name: str, value: Any) -> tuple[tuple[str, str | None], ...]:  
             raise ProtocolError(
                 "services.type", f"the environment of service {name[:40]!a} is no map and no list of text"
             )
+
+
+def _ports(name: str, value: Any) -> tuple[str, ...]:  # noqa: ANN401 - parsed YAML
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str | dict) for item in value):
+        raise ProtocolError("services.type", f"the ports of service {name[:40]!a} are no list")
+    return tuple(item if isinstance(item, str) else _short_port(item) for item in value)
+
+
+def _short_port(port: dict[str, Any]) -> str:
+    protocol = port.get("protocol", "tcp")
+    short = f"{port.get('published', port.get('target'))}:{port.get('target')}"
+    return short if protocol == "tcp" else f"{short}/{protocol}"
 
 
 def _assignment(text: str) -> tuple[str, str | None]:
