@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--vsock", type=Path, help="nitro: the directory of sockets that is this parent's vsock")
     run.add_argument("--cid", type=int, help="nitro: the enclave's context id, 4 or more")
     run.add_argument("--tpm", choices=("auto", "swtpm", "software"), default="auto", help="gcp: which vTPM")
+    run.add_argument("--config-disk", type=Path, help="gcp: a raw config disk, in place of --app-compose")
+    run.add_argument("--boot-disk", type=Path, help="gcp: a raw boot disk, in place of --image")
+    run.add_argument("--address", default="", help="gcp: the guest's own address, one of 127.0.0.0/8")
     for command in (authority, measure, run):
         command.add_argument("--platform", choices=("nitro", "gcp"), default="nitro")
     for command in (measure, run):
@@ -62,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--image", type=Path, help="gcp: the OS image's directory")
         command.add_argument("--app-compose", type=Path, help="gcp: the measured app-compose.json")
         command.add_argument("--app-id", help="gcp: 40 hex digits")
-    run.add_argument("daemon", choices=("kms", "agent", "dstack-util"))
+    run.add_argument("daemon", choices=("kms", "agent", "dstack-util", "responder"))
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
 
@@ -90,9 +93,9 @@ def _gcp(arguments: argparse.Namespace) -> int:
     if arguments.command == "authority":
         gcp.print_report(gcp.create_authority(arguments.directory, arguments.url))
         return 0
-    if arguments.image is None:
-        raise ConfigError("simulator.arguments", "a gcp guest needs --image")
     if arguments.command == "measure":
+        if arguments.image is None:
+            raise ConfigError("simulator.arguments", "an image to be measured needs --image")
         app_id = decode_hex(arguments.app_id, what="--app-id", length=20) if arguments.app_id else bytes(20)
         gcp.print_report(gcp.measure(arguments.image, arguments.app_compose, app_id))
         return 0
@@ -105,6 +108,8 @@ def _daemon(name: str) -> _Daemon:
         from enclave.kms.daemon import main as daemon  # noqa: PLC0415
     elif name == "agent":
         from enclave.agent.daemon import main as daemon  # noqa: PLC0415
+    elif name == "responder":
+        from enclave.simulator.responder import main as daemon  # noqa: PLC0415
     else:
         from enclave.dstack_util.main import main as daemon  # noqa: PLC0415
     return daemon

@@ -1,5 +1,6 @@
 """A Google Cloud guest without the cloud: its hardware, its boot, and a stand-in for its network."""
 
+import errno
 import hashlib
 import os
 import socket
@@ -18,17 +19,30 @@ from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import TpmDevice
 from enclave.log import log_event
 from enclave.platform import Platform
-from enclave.simulator.compose import materialise, read_compose
+from enclave.simulator.compose import GuestCompose, materialise, read_compose
+from enclave.simulator.config_disk import GuestConfig
+from enclave.simulator.console import Console, silent
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
 from enclave.simulator.software_tpm import SoftwareTpm
 from enclave.simulator.swtpm import Swtpm, swtpm_installed
 from enclave.simulator.tdx import SimulatedTdx
-from enclave.tee.boot_events import identity_events, make_instance_id, provider_events, record
+from enclave.tee.boot_events import STORAGE_FS, identity_events, make_instance_id, provider_events, record
 from enclave.tee.gcp import GcpTee, gcp_registers
+from shared.attestation.envelope import RuntimeEvent
 from shared.attestation.tpm_quote import BANK_NAME
 from shared.compose.app_compose import compose_hash
+from shared.compose.shared_files import (
+    APP_COMPOSE,
+    ENCRYPTED_ENV,
+    INSTANCE_INFO,
+    SYS_CONFIG,
+    InstanceInfo,
+    encode_instance_info,
+)
+from shared.errors import UnavailableError
+from shared.measurement.config_disk import LABEL
 
 TpmKind = Literal["auto", "swtpm", "software"]
 
@@ -38,12 +52,14 @@ _HOST_SHARED = "dstack/.host-shared"
 _EVENTS = "run/log/dstack"
 _MEASURED = ".measured"
 _VTPM = ".vtpm"
+_SEED_LENGTH = 20
 
 
 class SimulatedGcpTee(GcpTee):
     """A guest whose ports are mapped to free ones of the loopback interface.
 
-    A port keeps its mapping for the life of the guest, and each is told by an event `guest.listening`.
+    A port keeps its mapping for the life of the guest, and each is told by an event `guest.listening`. A
+    guest with an `address` of its own, one of 127.0.0.0/8, has its ports there under their own numbers.
     """
 
     def __init__(
@@ -54,6 +70,8 @@ class SimulatedGcpTee(GcpTee):
         *,
         shared: HostShared,
         boot_log: Callable[[], bytes],
+        app_id: bytes,
+        address: str = "",
     ) -> None:
         super().__init__(
             tdx,
@@ -63,6 +81,8 @@ class SimulatedGcpTee(GcpTee):
             app_compose=shared.app_compose,
             boot_log=boot_log,
         )
+        self.app_id = app_id
+        self._address = address
         self._ports: dict[int, socket.socket] = {}
 
     def close(self) -> None:
@@ -71,15 +91,24 @@ class SimulatedGcpTee(GcpTee):
             kept.close()
 
     def listen(self, address: str, port: int) -> socket.socket:
-        """Listen on the loopback port that stands for the guest's `port`."""
+        """Listen on the loopback port that stands for the guest's `port`.
+
+        Raises `UnavailableError("tee.listen")` for a port of the guest's own address that is taken.
+        """
         del address
+        if self._address:
+            return self._listen_at_own(port)
         if port not in self._ports:
             # never listens: it keeps the number while the guest closes its listener and opens another
             self._ports[port] = _bound(0)
-        listener = _bound(self._ports[port].getsockname()[1])
-        listener.listen(socket.SOMAXCONN)
-        log_event("guest.listening", port=port, address="{}:{}".format(*listener.getsockname()))
-        return listener
+        return _listening(_bound(self._ports[port].getsockname()[1]), port)
+
+    def _listen_at_own(self, port: int) -> socket.socket:
+        try:
+            return _listening(_bound(port, self._address), port)
+        except OSError as error:
+            reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise UnavailableError("tee.listen", f"port {port} of {self._address} {reason}") from error
 
 
 class GuestFiles(msgspec.Struct, frozen=True):
@@ -94,40 +123,63 @@ class GuestFiles(msgspec.Struct, frozen=True):
 def running_guest(
     files: GuestFiles, authority: GcpAuthority, app_id: bytes, *, tpm: TpmKind = "auto"
 ) -> Iterator[Platform]:
+    """Boot a guest from its files as `boot_guest` does."""
+    boot = GcpBoot.of(files.image)
+    sys_config = msgspec.json.encode({"vm_config": boot.vm_config})
+    instance_info = encode_instance_info(InstanceInfo(b"", app_id))
+    app_compose = files.app_compose.read_bytes()
+    config = GuestConfig({APP_COMPOSE: app_compose, SYS_CONFIG: sys_config, INSTANCE_INFO: instance_info})
+    with boot_guest(boot, config, authority, files.writable, tpm=tpm) as platform:
+        yield platform
+
+
+@contextmanager
+def boot_guest(
+    boot: GcpBoot,
+    config: GuestConfig,
+    authority: GcpAuthority,
+    writable: Path,
+    *,
+    tpm: TpmKind = "auto",
+    address: str = "",
+    console: Console = silent,
+) -> Iterator[Platform]:
     """Boot a guest and give its platform; the end of the block is its power switch.
 
     1. The firmware measures the OS image into the vTPM and the domain's registers.
     2. The guest records who it is: app id, compose hash, instance id (none where app-compose wants none).
     3. app-compose's configs, and nothing else, become the files that its daemon reads as measured.
-    4. Where app-compose takes keys from the TPM, as a KMS's does, the boot ends here. Elsewhere the daemon
-       ends it when keys have come.
+    4. Where keys come from the TPM, as a KMS's do, or are drawn afresh (`none`), the boot ends here.
+       Elsewhere the daemon ends it when keys have come.
 
-    Raises what reading the files does, and `StorageError`, `UnavailableError` of the devices.
+    `writable` is the guest's own disk; what is there of an earlier boot but the vTPM's state must be gone.
+    Raises what reading the config does, and `StorageError`, `UnavailableError` of the devices.
     """
-    app_compose = files.app_compose.read_bytes()
-    compose = read_compose(app_compose)
-    boot = GcpBoot.of(files.image)
-    shared = files.writable / _HOST_SHARED
+    compose = read_compose(config.app_compose)
+    app_id = config.app_id()
+    digest = compose_hash(config.app_compose)
+    console(f"booting os image {boot.os_image_hash.hex()} on a simulated tdx machine")
+    shared = writable / _HOST_SHARED
     shared.mkdir(parents=True)
-    (shared / ".sys-config.json").write_bytes(msgspec.json.encode({"vm_config": boot.vm_config}))
-    (shared / "app-compose.json").write_bytes(app_compose)
-    with _vtpm(tpm, files.writable / _VTPM) as (kind, device):
+    for name, content in config.files.items():
+        (shared / name).write_bytes(content)
+    console(f"config disk {LABEL}: {', '.join(sorted(config.files))}")
+    if ENCRYPTED_ENV in config.files:
+        console(f"{ENCRYPTED_ENV} is there and stays encrypted: a simulated guest starts no container")
+    with _vtpm(tpm, writable / _VTPM) as (kind, device):
         chip = Tpm(device)
         for event in boot.pcr_events:
             chip.pcr_extend(event.register, {BANK_NAME: event.digest})
         provision_ak(chip, authority.google.issue_ak)
         domain = SimulatedTdx(authority.intel, rtmrs=boot.rtmrs, event_log=boot.ccel())
-        log = RuntimeEventLog(gcp_registers(domain, chip), files.writable / _EVENTS)
+        log = RuntimeEventLog(gcp_registers(domain, chip), writable / _EVENTS)
         log.set_version(1)
         instance_id = b""
         if not compose.no_instance_id:
             binding = hashlib.sha256(GcpVtpm(chip).ak_public()).digest()
-            instance_id = make_instance_id(os.urandom(32), app_id, binding)
-        digest = compose_hash(app_compose)
-        record(log, identity_events(app_id=app_id, compose_hash=digest, instance_id=instance_id))
-        if compose.key_provider == "tpm":
-            record(log, provider_events("tpm"))
-        measured = files.writable / _MEASURED
+            instance_id = make_instance_id(_seed(config, compose), app_id, binding)
+        record(log, boot_events(compose, app_id=app_id, compose_hash=digest, instance_id=instance_id))
+        measured = writable / _MEASURED
         materialise(compose.files, measured)
         log_event(
             "guest.booted",
@@ -137,9 +189,46 @@ def running_guest(
             os_image_hash=boot.os_image_hash.hex(),
             instance_id=instance_id.hex(),
         )
-        tee = SimulatedGcpTee(domain, chip, log, shared=HostShared(shared), boot_log=boot.tpm_log)
+        for recorded in log.read():
+            console(f"measured {recorded.event} {_shown(recorded.payload)}".rstrip())
+        tee = SimulatedGcpTee(
+            domain,
+            chip,
+            log,
+            shared=HostShared(shared),
+            boot_log=boot.tpm_log,
+            app_id=app_id,
+            address=address,
+        )
         with closing(tee):
-            yield Platform(image=measured, writable=files.writable, tee=tee)
+            yield Platform(image=measured, writable=writable, tee=tee)
+
+
+def boot_events(
+    compose: GuestCompose, *, app_id: bytes, compose_hash: bytes, instance_id: bytes
+) -> tuple[RuntimeEvent, ...]:
+    """Return what a guest records before its daemon runs: the whole boot, unless a KMS has the keys."""
+    identity = identity_events(
+        app_id=app_id,
+        compose_hash=compose_hash,
+        instance_id=instance_id,
+        init_script_hashes=compose.init_script_hashes,
+        gpu_policy_hash=compose.gpu_policy_hash,
+    )
+    if compose.key_provider == "kms":
+        return identity
+    return (*identity, *provider_events(compose.key_provider, storage_fs=compose.storage_fs or STORAGE_FS))
+
+
+def _seed(config: GuestConfig, compose: GuestCompose) -> bytes:
+    """Return the host's seed; a guest whose keys last for one boot is another instance at each."""
+    seed = b"" if compose.key_provider == "none" else config.instance_id_seed()
+    return seed or os.urandom(_SEED_LENGTH)
+
+
+def _shown(payload: bytes) -> str:
+    text = payload.decode("ascii", "replace")
+    return text if text.isprintable() and text.isascii() else payload.hex()
 
 
 @contextmanager
@@ -151,8 +240,18 @@ def _vtpm(kind: TpmKind, state: Path) -> Iterator[tuple[str, TpmDevice]]:
         yield "swtpm", device
 
 
-def _bound(port: int) -> socket.socket:
+def _listening(bound: socket.socket, port: int) -> socket.socket:
+    bound.listen(socket.SOMAXCONN)
+    log_event("guest.listening", port=port, address="{}:{}".format(*bound.getsockname()))
+    return bound
+
+
+def _bound(port: int, address: str = LOOPBACK) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((LOOPBACK, port))
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address, port))
+    except BaseException:
+        bound.close()
+        raise
     return bound

@@ -17,22 +17,41 @@ KeyProvider = Literal["none", "tpm", "kms"]
 
 SYSTEM_READY = "system-ready"
 
+STORAGE_FS = "ext4"
+"""What a guest makes of its data disk where app-compose does not say."""
+
 _ID_LENGTH = 20
 
 
-def identity_events(*, app_id: bytes, compose_hash: bytes, instance_id: bytes) -> tuple[RuntimeEvent, ...]:
-    """Return the events before any workload runs. `instance_id` has 20 bytes, or none."""
+def identity_events(
+    *,
+    app_id: bytes,
+    compose_hash: bytes,
+    instance_id: bytes,
+    init_script_hashes: Iterable[bytes] = (),
+    gpu_policy_hash: bytes = b"",
+) -> tuple[RuntimeEvent, ...]:
+    """Return the events before any workload runs. `instance_id` has 20 bytes, or none.
+
+    An empty `gpu_policy_hash` is that of a guest of before there was such a policy, which records none.
+    """
     return (
         RuntimeEvent("system-preparing", b""),
         RuntimeEvent("app-id", app_id),
         RuntimeEvent("compose-hash", compose_hash),
+        *(RuntimeEvent("init-script-hash", digest) for digest in init_script_hashes),
+        *([RuntimeEvent("gpu-policy-hash", gpu_policy_hash)] if gpu_policy_hash else []),
         RuntimeEvent("instance-id", instance_id),
         RuntimeEvent("boot-mr-done", b""),
     )
 
 
 def provider_events(
-    provider: KeyProvider, *, provider_id: bytes = b"", os_image_hash: bytes = b"", storage_fs: str = "ext4"
+    provider: KeyProvider,
+    *,
+    provider_id: bytes = b"",
+    os_image_hash: bytes = b"",
+    storage_fs: str = STORAGE_FS,
 ) -> tuple[RuntimeEvent, ...]:
     """Return the events from the arrival of keys to the end of the boot.
 

@@ -135,11 +135,21 @@ def measure_boot_disk(source: BinaryIO | FileRange) -> GcpBootMeasurement:
     Raises `InvalidEvidence`: `boot_disk.efi` unless it has one system partition, `gpt.*`, `fat.*`, `pe.*`,
     `file.truncated`.
     """
+    return measure_boot(*read_boot_disk(source))
+
+
+def read_boot_disk(source: BinaryIO | FileRange) -> tuple[PartitionTable, FileRange]:
+    """Return a boot disk's partition table and its UKI; raises as `measure_boot_disk`, but for `pe.*`."""
     disk = range_of(source)
     table = read_partition_table(disk)
     found = [p for p in table.partitions if p.type_guid == EFI_SYSTEM]
     esp = _only(disk, found, "boot_disk.efi", "that firmware boots from")
-    return measure_boot(table, FatVolume(esp).file_range(UKI_PATH))
+    return table, FatVolume(esp).file_range(UKI_PATH)
+
+
+def uki_kernel(uki: BinaryIO | FileRange) -> FileRange:
+    """Return the kernel inside a UKI. Raises `InvalidEvidence("pe.*")`."""
+    return pe_section(uki, _KERNEL_SECTION)
 
 
 def measure_boot(table: PartitionTable, uki: BinaryIO | FileRange) -> GcpBootMeasurement:
@@ -152,7 +162,7 @@ def measure_boot(table: PartitionTable, uki: BinaryIO | FileRange) -> GcpBootMea
         BootEvent("separator", sha256(bytes(4)).digest()),
         BootEvent("partition table", sha256(table.boot_event()).digest()),
         BootEvent("unified kernel image", uki_auth),
-        BootEvent("kernel", authenticode_digest(pe_section(uki, _KERNEL_SECTION), "sha256")),
+        BootEvent("kernel", authenticode_digest(uki_kernel(uki), "sha256")),
     )
     pcr2 = bytes(32)
     for event in events:

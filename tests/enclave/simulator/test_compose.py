@@ -13,7 +13,13 @@ from tests.enclave.gcp import app_compose
 
 def _with_file(compose: Any, **changes: Any) -> bytes:
     text = compose if isinstance(compose, str) else json.dumps(compose)
-    return json.dumps({"docker_compose_file": text, **changes}).encode()
+    document = {
+        "manifest_version": 2,
+        "name": "test",
+        "runner": "docker-compose",
+        "docker_compose_file": text,
+    }
+    return json.dumps(needed | {"docker_compose_file": text} | changes).encode()
 
 
 def test_configs_become_files(tmp_path: Path) -> None:
