@@ -130,6 +130,12 @@ def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
         return Outcome(Step.RETIRE, changes={"approved": approved})
     calls = [msgspec.to_builtins(call) for call in approval.calls]
     work.say(f"governance must make {len(calls)} calls first", calls=calls)
+    if work.deployment.settings.get("wait_for_approval") is False:
+        raise DeniedError(
+            "deploy.approval.missing",
+            f"governance must make {len(calls)} calls first, and nobody asked to wait for them",
+            "have the calls made that the events list, then deploy again",
+        )
     return Outcome(Step.AWAIT_APPROVAL, APPROVAL_POLL, changes={"approved": approved})
 
 
