@@ -109,7 +109,7 @@ def _run_from_disks(arguments: argparse.Namespace, daemon: Daemon) -> int:
     config = GuestConfig.read(arguments.config_disk)
     boot = _boot_of_disks(arguments.boot_disk, arguments.image, config)
     authority = GcpAuthority.load(arguments.authority)
-    console = serial_console() if arguments.daemon == "responder" else silent
+    console = serial_console if arguments.daemon == "responder" else silent
     with boot_guest(
         boot,
         config,

@@ -53,6 +53,7 @@ _EVENTS = "run/log/dstack"
 _MEASURED = ".measured"
 _VTPM = ".vtpm"
 _SEED_LENGTH = 20
+_TEXTS = frozenset({"key-provider", "storage-fs"})
 
 
 class SimulatedGcpTee(GcpTee):
@@ -190,7 +191,7 @@ def boot_guest(
             instance_id=instance_id.hex(),
         )
         for recorded in log.read():
-            console(f"measured {recorded.event} {_shown(recorded.payload)}".rstrip())
+            console(f"measured {recorded.event} {_shown(recorded)}".rstrip())
         tee = SimulatedGcpTee(
             domain,
             chip,
@@ -226,9 +227,8 @@ def _seed(config: GuestConfig, compose: GuestCompose) -> bytes:
     return seed or os.urandom(_SEED_LENGTH)
 
 
-def _shown(payload: bytes) -> str:
-    text = payload.decode("ascii", "replace")
-    return text if text.isprintable() and text.isascii() else payload.hex()
+def _shown(event: RuntimeEvent) -> str:
+    return event.payload.decode() if event.event in _TEXTS else event.payload.hex()
 
 
 @contextmanager

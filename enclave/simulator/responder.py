@@ -20,7 +20,7 @@ from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server, run_server
 from enclave.simulator.compose import GuestCompose, read_compose
-from enclave.simulator.console import Console, serial_console
+from enclave.simulator.console import serial_console
 from enclave.simulator.gcp_guest import SimulatedGcpTee
 from shared.errors import ConfigError, DstackError, ExitCode
 from shared.hex import decode_hex_setting
@@ -37,51 +37,52 @@ _SHARED = "dstack/.host-shared"
 
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
     """Run until stopped. `--app-id HEX` is for an enclave whose image names none."""
-    console = serial_console()
     if platform is None:
         raise ConfigError("simulator.arguments", "the responder runs in simulated guests alone")
 
     def power_off(number: int, frame: FrameType | None) -> None:
         del number, frame
-        console("powering off")
+        serial_console("powering off")
         sys.exit(ExitCode.OK)
 
     signal.signal(signal.SIGTERM, power_off)
     if platform.has_measured(CONFIG_PATH):
-        console(f"{CONFIG_PATH} names a kms: starting the app's agent")
+        serial_console(f"{CONFIG_PATH} names a kms: starting the app's agent")
         return run_agent(None, platform)
     try:
-        _serve(platform, argv, console)
+        _serve(platform, argv)
     except DstackError as error:
-        console(f"boot failed: {error} [{error.code}]")
+        serial_console(f"boot failed: {error} [{error.code}]")
         raise
     return ExitCode.OK
 
 
-def _serve(platform: Platform, argv: list[str] | None, console: Console) -> None:
+def _serve(platform: Platform, argv: list[str] | None) -> None:
     tee = platform.tee
     if isinstance(tee, SimulatedGcpTee):
         app_id, port = tee.app_id, GUEST_PORT
-        _tell_services(read_compose(HostShared(platform.writable / _SHARED).app_compose()), console)
+        _tell_services(read_compose(HostShared(platform.writable / _SHARED).app_compose()))
     else:
         app_id, port = _enclave_app_id(platform, argv), ENCLAVE_PORT
-        console("simulated enclave: the image's command is not run")
+        serial_console("simulated enclave: the image's command is not run")
     app = evidence_app(tee.attestor(app_id), app_id)
     listener = tee.listen("0.0.0.0", port)
-    console(f"evidence of app {app_id.hex()} is answered on port {port}")
+    serial_console(f"evidence of app {app_id.hex()} is answered on port {port}")
     log_event("responder.ready", evidence_port=port, app_id=app_id.hex())
     run_server(build_plain_server(app), [listener])
 
 
-def _tell_services(compose: GuestCompose, console: Console) -> None:
+def _tell_services(compose: GuestCompose) -> None:
     if compose.key_provider == "kms":
-        console("no kms was asked: a simulated guest without /etc/dstack/enclave.toml gets no keys")
+        serial_console("no kms was asked: a simulated guest without /etc/dstack/enclave.toml gets no keys")
     else:
-        console(f"keys: {compose.key_provider}")
+        serial_console(f"keys: {compose.key_provider}")
     if compose.runner == "bash":
-        console("starting the bash script (simulated: it is not run)")
+        serial_console("starting the bash script (simulated: it is not run)")
     for name, image in compose.services.items():
-        console(f"starting service {name} of {image or 'its own build'} (simulated: no container runs)")
+        serial_console(
+            f"starting service {name} of {image or 'its own build'} (simulated: no container runs)"
+        )
 
 
 def _enclave_app_id(platform: Platform, argv: list[str] | None) -> bytes:

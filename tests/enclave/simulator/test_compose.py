@@ -13,12 +13,7 @@ from tests.enclave.gcp import app_compose
 
 def _with_file(compose: Any, **changes: Any) -> bytes:
     text = compose if isinstance(compose, str) else json.dumps(compose)
-    document = {
-        "manifest_version": 2,
-        "name": "test",
-        "runner": "docker-compose",
-        "docker_compose_file": text,
-    }
+    needed = {"manifest_version": 2, "name": "test", "runner": "docker-compose"}
     return json.dumps(needed | {"docker_compose_file": text} | changes).encode()
 
 
