@@ -10,7 +10,7 @@ import msgspec
 from shared.boot_info import BootInfo
 from shared.chain import code, rules
 from shared.chain.bundle import ProofBundle, Witness
-from shared.chain.facts import Deployed, Kind, ViewFacts, read_view
+from shared.chain.facts import Deployed, Kind, Question, ViewFacts, read_view
 from shared.chain.header import BlockRef, Header
 from shared.errors import InvalidEvidence, PolicyDenied
 
@@ -50,6 +50,17 @@ class ContractFacts(msgspec.Struct, frozen=True):
     finalized_number: int
     expires_at: int
     head_timestamp: int = 0
+
+
+class KmsSigner(msgspec.Struct, frozen=True):
+    """The compressed k256 key (33 bytes) that the KMS contract publishes, in both views.
+
+    `expires_at` is in unix seconds.
+    """
+
+    k256_pubkey: bytes
+    finalized_number: int
+    expires_at: int
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -107,6 +118,19 @@ def contract_facts(
     return _Views(bundle, chain, finalized, head, now, kind=None, boot_info=None).contract_facts()
 
 
+def kms_signer(
+    bundle: ProofBundle, *, chain: ChainPolicy, finalized: BlockRef, head: BlockRef, now: int
+) -> KmsSigner:
+    """Prove `kmsInfo.k256Pubkey`, whose signatures tell the keys of this KMS from anybody's.
+
+    A new key counts when it is final, a replaced one no longer at once. Raises as `contract_facts` does
+    without the gateway's wildcard, and `PolicyDenied`: `proof.signer.unsettled` where the views disagree,
+    `proof.signer.unset`, `proof.signer.malformed`.
+    """
+    views = _Views(bundle, chain, finalized, head, now, kind="signer", boot_info=None)
+    return views.kms_signer()
+
+
 class _Views:
     """The two views of one bundle: fresh, of the blocks that were named, complete, and of known KMS code."""
 
@@ -118,7 +142,7 @@ class _Views:
         head: BlockRef,
         now: int,
         *,
-        kind: Kind | None,
+        kind: Question | None,
         boot_info: BootInfo | None,
     ) -> None:
         self._codes = chain.codes
@@ -182,6 +206,23 @@ class _Views:
             expires_at=self._expires_at,
             head_timestamp=self._head_timestamp,
         )
+
+    def kms_signer(self) -> KmsSigner:
+        """Return the key that both views name."""
+        key = self.head.k256_pubkey
+        if key != self.finalized.k256_pubkey:
+            raise PolicyDenied(
+                "proof.signer.unsettled",
+                "the contract's k256Pubkey has just changed: wait until the newest block is final",
+            )
+        if not key:
+            raise PolicyDenied("proof.signer.unset", "the contract publishes no k256Pubkey: call setKmsInfo")
+        if len(key) != 33 or key[0] not in {2, 3}:
+            raise PolicyDenied(
+                "proof.signer.malformed",
+                f"the contract's k256Pubkey is 0x{key.hex()[:80]}, expected a compressed key of 33 bytes",
+            )
+        return KmsSigner(key, self._finalized_number, self._expires_at)
 
     def _runs(self, contract: str, deployed: Deployed) -> bool:
         """Whether a known proxy delegates to a known build of `contract`."""

@@ -15,6 +15,8 @@ from shared.chain.state import Account, State
 from shared.errors import InvalidEvidence
 
 Kind = Literal["app", "kms"]
+# What a view can be asked: about a workload of a kind, or whose keys the KMS contract publishes.
+Question = Literal["app", "kms", "signer"]
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -51,12 +53,20 @@ class ViewFacts(msgspec.Struct, frozen=True, kw_only=True):
     app: AppFacts | None = None
     aggregated_mr_allowed: bool = False
     kms_device_allowed: bool = False
+    k256_pubkey: bytes = b""
 
 
 def read_view(
-    witness: Witness, state_root: bytes, *, kms_contract: bytes, kind: Kind | None, boot_info: BootInfo | None
+    witness: Witness,
+    state_root: bytes,
+    *,
+    kms_contract: bytes,
+    kind: Question | None,
+    boot_info: BootInfo | None,
 ) -> ViewFacts:
     """Read from one state everything that a question of `kind` about `boot_info` needs (None asks neither).
+
+    A question about the `signer` needs no `boot_info`.
 
     Raises `InvalidEvidence`: `proof.kms.absent` where there is no contract at `kms_contract`, `proof.node.*`,
     `proof.code.missing`, `proof.slot.malformed`, `proof.string.*`.
@@ -67,13 +77,16 @@ def read_view(
         raise InvalidEvidence(
             "proof.kms.absent", f"there is no contract at the kms address 0x{kms_contract.hex()}"
         )
-    gateway = state.slot(kms, slots.KMS_GATEWAY_APP_ID)
-    more = tuple(state.slot(kms, key) for key in slots.string_slots(gateway, slots.KMS_GATEWAY_APP_ID))
+    gateway, more = _dynamic(state, kms, slots.KMS_GATEWAY_APP_ID)
     view = ViewFacts(
         kms=_deployed(witness, state, kms),
         gateway_app_id=slots.string_of(gateway, more),
         app_implementation=slots.address_in(state.slot(kms, slots.KMS_APP_IMPLEMENTATION)),
     )
+    if kind == "signer":
+        return msgspec.structs.replace(
+            view, k256_pubkey=slots.bytes_of(*_dynamic(state, kms, slots.KMS_K256_PUBKEY))
+        )
     if kind is None or boot_info is None:
         return view
 
@@ -98,9 +111,9 @@ def read_view(
     )
 
 
-def kms_slots(kind: Kind | None, boot_info: BootInfo | None) -> tuple[bytes, ...]:
-    """Return the slots of the KMS proxy that `read_view` reads, without the tail of a long gateway id."""
-    always = (slots.ERC1967_IMPLEMENTATION, slots.KMS_GATEWAY_APP_ID, slots.KMS_APP_IMPLEMENTATION)
+def kms_slots(kind: Question | None, boot_info: BootInfo | None) -> tuple[bytes, ...]:
+    """Return the slots of the KMS proxy that `read_view` reads, without the tails of `dynamic_slots`."""
+    always = (slots.ERC1967_IMPLEMENTATION, slots.KMS_APP_IMPLEMENTATION, *dynamic_slots(kind))
     if kind is None or boot_info is None:
         return always
     image = slots.kms_os_image(boot_info.os_image_hash)
@@ -114,6 +127,13 @@ def kms_slots(kind: Kind | None, boot_info: BootInfo | None) -> tuple[bytes, ...
     return (*always, image, slots.kms_registered_app(boot_info.app_id))
 
 
+def dynamic_slots(kind: Question | None) -> tuple[bytes, ...]:
+    """Return the slots of strings and bytes among the `kms_slots`: long ones continue elsewhere."""
+    if kind == "signer":
+        return (slots.KMS_GATEWAY_APP_ID, slots.KMS_K256_PUBKEY)
+    return (slots.KMS_GATEWAY_APP_ID,)
+
+
 def app_slots(boot_info: BootInfo) -> tuple[bytes, ...]:
     """Return the slots of the app proxy that `read_view` reads."""
     return (
@@ -123,6 +143,12 @@ def app_slots(boot_info: BootInfo) -> tuple[bytes, ...]:
         slots.APP_FLAGS,
         slots.app_device(boot_info.device_id),
     )
+
+
+def _dynamic(state: State, account: Account, slot: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return the own slot of a string or bytes, and the further slots that it needs."""
+    word = state.slot(account, slot)
+    return word, tuple(state.slot(account, key) for key in slots.string_slots(word, slot))
 
 
 def _app(witness: Witness, state: State, boot_info: BootInfo) -> AppFacts | None:

@@ -17,13 +17,14 @@ def mapping_element(key: bytes, number: int) -> bytes:
     return keccak256(key.rjust(32, b"\0"), fixed(number))
 
 
+KMS_K256_PUBKEY = fixed(0)
 KMS_GATEWAY_APP_ID = fixed(4)
 KMS_APP_IMPLEMENTATION = fixed(9)
 APP_FLAGS = fixed(1)
 APP_REQUIRE_TCB = fixed(3)
 
-# The contract bounds nothing; an app id is 40 or 42 characters.
-MAX_GATEWAY_APP_ID = 256
+# The contract bounds nothing; an app id is 40 or 42 characters, a compressed key 33 bytes.
+MAX_STRING = 256
 
 
 def kms_registered_app(app_id: bytes) -> bytes:
@@ -69,10 +70,10 @@ def address_in(word: bytes) -> bytes:
 
 
 def string_slots(word: bytes, slot: bytes) -> tuple[bytes, ...]:
-    """Return the further slots that hold a string whose own slot is `slot` and contains `word`.
+    """Return the further slots that hold a string or bytes whose own slot is `slot` and contains `word`.
 
-    None for a short string. Raises `InvalidEvidence`: `proof.slot.malformed` where Solidity itself would
-    panic, `proof.string.size` above `MAX_GATEWAY_APP_ID` bytes.
+    None for a short one. Raises `InvalidEvidence`: `proof.slot.malformed` where Solidity itself would
+    panic, `proof.string.size` above `MAX_STRING` bytes.
     """
     length = _string_length(word)
     if not word[31] & 1:
@@ -81,13 +82,18 @@ def string_slots(word: bytes, slot: bytes) -> tuple[bytes, ...]:
     return tuple(fixed((first + index) % 2**256) for index in range((length + 31) // 32))
 
 
+def bytes_of(word: bytes, parts: tuple[bytes, ...]) -> bytes:
+    """Read `bytes` from their own slot and the contents of their `string_slots`; raises as that does."""
+    length = _string_length(word)
+    return (b"".join(parts) if word[31] & 1 else word)[:length]
+
+
 def string_of(word: bytes, parts: tuple[bytes, ...]) -> str:
     """Read a string from its own slot and the contents of its `string_slots`.
 
     Raises as `string_slots` does, and `proof.string.encoding` for bytes that are not UTF-8.
     """
-    length = _string_length(word)
-    raw = (b"".join(parts) if word[31] & 1 else word)[:length]
+    raw = bytes_of(word, parts)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -100,9 +106,9 @@ def _string_length(word: bytes) -> int:
     length = int.from_bytes(word, "big") // 2 if word[31] & 1 else word[31] // 2
     if (length < 32) == bool(word[31] & 1):
         raise InvalidEvidence("proof.slot.malformed", f"slot value 0x{word.hex()} is no solidity string")
-    if length > MAX_GATEWAY_APP_ID:
+    if length > MAX_STRING:
         raise InvalidEvidence(
             "proof.string.size",
-            f"the contract's string has {length} bytes, expected at most {MAX_GATEWAY_APP_ID}",
+            f"the contract's string has {length} bytes, expected at most {MAX_STRING}",
         )
     return length

@@ -107,6 +107,7 @@ def _fields(document: dict[str, Any], compose: AppCompose) -> Iterator[Finding]:
     if compose.public_logs:
         yield warning("lint.public_logs", "public_logs", "is true: anybody can read what containers print")
     yield from _keys(document, compose)
+    yield from _env_signer(compose)
     yield from _runner(compose)
     yield from _platforms(compose)
 
@@ -143,6 +144,32 @@ def _keys(document: dict[str, Any], compose: AppCompose) -> Iterator[Finding]:
             "lint.allowed_envs",
             "allowed_envs",
             f"needs key_provider kms, got {provider}",
+        )
+
+
+def _env_signer(compose: AppCompose) -> Iterator[Finding]:
+    """Say who may choose the variables of this app: anybody can encrypt to its key."""
+    is_signed = compose.env_signer is not None
+    if is_signed and compose.effective_key_provider != "kms":
+        yield error(
+            "lint.env_signer.key_provider",
+            "env_signer",
+            f"needs key_provider kms, got {compose.effective_key_provider}",
+        )
+    if is_signed:
+        yield note(
+            "lint.env_signer.guest",
+            "env_signer",
+            "is checked by the guest of this project; upstream's measures it and takes any variables",
+        )
+    if compose.env_min_version and not is_signed:
+        yield error("lint.env_signer.version", "env_min_version", "does nothing without an env_signer")
+    has_token = compose.requirements is not None and compose.requirements.launch_token_hash is not None
+    if compose.allowed_envs and not is_signed and not has_token:
+        yield note(
+            "lint.env_signer.absent",
+            "allowed_envs",
+            "can be set by whoever runs the machine: name an env_signer, or a requirements.launch_token_hash",
         )
 
 

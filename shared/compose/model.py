@@ -15,6 +15,7 @@ import msgspec
 
 from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE, SEV_SNP, TDX
 from shared.compose.app_compose import parse_app_compose
+from shared.compose.env_envelope import MAX_ENV_VERSION
 from shared.errors import ProtocolError
 
 MAX_MANIFEST_VERSION: Final = 3  # the newest that the guest reads
@@ -36,10 +37,18 @@ _COMPARATOR: Final = re.compile(
 )
 _MAX_SEMVER: Final = 256
 _NONEMPTY_ID: Final = ("kms", "local")  # providers that a key_provider_id can pin
+# The y coordinates of edwards25519's eight points of small order: 0, 1, -1, and two that are each other's
+# negative.
+_ED25519_P: Final = 2**255 - 19
+_ORDER_EIGHT: Final = int.from_bytes(
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+)
+_SMALL_ORDER: Final = frozenset({0, 1, _ED25519_P - 1, _ORDER_EIGHT, _ED25519_P - _ORDER_EIGHT})
 _SHOWN: Final = 160  # characters of a foreign sentence that an error repeats
 _V3: Final = 3
 
 _Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_EnvVersion = Annotated[int, msgspec.Meta(ge=0, le=MAX_ENV_VERSION)]
 
 
 class GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +106,8 @@ class AppCompose(msgspec.Struct, frozen=True, kw_only=True):
 
     `unknown` holds the names of fields that no guest knows (dotted below the top), sorted. `gpu_policy_hash`
     is what the event of that name carries: 32 bytes, of the policy as written and not of defaults.
+    `env_signer` (an Ed25519 key, 64 hex digits) and `env_min_version` are ours: upstream's guest measures and
+    ignores them.
     """
 
     manifest_version: int | str
@@ -128,6 +139,8 @@ class AppCompose(msgspec.Struct, frozen=True, kw_only=True):
     verity_volumes: tuple[VerityVolume, ...] = ()
     requirements: Requirements | None = None
     launch_token_hash: str | None = None
+    env_signer: str | None = None
+    env_min_version: _EnvVersion = 0
     unknown: tuple[str, ...] = ()
     gpu_policy_hash: bytes = DEFAULT_GPU_POLICY_HASH
 
@@ -177,7 +190,8 @@ def read_app_compose(raw: bytes) -> AppCompose:
 
     Raises `ProtocolError`: what `parse_app_compose` raises, `compose.field` (a missing field, a wrong type or
     an unknown word), `compose.manifest_version`, `compose.init_script`, `compose.key_provider_id`,
-    `compose.storage_fs`, `compose.verity_volume`, `compose.text` (a lone surrogate), `compose.requirements`
+    `compose.storage_fs`, `compose.verity_volume`, `compose.env_signer`, `compose.text` (a lone surrogate),
+    `compose.requirements`
     (below manifest version 3, an unknown field, or a value that the guest refuses).
     """
     return model_of(parse_app_compose(raw))
@@ -193,7 +207,7 @@ def model_of(document: dict[str, Any]) -> AppCompose:
     except msgspec.ValidationError as error:
         detail = str(error)[:_SHOWN].encode("ascii", "replace").decode()
         raise ProtocolError("compose.field", f"app-compose does not fit its fields: {detail}") from error
-    for check in (_check_scripts, _check_key_provider, _check_storage, _check_volumes):
+    for check in (_check_scripts, _check_key_provider, _check_storage, _check_volumes, _check_env_signer):
         check(compose)
     return msgspec.structs.replace(
         compose, unknown=_unknown(document), gpu_policy_hash=_gpu_policy_hash(document)
@@ -285,6 +299,19 @@ def _check_volumes(compose: AppCompose) -> None:
                 f"the verity target {volume.target[:40]!a} is no absolute path, or occurs twice",
             )
         targets.add(volume.target)
+
+
+def _check_env_signer(compose: AppCompose) -> None:
+    """Refuse what is no key, and one of the few under which signatures can be made that fit any text."""
+    if compose.env_signer is None:
+        return
+    if not _HEX32.fullmatch(compose.env_signer):
+        raise ProtocolError(
+            "compose.env_signer", "env_signer is not the 64 hex digits of an ed25519 public key"
+        )
+    height = int.from_bytes(bytes.fromhex(compose.env_signer), "little") & ~(1 << 255)
+    if height % _ED25519_P in _SMALL_ORDER:
+        raise ProtocolError("compose.env_signer", "env_signer is a point of small order, which binds nobody")
 
 
 def _check_text(document: dict[str, Any]) -> None:

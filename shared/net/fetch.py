@@ -40,8 +40,9 @@ class HttpClient:
     """Requests to any origin, over connections that `dialer` opens.
 
     `ca_roots` is PEM text of the only roots that TLS may chain to; None takes the system's. `timeout` is in
-    seconds for a whole request, `max_bytes` bounds a body. Safe to share between threads. Raises
-    `ConfigError("net.roots.invalid")`.
+    seconds for a whole request, `max_bytes` bounds a body. `authenticate` False takes any certificate: only
+    for answers that prove themselves, to questions that anybody may read. Safe to share between threads.
+    Raises `ConfigError("net.roots.invalid")`.
     """
 
     def __init__(
@@ -50,14 +51,17 @@ class HttpClient:
         ca_roots: bytes | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        *,
+        authenticate: bool = True,
     ) -> None:
         self._dialer = dialer
+        self._authenticate = authenticate
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._idle: dict[_Origin, list[_Connection]] = {}
         self._lock = threading.Lock()
         # the system's roots take long to read, so they are read when they are needed
-        self._tls = None if ca_roots is None else _tls_context(ca_roots)
+        self._tls = None if ca_roots is None else _tls_context(ca_roots, authenticate=authenticate)
 
     def __del__(self) -> None:
         # idle sockets are this object's own business: whoever drops it need not know of them
@@ -165,7 +169,7 @@ class HttpClient:
         try:
             # one handshake is one operation to the ssl module: this time limit is its total
             plain.settimeout(_left(deadline))
-            self._tls = self._tls or _tls_context(None)
+            self._tls = self._tls or _tls_context(None, authenticate=self._authenticate)
             wrapped = self._tls.wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()
@@ -258,11 +262,15 @@ def _authorization(parts: SplitResult) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
 
 
-def _tls_context(ca_roots: bytes | None) -> ssl.SSLContext:
+def _tls_context(ca_roots: bytes | None, *, authenticate: bool) -> ssl.SSLContext:
     # not create_default_context: that one lets the environment name a file for the session keys
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.sslsocket_class = _TimedTlsSocket
+    if not authenticate:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
     if ca_roots is None:
         context.load_default_certs()
         return context

@@ -5,13 +5,14 @@ needed goes into the bundle. So a bundle that leaves here is complete and has no
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import msgspec
 
 from shared.boot_info import BootInfo
 from shared.chain import slots
 from shared.chain.bundle import ProofBundle, Witness
-from shared.chain.facts import Kind, app_slots, kms_slots, read_view
+from shared.chain.facts import Question, app_slots, dynamic_slots, kms_slots, read_view
 from shared.chain.header import encode_header, parse_header
 from shared.chain.state import State
 from shared.chain.trie import NodeSet
@@ -25,9 +26,12 @@ _FACTS = ("proof.kms.absent", "proof.slot.malformed", "proof.string.size", "proo
 
 
 class ProofRequest(msgspec.Struct, frozen=True):
-    """What is to be proven: a question of `kind` about `boot_info`; with neither, the contract's facts."""
+    """What is to be proven: a question of `kind` about `boot_info`; with neither, the contract's facts.
 
-    kind: Kind | None = None
+    The kind `signer` asks for the key in `kmsInfo`, and has no `boot_info`.
+    """
+
+    kind: Question | None = None
     boot_info: BootInfo | None = None
 
 
@@ -124,7 +128,7 @@ class ProofSource:
         for block, header in zip(blocks, raw.headers, strict=True):
             state = State(nodes, parse_header(header).state_root)
             for proxy in proxies:
-                implementation, more = self._pointers(state, proxy)
+                implementation, more = self._pointers(request, state, proxy)
                 if implementation is not None:
                     proofs[implementation, (), block] = None
                     codes[implementation] = block
@@ -138,8 +142,10 @@ class ProofSource:
         for answer in answers[len(proofs) :]:
             raw.codes[data(answer, what="a contract's code")] = None
 
-    def _pointers(self, state: State, proxy: bytes) -> tuple[bytes | None, tuple[bytes, ...]]:
-        """Return where a proxy delegates to, and for the KMS the further slots of its gateway id."""
+    def _pointers(
+        self, request: ProofRequest, state: State, proxy: bytes
+    ) -> tuple[bytes | None, tuple[bytes, ...]]:
+        """Return where a proxy delegates to, and for the KMS the further slots of its strings."""
         account = state.account(proxy)
         if account is None:
             return None, ()
@@ -147,8 +153,8 @@ class ProofSource:
         implementation = word[12:] if any(word) and not any(word[:12]) else None
         if proxy != self._kms:
             return implementation, ()
-        gateway = state.slot(account, slots.KMS_GATEWAY_APP_ID)
-        return implementation, slots.string_slots(gateway, slots.KMS_GATEWAY_APP_ID)
+        more = (slots.string_slots(state.slot(account, slot), slot) for slot in dynamic_slots(request.kind))
+        return implementation, tuple(chain.from_iterable(more))
 
     def _needed(self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw) -> ProofBundle:
         """Walk the views as the KMS will, and keep what that needed."""

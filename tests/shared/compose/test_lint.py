@@ -190,7 +190,11 @@ def test_flags_an_env_file_that_no_guest_has() -> None:
 def test_compares_variables_with_allowed_envs() -> None:
     text = compose(f"    image: {PINNED}\n    environment: [A, 'B=$C', 'D=$$E']\n")
     found = {one.where: one.code for one in findings(docker_compose_file=text, allowed_envs=["A", "Z"])}
-    assert found == {"C": "lint.env.undeclared", "Z": "lint.env.unused"}
+    assert found == {
+        "C": "lint.env.undeclared",
+        "Z": "lint.env.unused",
+        "allowed_envs": "lint.env_signer.absent",
+    }
 
 
 # ---- secrets ----
@@ -248,7 +252,10 @@ def test_a_secret_in_plain_environment_is_an_error() -> None:
         f"    image: {PINNED}\n    environment: {{DB_PASSWORD: hunter2, TOKEN: $T, API_KEY: ''}}\n"
     )
     found = findings(docker_compose_file=text, allowed_envs=["T"])
-    assert [(one.code, one.where) for one in found] == [("lint.secret", "services.web.DB_PASSWORD")]
+    assert [(one.code, one.where) for one in found] == [
+        ("lint.secret", "services.web.DB_PASSWORD"),
+        ("lint.env_signer.absent", "allowed_envs"),
+    ]
     assert "hunter2" not in repr(found)
 
 
