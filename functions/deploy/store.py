@@ -10,6 +10,9 @@ from shared.errors import DstackError
 MAX_BLOB: Final = 8 << 30
 """No image is larger; blobs are streamed, never held."""
 
+MAX_EVENTS: Final = 64
+"""With one write; DynamoDB takes 100 items in a transaction."""
+
 
 class ConflictError(DstackError):
     """Somebody else changed the record first: read it again and decide again."""

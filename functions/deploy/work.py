@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from functions.deploy.record import Deployment, Event, Lease, Resource, event_id
-from functions.deploy.store import BlobStore, ConflictError, DeploymentStore
+from functions.deploy.store import MAX_EVENTS, BlobStore, ConflictError, DeploymentStore
 from functions.plan.model import MAX_PLAN_BYTES, Plan, read_plan
 from shared.compose.shared_files import ENCRYPTED_ENV
 from shared.errors import StorageError
@@ -103,7 +103,7 @@ class LeasedWork:
         self.report(message, "", data)
 
     def report(self, message: str, code: str, data: dict[str, Any]) -> None:
-        """Add an event with a code."""
+        """Add an event with a code; it is written at once where as many wait as one write takes."""
         self._said.append(
             Event(
                 id="",
@@ -115,6 +115,8 @@ class LeasedWork:
                 data=data,
             )
         )
+        if len(self._said) >= MAX_EVENTS:
+            self.save()
 
     def save(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the record
         """Write fields of the engine, and the events so far.

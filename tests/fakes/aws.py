@@ -37,6 +37,7 @@ class Fault(msgspec.Struct):
     times: int = 1
     after: bool = False
     reasons: tuple[str, ...] = ()
+    answer: dict[str, Any] | None = None
 
 
 class AwsServer:
@@ -74,6 +75,10 @@ class AwsServer:
     def fail(self, call: str, code: str = "", **options: Any) -> None:
         """Let the next call go wrong: see `Fault`."""
         self._faults.append(Fault(call, code, **options))
+
+    def answer(self, call: str, body: dict[str, Any]) -> None:
+        """Let the next call get this answer, and have no effect."""
+        self._faults.append(Fault(call, "-", status=200, answer=body))
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -124,9 +129,23 @@ def _refuse(environ: Environ, start_response: StartResponse, fault: Fault) -> An
         body: dict[str, Any] = {"__type": f"com.amazonaws#{fault.code}", "message": fault.message}
         if fault.reasons:
             body["CancellationReasons"] = [{"Code": reason} for reason in fault.reasons]
-        kind, content = "application/x-amz-json-1.0", json.dumps(body).encode()
+        kind, content = "application/x-amz-json-1.0", json.dumps(fault.answer or body).encode()
     else:
         kind = "application/xml"
         content = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>".encode()
     start_response(f"{fault.status} Fault", [("Content-Type", kind), ("Content-Length", str(len(content)))])
     return [content]
+
+
+def make_table(server: AwsServer, name: str) -> str:
+    """Make a table with the keys that `functions.stores.dynamodb` describes."""
+    server.client("dynamodb").create_table(
+        TableName=name,
+        KeySchema=[
+            {"AttributeName": "pk", "KeyType": "HASH"},
+            {"AttributeName": "sk", "KeyType": "RANGE"},
+        ],
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    return name

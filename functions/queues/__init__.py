@@ -1,0 +1,1 @@
+"""Queues that call `advance` again: each one a `functions.deploy.store.Schedule`."""
