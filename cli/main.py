@@ -1,16 +1,23 @@
 """`dstack-cloud`: the command and its subcommands, each loaded only when it is called."""
 
+import itertools
 import sys
+import traceback
 from importlib import import_module
+from pathlib import Path
 
 import click
 
 from shared.errors import DstackError
 
 SUBCOMMANDS = {
+    "config-edit": ("cli.config_edit:config_edit", "Edit your own settings."),
     "compose": ("cli.compose:compose", "Hash, lint and compare app-compose documents."),
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
     "image": ("cli.image:image", "Measure enclave images."),
+    "new": ("cli.new:new", "Make a project."),
+    "prepare": ("cli.prepare:prepare", "Write the files of the config disk into shared/."),
+    "pull": ("cli.pull:pull", "Download an OS image."),
     "plan": ("cli.plan:plan", "Show what a deployment would run, and what must be approved."),
     "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
 }
@@ -44,11 +51,19 @@ class LazyGroup(click.Group):
 
 @click.command(cls=LazyGroup)
 @click.version_option(package_name="dstack-cloud")
-def cli() -> None:
+@click.option(
+    "-C",
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Project directory.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show where an error came from.")
+def cli(directory: Path | None, *, verbose: bool) -> None:
     """Deploy compose apps into confidential VMs and enclaves, and prove what runs.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 refused, 4 changes pending, 5 needs approval on chain.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 refused, 4 changes pending, 5 needs approval on chain, 6 timed out.
     """
+    del directory, verbose  # the subcommands and `main` look at them
 
 
 def main() -> None:
@@ -56,5 +71,13 @@ def main() -> None:
     try:
         cli()
     except DstackError as error:
+        if _is_verbose(sys.argv[1:]):
+            traceback.print_exc()
         click.echo(f"dstack-cloud: {error} [{error.code}]", err=True)
         sys.exit(error.exit_code)
+
+
+def _is_verbose(arguments: list[str]) -> bool:
+    """Tell whether the options before the subcommand's name ask for it."""
+    before = itertools.takewhile(lambda argument: argument not in SUBCOMMANDS, arguments)
+    return any(argument in {"-v", "--verbose"} for argument in before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cli.places import cache_path, config_path
+from cli.places import cache_path, config_path, project_option
 from functions.plan.assembly import AskChain
 from functions.plan.project_files import read_config
 from functions.plan.service import AGAINST_STATE, PlanOptions, plan_deployment
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "-C",
-    "--directory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path(),
-    help="Project directory.",
-)
+@project_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, which --against reads.")
 @click.option("--rpc", "rpc_url", metavar="URL", help="Ask this chain what it allows now.")
 @click.option("--chain-id", type=click.IntRange(min=1), help="Refuse the answers of another chain.")

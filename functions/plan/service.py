@@ -153,7 +153,7 @@ def _nitro(files: ProjectFiles, config: GlobalConfig, build: EnclaveBuilder) -> 
 def _cloud(files: ProjectFiles, config: GlobalConfig, app_id: bytes) -> Facts:
     project = files.project
     kind: ImageKind = "aws" if project.platform == "aws" else "gcp"
-    compose, findings = _app_compose(files)
+    compose, findings = make_app_compose(files)
     image_directory = find_image(project.os_image or "", config.image_search_paths, files.directory)
     image, document = read_image(image_directory, kind)
     disk, pending = _config_disk(files, config, kind, compose.raw, document, app_id)
@@ -169,7 +169,11 @@ def _cloud(files: ProjectFiles, config: GlobalConfig, app_id: bytes) -> Facts:
     )
 
 
-def _app_compose(files: ProjectFiles) -> tuple[ComposeFacts, tuple[Finding, ...]]:
+def make_app_compose(files: ProjectFiles) -> tuple[ComposeFacts, tuple[Finding, ...]]:
+    """Return the app-compose that a project ships, and what is to be said about it.
+
+    Raises `PolicyDenied` where it cannot be deployed at all.
+    """
     if files.app_compose is not None:
         raw, verbatim = files.app_compose, True
     else:

@@ -24,27 +24,34 @@ _MAX_EXTENSION = 4096  # of a pax header, which carries times and owners
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 
 
-def unpack(archive: Path, scratch: Path, target: Path, check_time: Callable[[], None]) -> None:
+def unpack(
+    archive: Path,
+    scratch: Path,
+    target: Path,
+    check_time: Callable[[], None],
+    *,
+    max_unpacked: int | None = None,
+) -> None:
     """Unpack `archive` into the empty directory `target`, by way of the new file `scratch`.
 
-    Only files and directories, of plain names. `check_time` is called every MiB and raises when it is late.
+    Only files and directories, of plain names, and `max_unpacked` bytes in all. `check_time` is called every MiB and raises when it is late.
     Raises `ProtocolError`: `os_image.archive` (neither gzip nor tar, or truncated), `os_image.size`,
     `os_image.ratio`, `os_image.entries`, `os_image.entry` (another kind, a name that leads elsewhere, one
     that occurs twice); `OSError` for our own files.
     """
-    _inflate(archive, scratch, check_time)
+    _inflate(archive, scratch, check_time, MAX_UNPACKED if max_unpacked is None else max_unpacked)
     with scratch.open("rb") as tar:
         _write_entries(tar, target, check_time)
 
 
-def _inflate(archive: Path, scratch: Path, check_time: Callable[[], None]) -> None:
+def _inflate(archive: Path, scratch: Path, check_time: Callable[[], None], max_unpacked: int) -> None:
     allowed = MAX_RATIO * archive.stat().st_size + RATIO_SLACK
     total = 0
     with archive.open("rb") as raw, scratch.open("xb") as tar:
         for chunk in inflated(raw, code="os_image.archive", what="image"):
             total += len(chunk)
-            if total > MAX_UNPACKED:
-                raise ProtocolError("os_image.size", f"image unpacks to more than {MAX_UNPACKED} bytes")
+            if total > max_unpacked:
+                raise ProtocolError("os_image.size", f"image unpacks to more than {max_unpacked} bytes")
             if total > allowed:
                 raise ProtocolError(
                     "os_image.ratio", f"image unpacks to more than {MAX_RATIO} times its size"

@@ -32,9 +32,9 @@ from cli.demo.deployment import Enclaves
 from cli.demo.guests import Measured
 from cli.demo.narration import Narrator, StepFailed
 from cli.demo.scenario import Scenario, with_vtpm_of
-from functions.deploy.evidence import Verifier
 from cli.devchain import launcher
 from cli.devchain.launcher import find_anvil
+from functions.deploy.evidence import Verifier
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, decode_envelope
 from shared.attestation.nitro import parse_document
 from shared.attestation.trust import TrustAnchors
