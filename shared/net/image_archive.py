@@ -39,7 +39,8 @@ def unpack(
     `os_image.ratio`, `os_image.entries`, `os_image.entry` (another kind, a name that leads elsewhere, one
     that occurs twice); `OSError` for our own files.
     """
-    _inflate(archive, scratch, check_time, MAX_UNPACKED if max_unpacked is None else max_unpacked)
+    limit = MAX_UNPACKED if max_unpacked is None else max_unpacked
+    _inflate(archive, scratch, check_time, limit)
     with scratch.open("rb") as tar:
         _write_entries(tar, target, check_time)
 
