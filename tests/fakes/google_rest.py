@@ -50,7 +50,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a handler answers: JSON, or the bytes of a media download."""
+    """What a handler answers: JSON, which is checked, or bytes, of a media download or a lie, as they are."""
 
     status: int = 200
     body: Any = None
@@ -279,8 +279,7 @@ class GoogleRest:
                 answer = handler(request)
         except Refusal as refusal:
             return _error(api.name, refusal)
-        is_media = request.query.get("alt") == "media" and method.media_download
-        if answer.status < 300 and not is_media:
+        if answer.status < 300 and not isinstance(answer.body, bytes):
             wrong = self._answer_problems(api, method, answer)
             if wrong:
                 self.violations.append(Violation(request.method_id, f"the fake answered: {'; '.join(wrong)}"))
