@@ -34,7 +34,8 @@ def unpack(
 ) -> None:
     """Unpack `archive` into the empty directory `target`, by way of the new file `scratch`.
 
-    Only files and directories, of plain names, and `max_unpacked` bytes in all. `check_time` is called every MiB and raises when it is late.
+    Only files and directories, of plain names, and `max_unpacked` bytes in all. `check_time` is called every
+    MiB and raises when it is late.
     Raises `ProtocolError`: `os_image.archive` (neither gzip nor tar, or truncated), `os_image.size`,
     `os_image.ratio`, `os_image.entries`, `os_image.entry` (another kind, a name that leads elsewhere, one
     that occurs twice); `OSError` for our own files.
