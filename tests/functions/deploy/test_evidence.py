@@ -1,5 +1,6 @@
 """The deployer's challenge: what is asked, of whom, and what of the answer counts."""
 
+import contextlib
 import hashlib
 import socket
 import threading
@@ -144,9 +145,11 @@ def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
 def answering(status: str, body: bytes) -> Callable[[socket.socket], None]:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
-        connection.sendall(
-            f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
-        )
+        with contextlib.suppress(ConnectionError):  # a client may have had enough
+            connection.sendall(
+                f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
+                + body
+            )
 
     return serve
 
