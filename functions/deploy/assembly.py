@@ -1,0 +1,222 @@
+"""From the environment to a running deploy function: store, blobs, queue, clouds, chain, verifier.
+
+DSTACK_STORE     dynamodb:TABLE | firestore:PROJECT/DATABASE | sqlite:PATH
+DSTACK_BLOBS     s3:BUCKET | gcs:BUCKET | dir:PATH
+DSTACK_QUEUE     sqs:URL | tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT
+DSTACK_CLOUDS    gcp-tdx,aws-nitro
+DSTACK_CONFIG    the operator's settings, as in ~/.config/dstack-cloud/config.json, as JSON text
+DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; without them nobody is
+DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
+DSTACK_ARTIFACT_BUCKET   where enclave images go (aws-nitro); DSTACK_CACHE_DIR is where images are built
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from functions.deploy.cloud import Cloud
+from functions.deploy.engine import Engine
+from functions.deploy.evidence import Attester, HttpChallenger, Verifier
+from functions.deploy.planning import ChainSettings, Planner
+from functions.deploy.runner import this_holder
+from functions.deploy.service import DeploymentService
+from functions.deploy.store import BlobStore, DeploymentStore, Schedule
+from functions.deploy.tools import Tools
+from functions.verify.settings import parse_settings
+from shared.compose.project import GlobalConfig, read_global_config
+from shared.errors import ConfigError
+from shared.hex import decode_hex_setting
+
+DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
+CLOUDS: Final = ("gcp-tdx", "aws-nitro")
+
+
+def now() -> int:
+    """Return the time in unix seconds."""
+    return int(time.time())
+
+
+class Runtime:
+    """What one environment runs on. Each part is made when it is first needed, and kept.
+
+    Raises `ConfigError("deploy.settings")` naming the variable, when a part is made.
+    """
+
+    def __init__(self, environ: Mapping[str, str], clock: Callable[[], int] = now) -> None:
+        self._environ = environ
+        self.clock = clock
+
+    @cached_property
+    def store(self) -> DeploymentStore:
+        """The records."""
+        kind, place = self._split("DSTACK_STORE", "dynamodb", "firestore", "sqlite")
+        if kind == "dynamodb":
+            from functions.aws_api import aws_client  # noqa: PLC0415 - each environment has one of the three
+            from functions.stores.dynamodb import DynamoDbStore  # noqa: PLC0415
+
+            return DynamoDbStore(place, aws_client("dynamodb"))
+        if kind == "firestore":
+            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
+            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
+            from functions.stores.firestore import FirestoreStore  # noqa: PLC0415
+
+            project, _, database = place.partition("/")
+            return FirestoreStore(GoogleSession(default_credentials()), project, database or "(default)")
+        from functions.stores.sqlite import SqliteStore  # noqa: PLC0415
+
+        return SqliteStore(Path(place))
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """The files."""
+        kind, place = self._split("DSTACK_BLOBS", "s3", "gcs", "dir")
+        if kind == "s3":
+            from functions.aws_api import aws_client  # noqa: PLC0415
+            from functions.stores.s3 import S3Blobs  # noqa: PLC0415
+
+            return S3Blobs(place, aws_client("s3"))
+        if kind == "gcs":
+            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
+            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
+            from functions.google_api.storage import Bucket  # noqa: PLC0415
+            from functions.stores.gcs import GcsBlobs  # noqa: PLC0415
+
+            return GcsBlobs(Bucket(GoogleSession(default_credentials()), place))
+        from functions.stores.sqlite import FileBlobs  # noqa: PLC0415
+
+        return FileBlobs(Path(place))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The queue."""
+        kind, place = self._split("DSTACK_QUEUE", "sqs", "tasks")
+        if kind == "sqs":
+            from functions.aws_api import aws_client  # noqa: PLC0415
+            from functions.queues.sqs import SqsSchedule  # noqa: PLC0415
+
+            return SqsSchedule(place, aws_client("sqs"))
+        from functions.google_api.credentials import default_credentials  # noqa: PLC0415
+        from functions.google_api.rest import GoogleSession  # noqa: PLC0415
+        from functions.queues.cloud_tasks import CloudTasksSchedule  # noqa: PLC0415
+
+        try:
+            queue, worker, account = place.split("|")
+        except ValueError as error:
+            raise _unset("DSTACK_QUEUE", "tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT") from error
+        return CloudTasksSchedule(GoogleSession(default_credentials()), queue, worker, account)
+
+    @cached_property
+    def config(self) -> GlobalConfig:
+        """The operator's settings."""
+        text = self._environ.get("DSTACK_CONFIG", "")
+        return read_global_config(text.encode()) if text else GlobalConfig(image_search_paths=())
+
+    @cached_property
+    def clouds(self) -> Mapping[str, Cloud]:
+        """The clouds that this environment may use."""
+        names = [name.strip() for name in self._environ.get("DSTACK_CLOUDS", "").split(",") if name.strip()]
+        if not names or set(names) - set(CLOUDS):
+            raise _unset("DSTACK_CLOUDS", f"a list of {', '.join(CLOUDS)}")
+        return {name: self._cloud(name) for name in names}
+
+    @cached_property
+    def service(self) -> DeploymentService:
+        """What users ask."""
+        return DeploymentService(self.store, self.blobs, self.clouds, self.schedule, self.clock)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What carries deployments forward."""
+        return Engine(self.store, self.blobs, self.clouds, self.tools, clock=self.clock, holder=this_holder())
+
+    @cached_property
+    def tools(self) -> Tools:
+        """Planner and attester."""
+        cache = Path(self._environ.get("DSTACK_CACHE_DIR") or DEFAULT_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        planner = Planner(self.config, cache / "images", self._chain(), workspace=cache)
+        return Tools(planner, self._attester())
+
+    def _cloud(self, name: str) -> Cloud:
+        if name == "gcp-tdx":
+            from functions.clouds.gcp_compute import Compute  # noqa: PLC0415
+            from functions.clouds.gcp_tdx import GcpTdxCloud  # noqa: PLC0415
+            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
+            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
+            from functions.google_api.storage import Bucket  # noqa: PLC0415
+
+            return GcpTdxCloud(
+                Compute(),
+                lambda bucket: Bucket(GoogleSession(default_credentials()), bucket),
+                defaults=self.config.gcp,
+            )
+        raise _unset("DSTACK_CLOUDS", "gcp-tdx")
+
+    def _chain(self) -> ChainSettings:
+        url = self._environ.get("DSTACK_RPC_URL", "")
+        if not url:
+            return ChainSettings()
+        contract = decode_hex_setting(
+            self._environ.get("DSTACK_KMS_CONTRACT", ""),
+            what="DSTACK_KMS_CONTRACT",
+            length=20,
+            code="deploy.settings",
+        )
+        text = self._environ.get("DSTACK_CHAIN_ID", "")
+        if not text.isascii() or not text.isdigit():
+            raise _unset("DSTACK_CHAIN_ID", "the number of the chain that DSTACK_RPC_URL serves")
+        return chain_settings(url, contract, int(text))
+
+    def _attester(self) -> Attester:
+        from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most requests attest nothing
+        from shared.net.endorsement_source import production_source  # noqa: PLC0415
+        from shared.net.fetch import HttpClient  # noqa: PLC0415
+
+        settings = parse_settings(b"", self._environ)
+        source = production_source(
+            bundle=settings.endorsements(),
+            pccs_url=settings.attestation.urls.pccs,
+            offline=settings.attestation.offline,
+            external=settings.attestation.insecure_allow_external_trust_anchors,
+        )
+        verifier = Verifier(settings.anchors(), self.clock, source, settings.policy())
+        return Attester(verifier, HttpChallenger(HttpClient(DirectDialer())))
+
+    def _split(self, variable: str, *kinds: str) -> tuple[str, str]:
+        kind, _, place = self._environ.get(variable, "").partition(":")
+        if kind not in kinds or not place:
+            raise _unset(variable, " or ".join(f"{one}:..." for one in kinds))
+        return kind, place
+
+
+def chain_settings(rpc_url: str, kms_contract: bytes, chain_id: int | None) -> ChainSettings:
+    """Return how to ask a chain about the contracts under `kms_contract` (20 bytes)."""
+    from shared.net.contract_reader import ContractReader  # noqa: PLC0415 - only where a chain is asked
+    from shared.net.dialer import DirectDialer  # noqa: PLC0415
+    from shared.net.fetch import HttpClient  # noqa: PLC0415
+    from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
+
+    reader = ContractReader(JsonRpc(rpc_url, HttpClient(DirectDialer())), kms_contract, chain_id)
+    return ChainSettings(ask=reader.read, kms_contract=kms_contract)
+
+
+def runtime_from_env(environ: Mapping[str, str] = os.environ) -> Runtime:
+    """Return the runtime of an environment."""
+    return Runtime(environ)
+
+
+def service_from_env(environ: Mapping[str, str] = os.environ) -> DeploymentService:
+    """Return the service of an environment. Raises `ConfigError("deploy.settings")`."""
+    return Runtime(environ).service
+
+
+def engine_from_env(environ: Mapping[str, str] = os.environ) -> Engine:
+    """Return the engine of an environment. Raises `ConfigError("deploy.settings")`."""
+    return Runtime(environ).engine
+
+
+def _unset(variable: str, expected: str) -> ConfigError:
+    return ConfigError("deploy.settings", f"{variable} is not set as it should be, expected {expected}")
