@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from shared.errors import ProtocolError
+from shared.errors import InvalidEvidence, ProtocolError
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
@@ -42,11 +42,28 @@ def read_event(event: Mapping[str, Any]) -> HttpRequest:
     return HttpRequest(method, path, query, event.get("headers") or {}, _body(event))
 
 
-def http_answer(status: int, content_type: str, body: bytes) -> dict[str, Any]:
+def jwt_claims(event: Mapping[str, Any]) -> dict[str, str]:
+    """Return the claims that an HTTP API's JWT authorizer verified; API Gateway makes all of them texts.
+
+    Raises `InvalidEvidence("lambda.event.authorizer")` for an event that no such authorizer let through: a
+    route without one, a REST API, a function URL.
+    """
+    context = event.get("requestContext")
+    found: object = context if event.get("version") == "2.0" else None
+    for name in ("authorizer", "jwt", "claims"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise InvalidEvidence("lambda.event.authorizer", "no jwt authorizer let this request through")
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def http_answer(
+    status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the answer that both versions understand; `body` is UTF-8."""
     return {
         "statusCode": status,
-        "headers": {"content-type": content_type},
+        "headers": {"content-type": content_type} | dict(headers or {}),
         "body": body.decode(),
         "isBase64Encoded": False,
     }

@@ -21,11 +21,11 @@ from functions.deploy.request import MAX_BODY_BYTES, read_rule, read_upload
 from functions.deploy.service import MAX_PAGE, DeploymentService
 from functions.deploy.store import ConflictError, NotFoundError
 from functions.lambda_event import HttpRequest
-from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
+from shared.errors import ConfigError, DstackError, InvalidEvidence, PolicyDenied, ProtocolError
 
 CONTENT_TYPE: Final = "application/json; charset=utf-8"
 RETRY_AFTER: Final = 5
-"""Seconds that a caller is asked to wait where something is busy or failing."""
+"""Seconds that a caller is asked to wait where a store, queue or cloud is busy or failing."""
 
 LOG_PAGE: Final = 256 << 10
 """Bytes of console text in one answer: as JSON they may take six times as much, a gateway passes 6 MiB."""
@@ -227,12 +227,16 @@ _STATUS: Final = {
 
 
 def status_of(error: DstackError) -> int:
-    """Return the HTTP status of an error: the caller's mistakes are 4xx, ours and the clouds' are 503."""
+    """Return the HTTP status of an error.
+
+    The caller's mistakes are 4xx; what the operator or a cloud has to mend is 503, with a Retry-After where
+    it may pass by itself.
+    """
     if error.code in _STATUS:
         return _STATUS[error.code]
     if error.code.startswith("deploy.request.json."):
         return 400
-    if error.code.startswith(("deploy.request.", "project.")) or isinstance(error, DeniedError):
+    if error.code.startswith(("deploy.request.", "project.")):
         return 422
     for kind, status in (
         (InvalidEvidence, 401),
@@ -250,7 +254,7 @@ def _problem(error: DstackError) -> Answer:
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
-    if status == 503:
+    if status == 503 and not isinstance(error, DeniedError | ConfigError):
         headers["Retry-After"] = str(RETRY_AFTER)
     hint = error.hint if isinstance(error, DeniedError) else _HINTS.get(error.code, "")
     return _answer_error(status, error.code, error.message, headers, hint)
