@@ -48,7 +48,6 @@ class MachineState(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     address: str
     boots: int = 0
-    is_wanted: bool = True
 
 
 class LocalMachine:

@@ -115,12 +115,12 @@ class DetachedProcess:
     def end(self, *, seconds: float, force: bool = False) -> bool:
         """Ask all of it to end, or with `force` end it, and tell whether nothing is left after `seconds`."""
         with contextlib.ExitStack() as opened:
-            waiting = {}
+            waiting = []
             for descriptor in self._descriptors(opened):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL if force else signal.SIGTERM)
-                waiting[descriptor] = None
-            return _all_end(list(waiting), seconds) and not self.pids()
+                waiting.append(descriptor)
+            return _all_end(waiting, seconds) and not self.pids()
 
     def _descriptors(self, opened: contextlib.ExitStack) -> Iterator[int]:
         for pid in self.pids():
