@@ -50,6 +50,12 @@ def test_reads_strings_of_every_length(length: int) -> None:
     assert slots.string_of(word, parts) == text.decode()
 
 
+@pytest.mark.parametrize("length", [0, 31, 32, 33, 65])
+def test_reads_bytes_that_are_no_text(length: int) -> None:
+    raw = b"\xff" * length
+    assert slots.bytes_of(*stored(raw)) == raw
+
+
 @pytest.mark.parametrize(
     "word", [bytes(31) + b"\x40", bytes(31) + b"\xfe", bytes(31) + b"\x01", slots.fixed(63)]
 )

@@ -129,6 +129,24 @@ def test_flags_a_field(fields: dict[str, Any], code: str, severity: Severity) ->
     assert code in codes(severity, **fields)
 
 
+SIGNED = {"env_signer": "d7" * 32}
+TOKEN = {"manifest_version": "3", "requirements": {"launch_token_hash": "ab" * 32}}
+
+
+def test_tells_who_may_choose_the_variables() -> None:
+    used = {"allowed_envs": ["A"], "docker_compose_file": compose(f"    image: {PINNED}\n    command: $A\n")}
+    assert codes(**used) == ["lint.env_signer.absent"]
+    assert codes(**used, **TOKEN) == []
+    assert codes(**used, **SIGNED) == ["lint.env_signer.guest"]
+    assert codes() == []
+
+
+def test_an_env_signer_without_a_kms_or_a_version_without_a_signer_is_an_error() -> None:
+    assert codes(Severity.ERROR, **SIGNED, key_provider="tpm") == ["lint.env_signer.key_provider"]
+    assert codes(Severity.ERROR, env_min_version=3) == ["lint.env_signer.version"]
+    assert codes(Severity.ERROR, **SIGNED, env_min_version=3) == []
+
+
 def test_platforms_that_exist_are_fine() -> None:
     assert codes(manifest_version="3", requirements={"platforms": ["dstack-gcp-tdx"]}) == []
     assert codes(manifest_version="3", requirements={}, runner="nerdctl-compose", snapshotter="stargz") == []

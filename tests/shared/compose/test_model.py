@@ -129,6 +129,49 @@ def test_storage_is_named_in_any_case() -> None:
         model(storage_fs="btrfs")
 
 
+# ---- env_signer ----
+
+# Every encoding of edwards25519's points of small order, those that are not reduced included.
+Y8 = int.from_bytes(
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+)
+P = 2**255 - 19
+SMALL_ORDER = sorted(
+    (height + sign * 2**255).to_bytes(32, "little").hex()
+    for height in (0, 1, P - 1, P, P + 1, Y8, P - Y8)
+    for sign in (0, 1)
+)
+
+
+def test_reads_an_env_signer() -> None:
+    compose = model(env_signer="d7" * 32, env_min_version=3)
+    assert (compose.env_signer, compose.env_min_version, compose.unknown) == ("d7" * 32, 3, ())
+    assert (model().env_signer, model().env_min_version) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "signer", ["", "d7" * 31, "0x" + "d7" * 32, "zz" * 32, "d7" * 32 + "\n", *SMALL_ORDER]
+)
+def test_n59_refuses_an_env_signer_that_is_no_key_or_binds_nobody(signer: str) -> None:
+    with refuses("compose.env_signer", ProtocolError):
+        model(env_signer=signer)
+
+
+@pytest.mark.parametrize("y", [Y8, P - Y8])
+def test_the_points_of_order_eight_are_where_the_curve_has_them(y: int) -> None:
+    """Doubling one gives a point of order four, whose y is 0: that is where x*x == y*y (RFC 8032 5.1)."""
+    d = -121665 * pow(121666, -1, P)
+    square = (y * y - 1) * pow(d * y * y + 1, -1, P) % P  # x * x, by the curve's equation
+    assert pow(square, (P - 1) // 2, P) == 1
+    assert (y * y + square) % P == 0  # the numerator of the doubled point's y
+
+
+@pytest.mark.parametrize("version", [-1, 2**53, "3", 1.5, None, True])
+def test_refuses_an_env_min_version_of_another_kind(version: Any) -> None:
+    with refuses("compose.field", ProtocolError):
+        model(env_min_version=version)
+
+
 # ---- scripts ----
 
 

@@ -146,6 +146,12 @@ def test_writes_the_fields_of_upstreams_command_line() -> None:
     assert canonical_bytes(document) == (DATA / "app-compose.canonical.json").read_bytes()
 
 
+def test_our_own_fields_are_written_only_where_they_are_set() -> None:
+    assert "env_signer" not in app_compose_document(project(), "", None)
+    document = app_compose_document(project(env_signer="d7" * 32, env_min_version=0), "", None)
+    assert (document["env_signer"], document["env_min_version"]) == ("d7" * 32, 0)
+
+
 def test_allowed_envs_are_sorted_and_each_once() -> None:
     document = app_compose_document(project(allowed_envs=["B", "A"]), "", None, ["C", "A"])
     assert document["allowed_envs"] == ["A", "B", "C"]
