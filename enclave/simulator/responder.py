@@ -80,15 +80,13 @@ def _tell_services(compose: GuestCompose) -> None:
     if compose.runner == "bash":
         serial_console("starting the bash script (simulated: it is not run)")
     for name, image in compose.services.items():
-        serial_console(
-            f"starting service {name} of {image or 'its own build'} (simulated: no container runs)"
-        )
+        serial_console(f"starting service {name} of {image or 'a build'} (simulated: no container runs)")
 
 
 def _enclave_app_id(platform: Platform, argv: list[str] | None) -> bytes:
-    """Return who the image says that it is, else who the command line says."""
+    """Return who the image says that it is, else who the command line says, else nobody: zero."""
     parser = argparse.ArgumentParser(prog="responder")
-    parser.add_argument("--app-id", default="")
+    parser.add_argument("--app-id", default="00" * 20)
     text = parser.parse_args(argv or []).app_id
     if platform.has_measured(APP_ID_PATH):
         text = platform.read_measured(APP_ID_PATH).decode("ascii", "replace").strip()

@@ -13,7 +13,7 @@ import hashlib
 import re
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
@@ -31,6 +31,7 @@ from functions.deploy.cloud import (
     Wait,
     Work,
 )
+from functions.deploy.evidence import Verifier
 from functions.deploy.machine_claims import CONFIDENTIAL
 from functions.deploy.record import Deployment
 from shared.compose.findings import Finding, error
@@ -38,6 +39,7 @@ from shared.errors import CloudError
 from shared.measurement.config_disk import config_disk
 from shared.measurement.os_image import MAX_SUMS_BYTES, SUMS_NAME, os_image_hash
 from shared.measurement.os_image_directory import DISK_NAME
+from shared.net.endorsement_source import production_source
 
 MAX_BOOTS: Final = 3
 """How often a machine that ends by itself is started until that counts as its failure."""
@@ -73,6 +75,16 @@ class LocalCloud:
         self._image_search_paths = tuple(image_search_paths)
         self._tpm = tpm
         self.vendors = LocalVendors(directory / "vendors", python)
+
+    def verifier(self, now: Callable[[], int]) -> Verifier:
+        """Return a verifier that believes simulated machines too, and says that they are.
+
+        It knows the roots that are there now: make it when evidence is verified. Raises
+        `UnavailableError("local.vendors")` while the vendors' service starts.
+        """
+        url = self.vendors.pccs_url()
+        source = production_source(pccs_url=url, external=True) if url else None
+        return Verifier(self.vendors.anchors(), now, source)
 
     def check(self, work: Work) -> Sequence[Finding]:
         """See `Cloud`."""

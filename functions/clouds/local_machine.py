@@ -136,15 +136,8 @@ class LocalMachine:
         disk = () if boot_disk is None else ("--boot-disk", str(boot_disk))
         command = self._simulator(
             *("run", "--platform", "gcp", "--config-disk", CONFIG_DISK, *disk, "--tpm", tpm),
-            *(
-                "--writable",
-                _OWN_DISK,
-                "--authority",
-                str(authority),
-                "--address",
-                state.address,
-                "responder",
-            ),
+            *("--writable", _OWN_DISK, "--authority", str(authority)),
+            *("--address", state.address, "responder"),
         )
         return self.guest.start(command, environment=environment(), prepare=self._empty_own_disk)
 
