@@ -92,7 +92,7 @@ class DeployApi:
         try:
             answer = self._route(request, grants, authenticate, facts)
         except DstackError as error:
-            answer = _problem(error)
+            answer = refused(error)
             facts |= {"code": error.code, "message": error.message}
         self._report({**facts, "status": answer.status})
         return answer
@@ -249,7 +249,8 @@ def status_of(error: DstackError) -> int:
     return 503
 
 
-def _problem(error: DstackError) -> Answer:
+def refused(error: DstackError) -> Answer:
+    """Return the answer that an error becomes."""
     status = status_of(error)
     headers = {}
     if status == 401:

@@ -124,6 +124,30 @@ class TokenVerifier:
             _refuse("lifetime", f"the token lives for {expires - issued} s, expected at most {MAX_LIFETIME}")
 
 
+class TokenSource:
+    """Verifiers for what grants name, kept with their keys for as long as the grants name the same."""
+
+    def __init__(self, http: "HttpClient | None" = None) -> None:
+        self._http = http
+        self._lock = threading.Lock()
+        self._made: tuple[tuple[frozenset[str], str], TokenVerifier] | None = None
+
+    def verifier(self, issuers: frozenset[str], audience: str) -> TokenVerifier:
+        """Return the verifier for these issuers and this audience."""
+        with self._lock:
+            if self._made is None or self._made[0] != (issuers, audience):
+                self._made = (issuers, audience), TokenVerifier(issuers, audience, self._client())
+            return self._made[1]
+
+    def _client(self) -> "HttpClient":
+        if self._http is None:
+            from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most imports of this verify nothing
+            from shared.net.fetch import HttpClient  # noqa: PLC0415 - as above
+
+            self._http = HttpClient(DirectDialer())
+        return self._http
+
+
 class WorkerGate:
     """Lets through what Google's queue calls: a token of Google's, for this URL, of this service account."""
 

@@ -1,0 +1,62 @@
+"""Google Cloud Functions entry of deployments, API and worker: `functions-framework --target=deploy`."""
+
+import json
+import os
+import sys
+from functools import cache
+from typing import Any
+
+import flask
+import functions_framework
+
+from functions.deploy.api import CONTENT_TYPE, Answer, DeployApi, refused
+from functions.deploy.assembly import Runtime, runtime_from_env
+from functions.deploy.grant_source import GrantSource, grants_from
+from functions.deploy.internal_api import PREFIX, InternalApi, worker_gate
+from functions.deploy.oidc import TokenSource, bearer_token
+from functions.deploy.request import MAX_BODY_BYTES
+from functions.lambda_event import HttpRequest
+from shared.errors import DstackError
+
+
+@cache
+def parts() -> tuple[Runtime, GrantSource, TokenSource]:
+    """Return what this environment runs on, kept with its connections and its issuers' keys."""
+    return runtime_from_env(), grants_from(os.environ.get("DSTACK_GRANTS", "")), TokenSource()
+
+
+@cache
+def internal() -> InternalApi:
+    """Return the worker's side, for the queue."""
+    return InternalApi(parts()[0], worker_gate(os.environ), lambda code, text: _log(code=code, message=text))
+
+
+@functions_framework.http
+def deploy(request: flask.Request) -> flask.Response:
+    """Answer one HTTP request."""
+    # one byte beyond the limit shows that the body is too large; no more of it is read
+    body = request.stream.read(MAX_BODY_BYTES + 1)
+    try:
+        answer = _answer(request, body)
+    except DstackError as error:
+        _log(code=error.code, message=error.message)
+        answer = refused(error)
+    return flask.Response(answer.encode(), answer.status, dict(answer.headers), content_type=CONTENT_TYPE)
+
+
+def _answer(request: flask.Request, body: bytes) -> Answer:
+    headers = dict(request.headers)
+    if request.path.startswith(PREFIX):
+        return internal().handle(request.method, request.path, headers, body)
+    runtime, source, tokens = parts()
+    now = runtime.clock()
+    grants = source.get(now)
+    asked = HttpRequest(request.method, request.path, request.query_string.decode("latin-1"), headers, body)
+    api = DeployApi(runtime.service, lambda facts: _log(**facts))
+    verify = tokens.verifier(grants.issuers, grants.audience).verify
+    return api.handle(asked, grants, lambda: verify(bearer_token(headers), now))
+
+
+def _log(**facts: Any) -> None:  # noqa: ANN401 - facts of a request
+    """Write one structured line, as Cloud Logging reads it."""
+    sys.stderr.write(json.dumps({"severity": "INFO", **facts}) + "\n")

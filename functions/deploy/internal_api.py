@@ -1,0 +1,66 @@
+"""What Google's queue and scheduler call: the worker's two paths, open to their service account alone.
+
+On AWS the same work comes from SQS, in `functions.deploy.aws_worker`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from functions.deploy.api import Answer
+from functions.deploy.assembly import Runtime
+from functions.deploy.oidc import WorkerGate
+from functions.deploy.reconcile import sweep
+from functions.deploy.worker import MAX_MESSAGE, handle_message
+from shared.errors import ConfigError, DstackError, InvalidEvidence
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+
+ADVANCE: Final = "/internal/advance"
+SWEEP: Final = "/internal/sweep"
+PREFIX: Final = "/internal/"
+
+
+class InternalApi:
+    """Advances deployments for the queue, and sweeps for the scheduler: both show a token for the worker.
+
+    `report(code, message)` is told of what failed. An answer other than 2xx has the queue call again.
+    """
+
+    def __init__(self, runtime: Runtime, gate: WorkerGate, report: Callable[[str, str], None]) -> None:
+        self._runtime = runtime
+        self._gate = gate
+        self._report = report
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Answer one request."""
+        if method != "POST" or path not in {ADVANCE, SWEEP}:
+            return Answer(404, {"error": "there is no such path", "code": "deploy.route"})
+        try:
+            self._gate.check(headers, self._runtime.clock())
+            if path == SWEEP:
+                found = sweep(self._runtime.store, self._runtime.schedule, self._runtime.clock())
+                return Answer(200, {"scheduled": found})
+            message = body[: MAX_MESSAGE + 1]
+            after = handle_message(self._runtime.engine, self._runtime.schedule, message, self._report)
+        except DstackError as error:
+            self._report(error.code, error.message)
+            status = 401 if isinstance(error, InvalidEvidence) else 503
+            return Answer(status, {"error": error.message, "code": error.code})
+        if after is None:
+            return Answer(200, {"dropped": True})
+        return Answer(200, {"step": after.step.value, "seconds": after.seconds})
+
+
+def worker_gate(environ: Mapping[str, str], http: HttpClient | None = None) -> WorkerGate:
+    """Return the gate of `DSTACK_QUEUE`, `tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT`.
+
+    Raises `ConfigError("deploy.settings")`.
+    """
+    kind, _, place = environ.get("DSTACK_QUEUE", "").partition(":")
+    parts = place.split("|")
+    if kind != "tasks" or len(parts) != 3 or not all(parts):
+        raise ConfigError(
+            "deploy.settings",
+            "DSTACK_QUEUE is not tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT, so nobody is let in",
+        )
+    return WorkerGate(parts[1], parts[2], http or HttpClient(DirectDialer()))
