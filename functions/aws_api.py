@@ -157,7 +157,7 @@ def _without_answer(error: Exception, what: str) -> CloudError:
         return DeniedError(
             "aws.region", f"{what}: no region is configured", "set AWS_REGION, or `aws configure set region`"
         )
-    if isinstance(error, boto.UnauthorizedSSOTokenError | boto.SSOTokenLoadError | boto.TokenRetrievalError):
+    if isinstance(error, boto.SSOError | boto.LoginError | boto.TokenRetrievalError):
         return DeniedError("aws.expired", f"{what}: the sign-in has expired", LOG_IN)
     if isinstance(
         error,
@@ -169,7 +169,10 @@ def _without_answer(error: Exception, what: str) -> CloudError:
         | boto.ConfigParseError,
     ):
         return DeniedError("aws.credentials", f"{what}: there are no usable credentials ({name})", LOG_IN)
-    if isinstance(error, boto.HTTPClientError | boto.IncompleteReadError):
+    if isinstance(
+        error,
+        boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError | boto.FlexibleChecksumError,
+    ):
         return TransientCloudError("aws.unavailable", f"{what}: no answer from aws ({name})")
     return CloudError("aws.request", f"{what}: {_shortened(str(error))} ({name})")
 

@@ -25,7 +25,7 @@ def sweep(
 ) -> Sequence[str]:
     """Schedule every deployment that was to be advanced `overdue` seconds ago, and return their names.
 
-    Raises what the store and the queue raise: the next sweep begins anew, and a message too many does no harm.
+    Raises what the store and the queue raise: the next sweep begins anew. A message too many does no harm.
     """
     found: list[str] = []
     for deployment in _all(store):

@@ -36,8 +36,8 @@ def handle_message(engine: Advancing, schedule: Schedule, body: bytes, report: R
     """Advance the deployment that a message names, and schedule the next call; returns what `advance` said.
 
     What can never succeed is reported and dropped, for None: `worker.message` for what is no message,
-    `deploy.unknown` for a name without a deployment. Whatever else goes wrong is raised, and the queue delivers
-    the message again; it does so too when this is killed between the step and the next message.
+    `deploy.unknown` for a name without a deployment. Whatever else goes wrong is raised, and the queue
+    delivers the message again; it does so too when this is killed between the step and the next message.
     """
     try:
         name = _read(body)

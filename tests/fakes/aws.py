@@ -27,7 +27,8 @@ REGION = "eu-west-1"
 class Fault(msgspec.Struct):
     """What goes wrong `times` times with the calls whose description contains `call`.
 
-    Without a `code` the connection ends and nothing is answered. With `after`, the call has its effect first.
+    Without a `code` the connection ends and nothing is answered, or `cut` bytes of the answer's body. With
+    `after`, the call has its effect first.
     """
 
     call: str
@@ -38,6 +39,7 @@ class Fault(msgspec.Struct):
     after: bool = False
     reasons: tuple[str, ...] = ()
     answer: dict[str, Any] | None = None
+    cut: int = 0
 
 
 class AwsServer:
@@ -47,12 +49,13 @@ class AwsServer:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = Lock()
         self._faults: list[Fault] = []
+        self._clients: dict[tuple[str, int], AwsClient] = {}
         self.calls: list[str] = []
         self._server = make_server("127.0.0.1", 0, self._serve, True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "Self":
-        self._thread = Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
 
@@ -62,7 +65,13 @@ class AwsServer:
         self._server.server_close()
 
     def client(self, service: str, attempts: int = 1) -> AwsClient:
-        """Return an unmodified client of ours; it does not repeat what failed unless it is asked to."""
+        """Return a client of ours for all tests; it repeats what failed only if it is asked to."""
+        if (service, attempts) not in self._clients:
+            self._clients[service, attempts] = self.new_client(service, attempts)
+        return self._clients[service, attempts]
+
+    def new_client(self, service: str, attempts: int = 1) -> AwsClient:
+        """Return a client for one test, which may register handlers of events with it."""
         return aws_client(
             service,
             region=REGION,
@@ -100,6 +109,8 @@ class AwsServer:
             fault.times -= 1
             if fault.times == 0:
                 self._faults.remove(fault)
+            if fault.cut:
+                return _cut(environ, list(self._moto(environ, start_response)), fault.cut)
             if fault.after:
                 list(self._moto(environ, lambda *_: lambda _: None))
             else:
@@ -122,6 +133,11 @@ def _describe(environ: Environ) -> str:
         return f"{service.split('_')[0]} {operation}"
     query = environ.get("QUERY_STRING", "")
     return f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{'?' if query else ''}{query}"
+
+
+def _cut(environ: Environ, body: list[bytes], size: int) -> Answer:
+    yield b"".join(body)[:size]
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
 def _refuse(environ: Environ, start_response: StartResponse, fault: Fault) -> Answer:
