@@ -13,10 +13,11 @@ DSTACK_ARTIFACT_BUCKET   where enclave images go (aws-nitro); DSTACK_CACHE_DIR i
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
+from functions.clouds.making import Clouds, google_bucket, google_compute, google_session
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
 from functions.deploy.evidence import Attester, HttpChallenger, Verifier
@@ -59,12 +60,10 @@ class Runtime:
 
             return DynamoDbStore(place, aws_client("dynamodb"))
         if kind == "firestore":
-            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
-            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
             from functions.stores.firestore import FirestoreStore  # noqa: PLC0415
 
             project, _, database = place.partition("/")
-            return FirestoreStore(GoogleSession(default_credentials()), project, database or "(default)")
+            return FirestoreStore(google_session(self._environ), project, database or "(default)")
         from functions.stores.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(Path(place))
@@ -79,12 +78,9 @@ class Runtime:
 
             return S3Blobs(place, aws_client("s3"))
         if kind == "gcs":
-            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
-            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
-            from functions.google_api.storage import Bucket  # noqa: PLC0415
             from functions.stores.gcs import GcsBlobs  # noqa: PLC0415
 
-            return GcsBlobs(Bucket(GoogleSession(default_credentials()), place))
+            return GcsBlobs(google_bucket(self._environ, place))
         from functions.stores.sqlite import FileBlobs  # noqa: PLC0415
 
         return FileBlobs(Path(place))
@@ -98,15 +94,13 @@ class Runtime:
             from functions.queues.sqs import SqsSchedule  # noqa: PLC0415
 
             return SqsSchedule(place, aws_client("sqs"))
-        from functions.google_api.credentials import default_credentials  # noqa: PLC0415
-        from functions.google_api.rest import GoogleSession  # noqa: PLC0415
         from functions.queues.cloud_tasks import CloudTasksSchedule  # noqa: PLC0415
 
         try:
             queue, worker, account = place.split("|")
         except ValueError as error:
             raise _unset("DSTACK_QUEUE", "tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT") from error
-        return CloudTasksSchedule(GoogleSession(default_credentials()), queue, worker, account)
+        return CloudTasksSchedule(google_session(self._environ), queue, worker, account)
 
     @cached_property
     def config(self) -> GlobalConfig:
@@ -120,7 +114,7 @@ class Runtime:
         names = [name.strip() for name in self._environ.get("DSTACK_CLOUDS", "").split(",") if name.strip()]
         if not names or set(names) - set(CLOUDS):
             raise _unset("DSTACK_CLOUDS", f"a list of {', '.join(CLOUDS)}")
-        return {name: self._cloud(name) for name in names}
+        return Clouds({name: partial(self._cloud, name) for name in names})
 
     @cached_property
     def service(self) -> DeploymentService:
@@ -142,16 +136,10 @@ class Runtime:
 
     def _cloud(self, name: str) -> Cloud:
         if name == "gcp-tdx":
-            from functions.clouds.gcp_compute import Compute  # noqa: PLC0415
             from functions.clouds.gcp_tdx import GcpTdxCloud  # noqa: PLC0415
-            from functions.google_api.credentials import default_credentials  # noqa: PLC0415
-            from functions.google_api.rest import GoogleSession  # noqa: PLC0415
-            from functions.google_api.storage import Bucket  # noqa: PLC0415
 
             return GcpTdxCloud(
-                Compute(),
-                lambda bucket: Bucket(GoogleSession(default_credentials()), bucket),
-                defaults=self.config.gcp,
+                google_compute(self._environ), partial(google_bucket, self._environ), defaults=self.config.gcp
             )
         raise _unset("DSTACK_CLOUDS", "gcp-tdx")
 

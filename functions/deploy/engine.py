@@ -16,7 +16,14 @@ from functions.deploy.record import Deployment, Failure, Goal, Lease, Step
 from functions.deploy.steps import STEPS, Outcome, StepTools
 from functions.deploy.store import BlobStore, ConflictError, DeploymentStore
 from functions.deploy.work import LeasedWork, LeaseLostError
-from shared.errors import ConfigError, DstackError, PolicyDenied, StorageError, UnavailableError
+from shared.errors import (
+    ConfigError,
+    DstackError,
+    ExitCode,
+    PolicyDenied,
+    StorageError,
+    UnavailableError,
+)
 
 LEASE_SECONDS: Final = 180
 """How long a runner that vanished keeps others away. A step's calls take less, or renew it."""
@@ -139,7 +146,12 @@ class Engine:
         step = work.deployment.step
         work.report(error.message, error.code, {"failed": step.value})
         failure = Failure(
-            code=error.code, message=error.message, hint=_hint(error), step=step, at=self._clock()
+            code=error.code,
+            message=error.message,
+            hint=_hint(error),
+            step=step,
+            at=self._clock(),
+            refused=error.exit_code is ExitCode.REFUSED,
         )
         rolls_back = step in _IN_CLOUD
         return Outcome(Step.ROLLBACK if rolls_back else Step.FAILED, 0, changes={"failure": failure})

@@ -72,13 +72,17 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a deployment failed, at which step, and what to do next."""
+    """Why a deployment failed, at which step, and what to do next.
+
+    `refused` tells a verdict (evidence, policy, a machine that is not the one ordered) from what went wrong.
+    """
 
     code: str
     message: str
     hint: str
     step: Step
     at: int
+    refused: bool = False
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from functions.deploy.cloud import Cloud, FirewallRule, LogPage
+from functions.deploy.cloud import Cloud, FirewallRule, LogPage, Machine
 from functions.deploy.record import (
     MAX_REQUESTS,
     Deployment,
@@ -26,6 +26,7 @@ from functions.deploy.record import (
 from functions.deploy.request import RuleBody, Upload, check_name, check_port, check_rule, check_upload
 from functions.deploy.store import BlobStore, ConflictError, DeploymentStore, NotFoundError, Schedule
 from functions.deploy.work import LeasedWork
+from shared.compose.findings import Finding
 from shared.errors import ConfigError, ProtocolError
 
 MAX_KEY: Final = 128
@@ -109,6 +110,38 @@ class DeploymentService:
             raise ProtocolError("deploy.request.cursor", "the cursor is none that was handed out")
         work = self._look(name)
         return self._cloud(work.deployment).logs(work, cursor, min(max(limit, 1), MAX_LOG_PAGE))
+
+    def machine(self, name: str) -> Machine:
+        """Return what the cloud says of the machine now; its evidence alone is to be believed.
+
+        Raises as `logs`.
+        """
+        work = self._look(name)
+        return self._cloud(work.deployment).describe(work)
+
+    def check(self, upload: Upload) -> Sequence[Finding]:
+        """Say what would stop a deployment of these files in its cloud; nothing is stored but blobs.
+
+        Raises as `create` for files that are none, and what the cloud raises.
+        """
+        cloud = check_upload(upload)
+        now = self._clock()
+        asked = Deployment(
+            name=upload.name,
+            uid=secrets.token_hex(8),
+            version=1,
+            cloud=cloud,
+            goal=Goal.RUNNING,
+            step=Step.PREPARE,
+            files=self._keep(upload),
+            settings=_settings(upload),
+            created_at=now,
+            updated_at=now,
+        )
+        found = self._find(upload.name)
+        if found is not None and found.step is not Step.REMOVED:
+            asked = msgspec.structs.replace(found, files=asked.files, settings=asked.settings)
+        return self._cloud(asked).check(_Look(self._store, self._blobs, asked, self._clock))
 
     def firewall(self, name: str) -> Sequence[FirewallRule]:
         """Return the rules of a deployment, as the cloud has them."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from functions.deploy.cloud import FirewallRule, Machine
 from functions.deploy.record import Deployment, Event
 
 
@@ -55,6 +56,18 @@ def event(one: Event) -> dict[str, Any]:
     """Return one thing that happened."""
     shown: dict[str, Any] = msgspec.to_builtins(one)
     del shown["uid"]
+    return shown
+
+
+def machine(one: Machine) -> dict[str, Any]:
+    """Return what a cloud says of a machine."""
+    shown: dict[str, Any] = msgspec.to_builtins(one)
+    return shown
+
+
+def rule(one: FirewallRule) -> dict[str, Any]:
+    """Return one rule of a firewall."""
+    shown: dict[str, Any] = msgspec.to_builtins(one)
     return shown
 
 

@@ -1,0 +1,82 @@
+"""Clouds as an environment reaches them: the real ones, or stand-ins on this machine that tests start.
+
+`DSTACK_GCP_ENDPOINT` is the address of a stand-in for Google's APIs; boto3 has `AWS_ENDPOINT_URL` of its own.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from functions.deploy.cloud import Cloud
+from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from functions.clouds.gcp_compute import Compute
+    from functions.google_api.rest import GoogleSession
+    from functions.google_api.storage import Bucket
+
+GCP_ENDPOINT: Final = "DSTACK_GCP_ENDPOINT"
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Clouds(Mapping[str, Cloud]):
+    """Clouds by name, each made when it is first asked for: importing one takes up to a second."""
+
+    def __init__(self, makers: "Mapping[str, Callable[[], Cloud]]") -> None:
+        self._makers = makers
+        self._made: dict[str, Cloud] = {}
+
+    def __getitem__(self, name: str) -> Cloud:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+
+def gcp_endpoint(environ: Mapping[str, str]) -> str:
+    """Return the stand-in's address, or nothing. Raises `ConfigError("gcp.endpoint")` for one elsewhere.
+
+    No credential is sent to it.
+    """
+    endpoint = environ.get(GCP_ENDPOINT, "").rstrip("/")
+    if endpoint and urlsplit(endpoint).hostname not in _LOOPBACK:
+        raise ConfigError("gcp.endpoint", f"{GCP_ENDPOINT} is {endpoint[:80]!a}, expected this machine's own")
+    return endpoint
+
+
+def google_session(environ: Mapping[str, str]) -> "GoogleSession":
+    """Return a session with the environment's credentials, or with none for a stand-in."""
+    from functions.google_api.credentials import (  # noqa: PLC0415 - heavy
+        anonymous_credentials,
+        default_credentials,
+    )
+    from functions.google_api.rest import GoogleSession  # noqa: PLC0415 - heavy
+
+    credentials = anonymous_credentials() if gcp_endpoint(environ) else default_credentials()
+    return GoogleSession(credentials)
+
+
+def google_bucket(environ: Mapping[str, str], name: str) -> "Bucket":
+    """Return a bucket of Cloud Storage."""
+    from functions.google_api.storage import BASE_URL, Bucket  # noqa: PLC0415 - heavy
+
+    return Bucket(google_session(environ), name, gcp_endpoint(environ) or BASE_URL)
+
+
+def google_compute(environ: Mapping[str, str]) -> "Compute":
+    """Return the Compute API."""
+    from functions.clouds.gcp_compute import Compute  # noqa: PLC0415 - heavy
+    from functions.google_api.credentials import anonymous_credentials  # noqa: PLC0415 - heavy
+
+    endpoint = gcp_endpoint(environ)
+    return Compute(anonymous_credentials, endpoint) if endpoint else Compute()
