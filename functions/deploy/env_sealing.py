@@ -116,15 +116,15 @@ class EnvKeySource:
         raise failure
 
     def _fetch(self, kms_url: str, app_id: bytes) -> FetchedKey:
-        scheme = urlsplit(kms_url).scheme
-        if scheme == "https" and self._unverified is not None:
+        is_tls = kms_url.lower().startswith("https:")
+        if is_tls and self._unverified is not None:
             try:
                 return self._ask(self._verified, kms_url, app_id, "verified")
             except UnavailableError as error:
                 if error.code != "net.tls.refused":
                     raise
             return self._ask(self._unverified, kms_url, app_id, "unverified")
-        return self._ask(self._verified, kms_url, app_id, "verified" if scheme == "https" else "none")
+        return self._ask(self._verified, kms_url, app_id, "verified" if is_tls else "none")
 
     @staticmethod
     def _ask(client: HttpClient, kms_url: str, app_id: bytes, tls: Tls) -> FetchedKey:
@@ -135,11 +135,12 @@ class EnvKeySource:
             {"Content-Type": "application/json"},
         )
         if response.status != 200:
-            text = response.body[: 4 * _MAX_TEXT].decode("utf-8", "replace")[:_MAX_TEXT]
-            shown = "".join(char if char.isprintable() else " " for char in text)
+            text = response.body[:_MAX_TEXT].decode("ascii", "replace").encode("ascii", "replace").decode()
+            shown = "".join(char if char.isprintable() else " " for char in text) or "nothing"
             raise UnavailableError(
                 "env.kms.status",
-                f"{urlsplit(kms_url).hostname} answered http {response.status}, expected 200: {shown}",
+                f"{urlsplit(kms_url).hostname} answered http {response.status}, expected 200, "
+                f"and said: {shown}",
             )
         return FetchedKey(parse_env_key(response.body), kms_url, tls)
 
