@@ -41,7 +41,7 @@ def handle_message(engine: Advancing, schedule: Schedule, body: bytes, report: R
     """
     try:
         name = _read(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         report("worker.message", f"dropped what is no message: {error}")
         return None
     try:
