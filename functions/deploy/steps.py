@@ -217,7 +217,7 @@ def _await_attestation(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outc
 
 
 def _still_up(machine: Machine) -> Machine:
-    if machine.status in {"TERMINATED", "STOPPED", "NOT_FOUND", "STOPPING"}:
+    if machine.status in {"TERMINATED", "STOPPED", "NOT_FOUND", "STOPPING", "ENCLAVE_DOWN"}:
         raise DeniedError(
             "deploy.machine.down",
             f"the machine is {machine.status} before it answered",
