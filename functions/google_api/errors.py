@@ -9,6 +9,8 @@ from functions.deploy.cloud import DeniedError, TransientCloudError
 from shared.errors import CloudError
 
 LOGIN: Final = "gcloud auth application-default login"
+CONTENTION: Final = "gcp.contention"
+"""Given up for another writer's sake: the same call, at once, may succeed."""
 
 _TRANSIENT: Final = frozenset({408, 500, 502, 503, 504})
 _THROTTLED: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "RATE_LIMIT_EXCEEDED"})
@@ -52,8 +54,8 @@ class _Body(msgspec.Struct):
 def error_of(what: str, status: int, body: bytes) -> CloudError:
     """Return the error for an answer; `what` says which call it was.
 
-    `TransientCloudError`: `gcp.throttled`, `gcp.unavailable`; `DeniedError`: `gcp.credentials`,
-    `gcp.permission`, `gcp.quota`, `gcp.api_disabled`; otherwise `GoogleError`.
+    `TransientCloudError`: `gcp.throttled`, `gcp.unavailable`, `gcp.contention`; `DeniedError`:
+    `gcp.credentials`, `gcp.permission`, `gcp.quota`, `gcp.api_disabled`; otherwise `GoogleError`.
     """
     error = _parsed(body)
     reasons = {error.status, *(one.reason for one in (*error.errors, *error.details))}
@@ -65,8 +67,9 @@ def error_of(what: str, status: int, body: bytes) -> CloudError:
     message = message.rstrip(".")
     if status == 429 or reasons & _THROTTLED:
         return TransientCloudError("gcp.throttled", message)
-    # contention is a conflict with nothing that was asked for: the same call may succeed
-    if status in _TRANSIENT or "ABORTED" in reasons:
+    if "ABORTED" in reasons:
+        return TransientCloudError(CONTENTION, message)
+    if status in _TRANSIENT:
         return TransientCloudError("gcp.unavailable", message)
     if status == 401:
         return DeniedError("gcp.credentials", message, LOGIN)

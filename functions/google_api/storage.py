@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from functions.deploy.cloud import TransientCloudError
+from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.google_api.errors import GoogleError
 from functions.google_api.rest import GoogleSession, Reply
 from shared.errors import CloudError
@@ -43,7 +43,7 @@ class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bucket:
-    """One bucket. Methods raise what `GoogleSession` raises; a missing bucket is `GoogleError` 404.
+    """One bucket. Methods raise what `GoogleSession` does, `DeniedError("gcp.storage.bucket")` without it.
 
     `pause` waits between attempts at one transfer.
     """
@@ -80,6 +80,7 @@ class Bucket:
         try:
             return _info(self._session.call("GET", self._object_url(key)))
         except GoogleError as error:
+            self._check_bucket(error)
             if error.status == 404:
                 return None
             raise
@@ -90,6 +91,7 @@ class Bucket:
         try:
             self._session.send("DELETE", self._object_url(key), query=query)
         except GoogleError as error:
+            self._check_bucket(error)
             if error.status in {404, 412}:
                 return False
             raise
@@ -118,6 +120,7 @@ class Bucket:
                 source = io.BytesIO(reader) if isinstance(reader, bytes) else reader
                 made = self._resumable(source, query, metadata or {}, digest.update)
         except GoogleError as error:
+            self._check_bucket(error)
             found = self.stat(key) if if_absent and error.status == 412 else None
             if found is None:
                 raise
@@ -133,9 +136,15 @@ class Bucket:
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading, one generation of it however long that takes.
 
-        Reading raises `TransientCloudError` when the service stays away.
+        Raises `GoogleError` 404 without the object; reading raises `TransientCloudError` when the service
+        stays away.
         """
-        return cast("BinaryIO", io.BufferedReader(_Reader(self._session, self._object_url(key), self._pause)))
+        try:
+            reader = _Reader(self._session, self._object_url(key), self._pause)
+        except GoogleError as error:
+            self._check_bucket(error)
+            raise
+        return cast("BinaryIO", io.BufferedReader(reader))
 
     def download(self, key: str, limit: int) -> bytes:
         """Return an object's bytes. Raises `CloudError("gcp.storage.size")` for more than `limit`."""
@@ -144,6 +153,15 @@ class Bucket:
         if len(data) > limit:
             raise CloudError("gcp.storage.size", f"{self.name}/{key} has more than {limit} bytes")
         return data
+
+    def _check_bucket(self, error: GoogleError) -> None:
+        # a missing bucket and a missing object differ by google's sentence alone
+        if error.status == 404 and "bucket does not exist" in error.message:
+            raise DeniedError(
+                "gcp.storage.bucket",
+                f"there is no bucket {self.name}",
+                f"gcloud storage buckets create gs://{self.name}",
+            ) from error
 
     def _object_url(self, key: str) -> str:
         return f"{self._bucket_url}/o/{quote(key, safe='')}"

@@ -142,7 +142,7 @@ class GoogleRest:
     ) -> None:
         """Answer the next calls with an error; status 0 closes the connection without an answer.
 
-        With `after`, the call has its effect and only its answer is lost.
+        The method id `*` stands for any. With `after`, the call has its effect and only its answer is lost.
         """
         self._faults.setdefault(method_id, []).append(_Fault(status, times, reason, message, after))
 
@@ -254,7 +254,7 @@ class GoogleRest:
         return body
 
     def _fault(self, method_id: str) -> _Fault | None:
-        waiting = self._faults.get(method_id)
+        waiting = self._faults.get(method_id) or self._faults.get("*")
         if not waiting:
             return None
         fault = waiting[0]

@@ -181,7 +181,7 @@ def test_names_what_is_missing(
 def test_takes_contention_as_passing() -> None:
     body = b'{"error": {"code": 409, "message": "Aborted due to contention.", "status": "ABORTED"}}'
 
-    assert error_of("commit", 409, body).code == "gcp.unavailable"
+    assert error_of("commit", 409, body).code == "gcp.contention"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Uploads and downloads go through a service that loses answers, and end whole or not at all."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
 
-from functions.deploy.cloud import TransientCloudError
+from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.google_api.credentials import anonymous_credentials
 from functions.google_api.errors import GoogleError
 from functions.google_api.rest import GoogleSession
@@ -70,9 +70,25 @@ def test_knows_what_is_absent(bucket: Bucket, rest: GoogleRest) -> None:
     assert not elsewhere.exists()
     assert bucket.stat(KEY) is None
     assert not bucket.delete(KEY)
-    for ask in (lambda: bucket.open(KEY), lambda: elsewhere.upload(KEY, b"x")):
-        with refuses("gcp.missing", GoogleError):
-            ask()
+    with refuses("gcp.missing", GoogleError):
+        bucket.open(KEY)
+
+
+def test_tells_a_missing_bucket_from_a_missing_object(storage: Storage, rest: GoogleRest) -> None:
+    elsewhere = Bucket(GoogleSession(anonymous_credentials()), "other", rest.url)
+    calls: list[Callable[[], object]] = [
+        lambda: elsewhere.upload(KEY, b"x"),
+        lambda: elsewhere.upload(KEY, io.BytesIO(b"x")),
+        lambda: elsewhere.stat(KEY),
+        lambda: elsewhere.open(KEY),
+        lambda: elsewhere.delete(KEY),
+    ]
+
+    for call in calls:
+        with refuses("gcp.storage.bucket", DeniedError) as caught:
+            call()
+        assert caught.value.hint == "gcloud storage buckets create gs://other"
+    assert not storage.objects
 
 
 def test_deletes_the_generation_that_was_meant(bucket: Bucket) -> None:
