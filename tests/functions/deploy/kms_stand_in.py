@@ -60,8 +60,6 @@ def serving(kms: KmsStandIn, directory: Path | None = None) -> Iterator[KmsStand
     """Serve on a free port: over TLS with an authority of the KMS's own where there is a directory for it."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def do_POST(self) -> None:
             status, content = kms.answer(self.path, self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(status)
@@ -73,7 +71,7 @@ def serving(kms: KmsStandIn, directory: Path | None = None) -> Iterator[KmsStand
             pass
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
+        daemon_threads = False  # so that closing waits for the threads, and each ends with its one answer
 
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that hangs up in the handshake is what some tests are about."""
