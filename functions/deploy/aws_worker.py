@@ -48,6 +48,7 @@ def _advanced(record: Mapping[str, Any]) -> bool:
             runtime().schedule,
             record["body"].encode(),
             lambda code, message: logger.error(message, extra={"code": code}),
+            int(record["attributes"]["SentTimestamp"]) // 1000,
         )
     except DstackError as error:
         logger.warning(error.message, extra={"code": error.code, "message_id": record["messageId"]})

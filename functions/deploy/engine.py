@@ -42,11 +42,15 @@ _TO_REMOVE: Final = frozenset({Step.REMOVE, Step.REMOVED})
 
 
 class Next(msgspec.Struct, frozen=True):
-    """When to call `advance` again: in so many seconds, or not at all (None)."""
+    """When to call `advance` again: in so many seconds, or not at all (None).
+
+    `written_at` is given where it was too early to do anything: when the record was last written.
+    """
 
     seconds: int | None
     step: Step
     why: str = ""
+    written_at: int | None = None
 
 
 class Engine:
@@ -85,7 +89,7 @@ class Engine:
         if redirected.is_resting:
             return self._rest(found, redirected)
         if redirected.step is found.step and found.due > now:
-            return Next(found.due - now, found.step)
+            return Next(found.due - now, found.step, written_at=found.updated_at)
         lease = Lease(self._holder, secrets.token_hex(8), now + LEASE_SECONDS)
         claimed = msgspec.structs.replace(redirected, lease=lease, version=found.version + 1, updated_at=now)
         try:

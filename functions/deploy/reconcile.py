@@ -41,7 +41,8 @@ def is_overdue(deployment: Deployment, now: int, overdue: int = OVERDUE_SECONDS)
     `due` is 0 where a user asked for something, which was then due at the write; a lease that still runs is
     of a runner at work.
     """
-    if redirect(deployment).is_resting:
+    redirected = redirect(deployment)
+    if redirected.is_resting and redirected.step is deployment.step:
         return False
     leased_until = deployment.lease.until if deployment.lease is not None else 0
     return max(deployment.due, deployment.updated_at, leased_until) + overdue <= now

@@ -11,6 +11,9 @@ from functions.deploy.store import NotFoundError, Schedule
 MAX_MESSAGE: Final = 1024
 """Bytes of a message: it holds a name."""
 
+CLOCKS_APART: Final = 5
+"""Seconds by which the clocks of a queue and of a runner may differ."""
+
 Report = Callable[[str, str], None]
 """Takes a code and a sentence, for the log."""
 
@@ -32,12 +35,18 @@ def encode_message(name: str) -> bytes:
     return msgspec.json.encode(_Message(name))
 
 
-def handle_message(engine: Advancing, schedule: Schedule, body: bytes, report: Report) -> Next | None:
+def handle_message(
+    engine: Advancing, schedule: Schedule, body: bytes, report: Report, sent_at: int | None = None
+) -> Next | None:
     """Advance the deployment that a message names, and schedule the next call; returns what `advance` said.
 
     What can never succeed is reported and dropped, for None: `worker.message` for what is no message,
     `deploy.unknown` for a name without a deployment. Whatever else goes wrong is raised, and the queue
     delivers the message again; it does so too when this is killed between the step and the next message.
+
+    Every writer of a record sends a message after it. So one that comes too early, and was sent (`sent_at`,
+    unix seconds by the queue's clock) before the last write, has a successor, and ends here: else each message
+    too many would be followed by others until the deployment rests.
     """
     try:
         name = _read(body)
@@ -51,9 +60,13 @@ def handle_message(engine: Advancing, schedule: Schedule, body: bytes, report: R
             raise
         report(error.code, f"dropped a message: {error.message}")
         return None
-    if after.seconds is not None:
+    if after.seconds is not None and not _has_successor(after, sent_at):
         schedule(name, after.seconds)
     return after
+
+
+def _has_successor(after: Next, sent_at: int | None) -> bool:
+    return sent_at is not None and after.written_at is not None and sent_at + CLOCKS_APART < after.written_at
 
 
 def _read(body: bytes) -> str:

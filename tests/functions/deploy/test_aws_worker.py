@@ -36,6 +36,16 @@ CONTEXT = SimpleNamespace(
 )
 
 
+def record(number: str, body: str, sent_at: int = NOW) -> dict[str, Any]:
+    """Return a message as Lambda's event source hands it over."""
+    return {
+        "messageId": number,
+        "body": body,
+        "attributes": {"SentTimestamp": str(sent_at * 1000), "ApproximateReceiveCount": "1"},
+        "eventSource": "aws:sqs",
+    }
+
+
 class Account:
     """A table, a bucket and a queue, and Lambda's event source between the queue and the handler."""
 
@@ -85,7 +95,7 @@ class Account:
             messages = self.messages()
             if not messages:
                 return
-            records = [{"messageId": one["MessageId"], "body": one["Body"]} for one in messages]
+            records = [record(one["MessageId"], one["Body"], self.clock.now) for one in messages]
             try:
                 answer = aws_worker.handler({"Records": records}, CONTEXT)
             except Killed:
@@ -179,7 +189,7 @@ def test_one_bad_message_does_not_hold_up_its_batch(
         "4": encode_message("settings").decode(),
         "5": encode_message("web").decode(),
     }
-    records = [{"messageId": number, "body": body} for number, body in bodies.items()]
+    records = [record(number, body) for number, body in bodies.items()]
     answer = aws_worker.handler({"Records": records}, CONTEXT)
     assert answer == {"batchItemFailures": [{"itemIdentifier": "1"}, {"itemIdentifier": "4"}]}
     assert account.store.get("web").version > 1
@@ -191,9 +201,9 @@ def test_dropped_messages_and_failures_are_logged(
     account.store.create(some_deployment())
     aws.fail("GetItem", "ThrottlingException")
     records = [
-        {"messageId": "1", "body": encode_message("web").decode()},
-        {"messageId": "2", "body": "no message"},
-        {"messageId": "3", "body": encode_message("nobody").decode()},
+        record("1", encode_message("web").decode()),
+        record("2", "no message"),
+        record("3", encode_message("nobody").decode()),
     ]
     aws_worker.handler({"Records": records}, CONTEXT)
     assert [(line.levelname, getattr(line, "code", "")) for line in caplog.records] == [
@@ -201,6 +211,14 @@ def test_dropped_messages_and_failures_are_logged(
         ("ERROR", "worker.message"),
         ("ERROR", "deploy.unknown"),
     ]
+
+
+def test_messages_too_many_end_at_the_first_one_that_is_early(account: Account) -> None:
+    account.store.create(some_deployment(due=NOW + 60, updated_at=NOW))
+    old = [record(str(number), encode_message("web").decode(), NOW - 100) for number in range(5)]
+    own = record("own", encode_message("web").decode(), NOW)
+    assert aws_worker.handler({"Records": [*old, own]}, CONTEXT) == {"batchItemFailures": []}
+    assert len(account.messages()) == 1
 
 
 def test_a_sweep_brings_back_what_lost_its_message(account: Account) -> None:

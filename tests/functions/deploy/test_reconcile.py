@@ -30,6 +30,7 @@ def deployment(**changes: Any) -> Deployment:
         # somebody asked, and the message that tells so is lost
         {"step": Step.RUNNING, "goal": Goal.STOPPED, "due": 0},
         {"step": Step.STOPPED, "goal": Goal.REMOVED, "due": 0},
+        {"step": Step.PREPARE, "goal": Goal.STOPPED},
         {"step": Step.FAILED, "goal": Goal.REMOVED, "failure": FAILURE},
         # a runner died, and its lease ran out
         {"step": Step.LAUNCH, "lease": Lease("runner", "token", OLD)},
@@ -52,7 +53,6 @@ def test_what_nobody_advances_is_overdue(changes: dict[str, Any]) -> None:
         {"step": Step.LAUNCH, "updated_at": NOW - 1},
         {"step": Step.BUILD, "lease": Lease("runner", "token", NOW + 600)},
         {"step": Step.BUILD, "lease": Lease("runner", "token", OLD + 1)},
-        {"step": Step.PREPARE, "goal": Goal.STOPPED},  # nothing was launched: it rests as it is
     ],
 )
 def test_what_rests_waits_or_is_at_work_is_left_alone(changes: dict[str, Any]) -> None:

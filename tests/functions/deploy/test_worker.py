@@ -9,7 +9,7 @@ import pytest
 from functions.deploy.engine import Next
 from functions.deploy.record import Step
 from functions.deploy.store import NotFoundError
-from functions.deploy.worker import MAX_MESSAGE, encode_message, handle_message
+from functions.deploy.worker import CLOCKS_APART, MAX_MESSAGE, encode_message, handle_message
 from shared.errors import DstackError, StorageError
 from tests.shared.refusal import refuses
 
@@ -41,8 +41,8 @@ class Desk:
     def report(self, code: str, message: str) -> None:
         self.reports.append((code, message))
 
-    def handle(self, engine: ScriptedEngine, body: bytes) -> Next | None:
-        return handle_message(engine, self.schedule, body, self.report)
+    def handle(self, engine: ScriptedEngine, body: bytes, sent_at: int | None = None) -> Next | None:
+        return handle_message(engine, self.schedule, body, self.report, sent_at)
 
 
 def test_a_step_is_followed_by_the_next_message() -> None:
@@ -111,6 +111,26 @@ def test_any_other_failure_is_left_to_the_queue(error: DstackError) -> None:
     with refuses(error.code, type(error)):
         desk.handle(ScriptedEngine(error), encode_message("web"))
     assert (desk.scheduled, desk.reports) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "written_at", "scheduled"),
+    [
+        (1000, 1000 + CLOCKS_APART, True),
+        (1000, 1001 + CLOCKS_APART, False),
+        (1000, None, True),  # it was not early: the step's runner sends the next one
+        (None, 2000, True),  # the queue does not say
+        (2000, 1000, True),  # a long wait in parts, or a message after the last write
+    ],
+)
+def test_a_message_that_a_later_one_follows_ends_when_it_is_early(
+    sent_at: int | None, written_at: int | None, *, scheduled: bool
+) -> None:
+    desk = Desk()
+    desk.handle(
+        ScriptedEngine(Next(60, Step.AWAIT_APPROVAL, written_at=written_at)), encode_message("web"), sent_at
+    )
+    assert desk.scheduled == ([("web", 60)] if scheduled else [])
 
 
 def test_a_queue_that_takes_no_message_leaves_this_one_in_it() -> None:
