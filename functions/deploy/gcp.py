@@ -20,24 +20,19 @@ from shared.errors import DstackError
 
 
 @cache
-def parts() -> tuple[Runtime, GrantSource, TokenSource]:
+def parts() -> tuple[Runtime, GrantSource, TokenSource, InternalApi]:
     """Return what this environment runs on, kept with its connections and its issuers' keys."""
-    return runtime_from_env(), grants_from(os.environ.get("DSTACK_GRANTS", "")), TokenSource()
-
-
-@cache
-def internal() -> InternalApi:
-    """Return the worker's side, for the queue."""
-    return InternalApi(parts()[0], worker_gate(os.environ), lambda code, text: _log(code=code, message=text))
+    runtime, gate = runtime_from_env(), worker_gate(os.environ)
+    internal = InternalApi(runtime, gate, lambda code, message: _log(code=code, message=message))
+    return runtime, grants_from(os.environ.get("DSTACK_GRANTS", "")), TokenSource(), internal
 
 
 @functions_framework.http
 def deploy(request: flask.Request) -> flask.Response:
     """Answer one HTTP request."""
-    # one byte beyond the limit shows that the body is too large; no more of it is read
-    body = request.stream.read(MAX_BODY_BYTES + 1)
     try:
-        answer = _answer(request, body)
+        # one byte beyond the limit shows that the body is too large; no more of it is read
+        answer = _answer(request, request.stream.read(MAX_BODY_BYTES + 1))
     except DstackError as error:
         _log(code=error.code, message=error.message)
         answer = refused(error)
@@ -45,18 +40,17 @@ def deploy(request: flask.Request) -> flask.Response:
 
 
 def _answer(request: flask.Request, body: bytes) -> Answer:
-    headers = dict(request.headers)
+    runtime, source, tokens, internal = parts()
+    headers, query = dict(request.headers), request.query_string.decode("latin-1")
     if request.path.startswith(PREFIX):
-        return internal().handle(request.method, request.path, headers, body)
-    runtime, source, tokens = parts()
-    now = runtime.clock()
-    grants = source.get(now)
-    asked = HttpRequest(request.method, request.path, request.query_string.decode("latin-1"), headers, body)
-    api = DeployApi(runtime.service, lambda facts: _log(**facts))
+        return internal.handle(request.method, request.path, headers, body)
+    grants = source.get(now := runtime.clock())
     verify = tokens.verifier(grants.issuers, grants.audience).verify
+    asked = HttpRequest(request.method, request.path, query, headers, body)
+    api = DeployApi(runtime.service, lambda facts: _log(**facts))
     return api.handle(asked, grants, lambda: verify(bearer_token(headers), now))
 
 
 def _log(**facts: Any) -> None:  # noqa: ANN401 - facts of a request
-    """Write one structured line, as Cloud Logging reads it."""
+    # one structured line, as Cloud Logging reads it
     sys.stderr.write(json.dumps({"severity": "INFO", **facts}) + "\n")
