@@ -63,10 +63,16 @@ class Deployments(Protocol):
         """Remove the rules of a port."""
         ...
 
-    def follow(self, name: str, tell: Tell, *, timeout: float | None, after: str = "") -> View:
-        """Return the deployment once there is nothing more to do, or it waits for governance.
+    def events(self, name: str, after: str) -> tuple[list[View], str]:
+        """Return events behind `after`, and what to hand in next."""
+        ...
 
-        Events behind `after` are told as they come. Raises `WaitOver` when `timeout` seconds are over.
+    def follow(
+        self, name: str, tell: Tell, *, timeout: float | None, stop_at: frozenset[Step] = frozenset()
+    ) -> View:
+        """Return the deployment once there is nothing more to do, or its step is one of `stop_at`.
+
+        Events are told as they come. Raises `WaitOver` when `timeout` seconds are over.
         """
         ...
 
@@ -129,23 +135,29 @@ class HereDeployments:
         """See `Deployments`."""
         return self._service.clear_firewall(name, protocol, port, caller="cli")
 
-    def follow(self, name: str, tell: Tell, *, timeout: float | None, after: str = "") -> View:
+    def events(self, name: str, after: str) -> tuple[list[View], str]:
+        """See `Deployments`."""
+        page = self._service.events(name, after)
+        return [views.event(event) for event in page.events], page.after
+
+    def follow(
+        self, name: str, tell: Tell, *, timeout: float | None, stop_at: frozenset[Step] = frozenset()
+    ) -> View:
         """See `Deployments`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        seen = [after]
+        seen = _last_event(self, name)
 
-        def report(last: Next) -> None:
-            del last
-            page = self._service.events(name, seen[0])
-            for event in page.events:
-                tell(views.event(event))
-            seen[0] = page.after
+        def report(_: Next) -> None:
+            nonlocal seen
+            new, seen = self.events(name, seen)
+            for event in new:
+                tell(event)
 
         run_until_settled(
             self._engine,
             name,
             deadline=deadline,
-            stop_at=frozenset({Step.AWAIT_APPROVAL}) if timeout == 0 else frozenset(),
+            stop_at=stop_at,
             report=report,
             sleep=self._sleep,
         )
@@ -155,11 +167,10 @@ class HereDeployments:
 def wait_for(
     deployments: Deployments,
     name: str,
-    events: Callable[[str, str], tuple[list[View], str]],
     tell: Tell,
     *,
     timeout: float | None,
-    after: str = "",
+    stop_at: frozenset[Step] = frozenset(),
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> View:
@@ -168,14 +179,29 @@ def wait_for(
     Raises `WaitOver` when `timeout` seconds are over.
     """
     deadline = None if timeout is None else clock() + timeout
+    seen = _last_event(deployments, name)
     while True:
         found = deployments.get(name)
-        new, after = events(name, after)
+        new, seen = deployments.events(name, seen)
         for event in new:
             tell(event)
-        if found["settled"] and not new:
+        if (found["settled"] or found["step"] in stop_at) and not new:
             return found
         if deadline is not None and clock() + POLL_SECONDS > deadline:
             raise WaitOver(Next(POLL_SECONDS, Step(found["step"])))
-        if not found["settled"]:
+        if not new:
             sleep(POLL_SECONDS)
+
+
+def _last_event(deployments: Deployments, name: str) -> str:
+    """Return where the events of the newest request start: what was told before is not told again."""
+    seen, start = "", ""
+    while True:
+        new, after = deployments.events(name, seen)
+        if not new:
+            return start
+        for event in new:
+            if event["message"].endswith("was asked for"):
+                start = seen
+            seen = event["id"]
+        seen = after

@@ -69,8 +69,8 @@ def plan(  # noqa: PLR0913, PLR0917 - click passes each option by its name
     options = PlanOptions(
         app_id=_hex(app_id, "--app-id", 20) or b"",
         device_id=_hex(device_id, "--device-id", 32),
-        app_owner=_address(app_owner, "--app-owner"),
-        kms_contract=_address(kms_contract, "--kms-contract"),
+        app_owner=address_option(app_owner, "--app-owner"),
+        kms_contract=address_option(kms_contract, "--kms-contract"),
         against=against,
         may_drop=may_drop,
     )
@@ -111,15 +111,19 @@ def _builder() -> "EnclaveBuilder":
     return CachedBuilder(cache_path(os.environ))
 
 
-def _address(text: str | None, option: str) -> bytes | None:
-    """Read an address. One in mixed case must have the case of EIP-55, which tells of most typing errors."""
+def address_option(text: str | None, option: str) -> bytes | None:
+    """Read an address. One in mixed case must have the case of EIP-55, which tells of most typing errors.
+
+    Raises `ConfigError("plan.option")`.
+    """
     raw = _hex(text, option, 20)
     if text is None or raw is None:
         return None
     digits = text.removeprefix("0x")
     if digits not in {digits.lower(), digits.upper(), checksum_address(raw)[2:]}:
         raise ConfigError(
-            "plan.option", f"{option} is not in the case of {checksum_address(raw)}: was it copied wrong?"
+            "plan.option",
+            f"{option} is not in the case of {checksum_address(raw)}: was it copied wrong?",
         )
     return raw
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from cli.deployments import Tell, View, wait_for
+from functions.deploy.record import Step
 from functions.deploy.request import RuleBody, Upload
 from shared.errors import ConfigError, DstackError, ExitCode, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
@@ -109,11 +110,14 @@ class RemoteDeployments:
         query = {"protocol": protocol, "port": str(port)}
         return bool(self._call("DELETE", _path(name, "firewall"), query=query).get("removed"))
 
-    def follow(self, name: str, tell: Tell, *, timeout: float | None, after: str = "") -> View:
+    def follow(
+        self, name: str, tell: Tell, *, timeout: float | None, stop_at: frozenset[Step] = frozenset()
+    ) -> View:
         """See `Deployments`."""
-        return wait_for(self, name, self._events, tell, timeout=timeout, after=after, sleep=self._sleep)
+        return wait_for(self, name, tell, timeout=timeout, stop_at=stop_at, sleep=self._sleep)
 
-    def _events(self, name: str, after: str) -> tuple[list[View], str]:
+    def events(self, name: str, after: str) -> tuple[list[View], str]:
+        """See `Deployments`."""
         page = self._call("GET", _path(name, "events"), query={"after": after} if after else {})
         return _items(page, "events"), _text(page, "after")
 

@@ -118,6 +118,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, str] = {}
     image: str = ""
     image_source: str = ""
+    config_disk_sha256: str = ""
     machine: dict[str, Any] = {}
 
 

@@ -103,6 +103,7 @@ def _build(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
         config={name: work.blobs.put(content) for name, content in built.config.items()},
         image=built.image,
         image_source=built.image_source,
+        config_disk_sha256="" if plan.config_disk is None else plan.config_disk.sha256,
         machine=plan.machine,
     )
     work.say(

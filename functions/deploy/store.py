@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from functions.deploy.record import Deployment, Event
-from shared.errors import DstackError
+from shared.errors import DstackError, ExitCode
 
 MAX_BLOB: Final = 8 << 30
 """No image is larger; blobs are streamed, never held."""
@@ -20,6 +20,8 @@ class ConflictError(DstackError):
 
 class NotFoundError(DstackError):
     """There is no deployment, or blob, of this name: `deploy.unknown`, `deploy.blob`."""
+
+    exit_code = ExitCode.USAGE
 
 
 class DeploymentStore(Protocol):

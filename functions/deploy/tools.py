@@ -1,6 +1,7 @@
 """What the engine's steps are given beside a cloud, put together."""
 
-from functions.deploy.evidence import Attester
+from typing import Protocol
+
 from functions.deploy.planning import Planner
 from functions.deploy.record import Deployment
 from functions.deploy.steps import Attested, BuiltPlan
@@ -8,10 +9,18 @@ from functions.deploy.work import LeasedWork
 from functions.plan.model import ApprovalPlan, ChainPlan
 
 
+class Attesting(Protocol):
+    """Proves what a machine runs; see `functions.deploy.evidence.Attester`."""
+
+    def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
+        """See `StepTools`."""
+        ...
+
+
 class Tools:
     """See `functions.deploy.steps.StepTools`."""
 
-    def __init__(self, planner: Planner, attester: Attester) -> None:
+    def __init__(self, planner: Planner, attester: Attesting) -> None:
         self._planner = planner
         self._attester = attester
 

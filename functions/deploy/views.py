@@ -41,6 +41,8 @@ def whole(deployment: Deployment) -> dict[str, Any]:
             "app_id": planned.app_id,
             "compose_hash": planned.compose_hash,
             "os_image_hash": planned.os_image_hash,
+            "config_disk_sha256": planned.config_disk_sha256,
+            "machine": planned.machine,
         },
         "approved": msgspec.to_builtins(deployment.approved),
         "running": msgspec.to_builtins(running),

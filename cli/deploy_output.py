@@ -1,0 +1,77 @@
+"""How commands about deployments show what happens, and which exit code it ends with."""
+
+import sys
+from typing import Any, TextIO
+
+import click
+
+from cli.deployments import View
+from functions.deploy.record import Step
+from shared.errors import ExitCode
+
+
+class Progress:
+    """Tells events as they come, one line each, on standard error; `calls` are what governance must make."""
+
+    def __init__(self, *, quiet: bool, stream: TextIO | None = None) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+
+    def __call__(self, event: View) -> None:
+        """Tell one event."""
+        data = event.get("data") or {}
+        if isinstance(calls := data.get("calls"), list):
+            self.calls = calls
+        if self._quiet:
+            return
+        code = f" [{event['code']}]" if event.get("code") else ""
+        click.echo(f"{event['step']:<18} {event['message']}{code}", file=self._stream)
+
+
+def outcome(found: View) -> ExitCode:
+    """Return the exit code for where a deployment is."""
+    failure = found.get("failure")
+    if found["step"] == Step.FAILED and failure is not None:
+        if failure["code"] == "deploy.approval.missing":
+            return ExitCode.NEEDS_APPROVAL
+        return ExitCode.REFUSED if failure["refused"] else ExitCode.FAILED
+    if found["step"] == Step.AWAIT_APPROVAL:
+        return ExitCode.NEEDS_APPROVAL
+    return ExitCode.OK
+
+
+def lines(found: View) -> list[str]:
+    """Return what there is to say of a deployment, for people."""
+    shown = [f"{found['name']} on {found['cloud']}: {found['status']}"]
+    planned, running, failure = found.get("planned"), found.get("running"), found.get("failure")
+    if planned is not None:
+        shown += [
+            f"  app_id         {planned['app_id'] or 'none'}",
+            f"  compose_hash   {planned['compose_hash']}",
+            f"  os_image_hash  {planned['os_image_hash']}",
+        ]
+    if running is not None:
+        if running["external_ip"] or running["internal_ip"]:
+            shown.append(f"  address        {running['external_ip'] or running['internal_ip']}")
+        if running["attested_at"]:
+            word = "simulated evidence" if running["simulated"] else "evidence"
+            shown.append(f"  attested       {word} of what was planned")
+    if failure is not None:
+        shown.append(f"  failed         {failure['message']} [{failure['code']}]")
+        shown.append(f"  what to do     {failure['hint']}")
+    return shown
+
+
+def call_lines(calls: list[dict[str, Any]]) -> list[str]:
+    """Return the governance calls that are missing, as a wallet or a Safe wants them."""
+    shown = []
+    for number, call in enumerate(calls, 1):
+        arguments = ", ".join(f"{one['name']}={one['value']}" for one in call["arguments"])
+        shown += [
+            f"call {number}: {call['function'].partition('(')[0]}({arguments})",
+            f"    why          {call['why']}",
+            f"    to           {call['to'] or 'the contract, whose address is not known here'}",
+            f"    data         {call['calldata']}",
+        ]
+    return shown

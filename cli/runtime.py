@@ -1,0 +1,153 @@
+"""Deployments of this machine's user: the store below the state directory, and the clouds from here."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from cli.deployments import Deployments, HereDeployments
+from cli.places import cache_path, state_path
+from cli.remote import RemoteDeployments, token_source
+from functions.clouds.making import Clouds, google_bucket, google_compute
+from functions.deploy.assembly import chain_settings, now
+from functions.deploy.cloud import Cloud
+from functions.deploy.engine import Engine
+from functions.deploy.evidence import Attester, HttpChallenger, Verifier
+from functions.deploy.planning import ChainSettings, Planner
+from functions.deploy.record import Deployment
+from functions.deploy.runner import is_gone, this_holder
+from functions.deploy.service import DeploymentService
+from functions.deploy.steps import Attested
+from functions.deploy.tools import Tools
+from functions.plan.cloud_image import find_image
+from functions.plan.model import Plan
+from functions.stores.sqlite import FileBlobs, SqliteStore
+from functions.verify.settings import parse_settings
+from shared.compose.project import GlobalConfig
+from shared.errors import ConfigError
+from shared.net.dialer import DirectDialer
+from shared.net.endorsement_source import production_source
+from shared.net.fetch import HttpClient
+
+if TYPE_CHECKING:
+    from functions.clouds.local import LocalCloud
+
+LOCAL: Final = "local"
+
+
+def remote(url: str, environ: Mapping[str, str]) -> Deployments:
+    """Return the deployments behind an API. Raises `ConfigError`: `api.url`, `api.token`."""
+    http = HttpClient(DirectDialer())
+    return RemoteDeployments(url, token_source(environ, http, url), http)
+
+
+def here(config: GlobalConfig, environ: Mapping[str, str], chain: ChainSettings | None = None) -> Deployments:
+    """Return the deployments of this machine's user."""
+    return HereDeployments(*parts(config, environ, chain))
+
+
+def parts(
+    config: GlobalConfig, environ: Mapping[str, str], chain: ChainSettings | None = None
+) -> tuple[DeploymentService, Engine]:
+    """Return the service and the engine over the user's own store."""
+    place = state_path(environ)
+    store, blobs = SqliteStore(place / "deployments.sqlite"), FileBlobs(place / "blobs")
+    clouds = Clouds(
+        {
+            "gcp-tdx": partial(_gcp, config, environ),
+            "aws-nitro": partial(_nitro, config, environ),
+            LOCAL: partial(_local, config, place),
+        }
+    )
+    workspace = place / "work"
+    workspace.mkdir(parents=True, exist_ok=True)
+    planner = Planner(config, cache_path(environ), chain or ChainSettings(), workspace=workspace, local=True)
+    engine = Engine(
+        store,
+        blobs,
+        clouds,
+        Tools(planner, _Attesters(clouds, environ)),
+        clock=now,
+        holder=this_holder(),
+        is_gone=is_gone,
+    )
+    # whoever asked follows it in this process; a queue would call somebody else
+    return DeploymentService(store, blobs, clouds, lambda _name, _seconds: None, now), engine
+
+
+def chain_of(rpc_url: str | None, kms_contract: bytes | None, chain_id: int | None) -> ChainSettings:
+    """Return which chain is asked; both or neither of URL and contract.
+
+    Raises `ConfigError`: `deploy.kms_contract`, `deploy.chain_id`.
+    """
+    if rpc_url is None:
+        if chain_id is not None:
+            raise ConfigError("deploy.chain_id", "--chain-id needs --rpc: the endpoint to ask")
+        return ChainSettings()
+    if kms_contract is None:
+        raise ConfigError("deploy.kms_contract", "--rpc needs --kms-contract: the contract to ask")
+    return chain_settings(rpc_url, kms_contract, chain_id)
+
+
+class _Attesters:
+    """Simulated machines are believed by their own roots, all others by the vendors' alone."""
+
+    def __init__(self, clouds: Clouds, environ: Mapping[str, str]) -> None:
+        self._clouds = clouds
+        self._environ = environ
+
+    def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
+        """See `StepTools`."""
+        return self._of(deployment.cloud).attest(deployment, evidence_url)
+
+    def _of(self, cloud: str) -> Attester:
+        if cloud == LOCAL:
+            vendors = cast("LocalCloud", self._clouds[LOCAL]).vendors
+            source = production_source(pccs_url=vendors.pccs_url(), external=True)
+            verifier = Verifier(vendors.anchors(), now, source)
+        else:
+            settings = parse_settings(b"", self._environ)
+            source = production_source(
+                bundle=settings.endorsements(),
+                pccs_url=settings.attestation.urls.pccs,
+                offline=settings.attestation.offline,
+                external=settings.attestation.insecure_allow_external_trust_anchors,
+            )
+            verifier = Verifier(settings.anchors(), now, source, settings.policy())
+        return Attester(verifier, HttpChallenger(HttpClient(DirectDialer())))
+
+
+def _gcp(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
+    from functions.clouds.gcp_tdx import GcpTdxCloud  # noqa: PLC0415 - each command uses one cloud
+
+    return GcpTdxCloud(
+        google_compute(environ),
+        partial(google_bucket, environ),
+        boot_disks=partial(_boot_disk, config),
+        defaults=config.gcp,
+    )
+
+
+def _nitro(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
+    from functions.clouds.aws_nitro import AwsNitroCloud  # noqa: PLC0415 - as above
+
+    del config, environ
+    return AwsNitroCloud()
+
+
+def _local(config: GlobalConfig, place: Path) -> Cloud:
+    from functions.clouds.local import LocalCloud  # noqa: PLC0415 - as above
+
+    paths = [Path(path).expanduser() for path in config.image_search_paths]
+    return LocalCloud(place / LOCAL, python=sys.executable, image_search_paths=paths)
+
+
+def _boot_disk(config: GlobalConfig, plan: Plan) -> Path | None:
+    """Return the boot disk of a plan's OS image, where it is on this machine."""
+    try:
+        image = find_image(plan.image.source, config.image_search_paths, Path())
+    except ConfigError:
+        return None
+    disk = image / "disk.raw"
+    return disk if disk.exists() else None
