@@ -102,11 +102,15 @@ class DetachedProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a hang-up or Ctrl-C of the terminal does not reach it
                 timeout=_START_SECONDS,
-                check=True,
+                check=False,
             )
-            return int(done.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise CloudError("local.process", f"cannot start {self._name}: {error}") from error
+        except OSError as error:
+            raise CloudError("local.process", f"cannot start {self._name}: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise CloudError("local.process", f"{self._name} did not start in time") from error
+        if done.returncode != 0:
+            raise CloudError("local.process", f"cannot start {self._name}: the shell said {done.returncode}")
+        return int(done.stdout)
 
     def pids(self) -> list[int]:
         """Return the pids of the process and its children that are alive; zombies are not."""
