@@ -35,7 +35,7 @@ Boot = Callable[[dict[str, Any], "Mapping[str, bytes]"], object]
 
 
 class Item(msgspec.Struct):
-    """One resource: its JSON, and what is not in it. `archive` is the tar.gz that a disk or image came from."""
+    """One resource: its JSON, and what is not in it. `archive` is the tar.gz of a disk or image."""
 
     kind: str
     project: str
@@ -83,8 +83,8 @@ class DiskContents(Mapping[str, bytes]):
 class ComputeFake:
     """Serves one region on `rest`; `objects` finds an object's bytes by bucket and key.
 
-    An operation is done after it, or its resource, was looked at `polls` times. `on_boot(instance, disks)` and
-    `on_stop(instance)` are called when a machine starts or goes. `nat_ip` gives a machine's external address.
+    An operation is done after it, or its resource, was looked at `polls` times. `on_boot(instance, disks)`
+    and `on_stop(instance)` are called when a machine starts or goes. `nat_ip` gives its external address.
     """
 
     def __init__(
@@ -187,7 +187,16 @@ class ComputeFake:
             else:
                 handlers[f"{group}.aggregatedList"] = self._aggregated(kind)
         for name, handler in handlers.items():
-            self.rest.handle(f"compute.{name}")(handler)
+            self.rest.handle(f"compute.{name}")(self._once(handler))
+
+    def _once(self, handler: Callable[[ApiRequest], Answer]) -> Callable[[ApiRequest], Answer]:
+        """Answer a repeated request id with the operation of the first."""
+
+        def answer(request: ApiRequest) -> Answer:
+            known = self._requests.get(request.query.get("requestId", ""))
+            return handler(request) if known is None else Answer(200, dict(self.operations[known].json))
+
+        return answer
 
     def _get_project(self, request: ApiRequest) -> Answer:
         self._check_place(request)
@@ -543,8 +552,7 @@ class ComputeFake:
             if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
                 raise _invalid("labels", f"{key}={value}")
         item = self._new(kind, request.params.get("zone", ""), body)
-        known = self._requests.get(request.query.get("requestId", ""))
-        if item.path in self.items and known is None:
+        if item.path in self.items:
             raise _taken(item.path)
         if _MAKING[kind]:
             item.json["status"] = _MAKING[kind]
@@ -619,9 +627,6 @@ class ComputeFake:
         undo: Callable[[], object],
         failure: tuple[str, str] | None = None,
     ) -> Answer:
-        request_id = request.query.get("requestId", "")
-        if request_id in self._requests:
-            return Answer(200, dict(self.operations[self._requests[request_id]].json))
         waiting = self._failures.get(request.method_id)
         if waiting:
             failure = waiting.pop(0)
@@ -644,7 +649,7 @@ class ComputeFake:
         operation = Operation(json, self.polls, finish, lambda: undo() and None, failure)
         self.operations[name] = operation
         item.operation = name
-        if request_id:
+        if request_id := request.query.get("requestId", ""):
             self._requests[request_id] = name
         if self.polls <= 0:
             self._advance(operation)
