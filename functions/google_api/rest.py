@@ -5,7 +5,7 @@ The exception is a 401: a token may have been revoked before its time, so it is 
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -31,7 +31,7 @@ MAX_ERROR: Final = 64 << 10
 _PIECE: Final = 256 << 10
 _POOL: Final = 16
 
-QueryValue = str | int | bool | Sequence[str]
+QueryValue = str | int | bool
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -129,7 +129,11 @@ class GoogleSession:
         expect: Collection[int] = (),
     ) -> "BaseHTTPResponse":
         """Return an answer whose body is still to be read; whoever reads it meets urllib3's errors."""
-        target = url if not query else f"{url}?{urlencode(_flat(query))}"
+        words = {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in (query or {}).items()
+        }
+        target = f"{url}?{urlencode(words)}" if words else url
         answer = self._request(method, target, body, headers or {})
         if answer.status == 401:
             self._error_body(answer)
@@ -235,14 +239,6 @@ class GoogleSession:
         if answer.connection is not None:
             answer.close()
             answer.release_conn()
-
-
-def _flat(query: Mapping[str, QueryValue]) -> list[tuple[str, str]]:
-    flat = []
-    for name, value in query.items():
-        many = [value] if isinstance(value, str | int) else value
-        flat += [(name, str(one).lower() if isinstance(one, bool) else str(one)) for one in many]
-    return flat
 
 
 def _named(method: str, url: str) -> str:

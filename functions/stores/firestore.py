@@ -69,7 +69,7 @@ class FirestoreStore:
         self._url = f"{base_url}/v1/{self._root}"
 
     def create(self, deployment: Deployment, events: Sequence[Event] = ()) -> None:
-        """See `DeploymentStore`. Raises `StorageError("deploy.record.size")`."""
+        """See `DeploymentStore`. Raises `StorageError`: `deploy.record.size`, `deploy.events.size`."""
         if not _NAME.fullmatch(deployment.name):
             raise StorageError("deploy.store", f"{deployment.name[:80]!a} cannot name a document")
         found = self._beside(deployment.name)
@@ -89,7 +89,7 @@ class FirestoreStore:
         return decode_record(_bytes(found, "record"))
 
     def replace(self, deployment: Deployment, expected: int, events: Sequence[Event] = ()) -> None:
-        """See `DeploymentStore`. Raises `StorageError("deploy.record.size")`."""
+        """See `DeploymentStore`. Raises `StorageError`: `deploy.record.size`, `deploy.events.size`."""
         found = self._beside(deployment.name)
         is_done = False
         if found is not None and (found.uid, found.version) == (deployment.uid, expected):
@@ -212,12 +212,7 @@ class FirestoreStore:
         return found is not None and _bytes(found, "record") == encode_record(deployment)
 
     def _record_write(self, deployment: Deployment, condition: dict[str, Any]) -> dict[str, Any]:
-        record = encode_record(deployment)
-        if len(record) > MAX_RECORD:
-            raise StorageError(
-                "deploy.record.size",
-                f"the record of {deployment.name} has {len(record)} bytes, firestore takes {MAX_RECORD}",
-            )
+        record = _bounded(encode_record(deployment), "deploy.record.size", f"the record of {deployment.name}")
         fields = {
             "name": {"stringValue": deployment.name},
             "uid": {"stringValue": deployment.uid},
@@ -232,11 +227,18 @@ class FirestoreStore:
 
     def _event_write(self, deployment: Deployment, event: Event) -> dict[str, Any]:
         place = f"{self._root}/deployments/{deployment.name}/uses/{deployment.uid}/events/{event.id}"
+        raw = _bounded(msgspec.json.encode(event), "deploy.events.size", f"event {event.id}")
         fields = {
             "id": {"stringValue": event.id},
-            "event": {"bytesValue": base64.b64encode(msgspec.json.encode(event)).decode()},
+            "event": {"bytesValue": base64.b64encode(raw).decode()},
         }
         return {"update": {"name": place, "fields": fields}}
+
+
+def _bounded(raw: bytes, code: str, what: str) -> bytes:
+    if len(raw) > MAX_RECORD:
+        raise StorageError(code, f"{what} has {len(raw)} bytes, firestore takes {MAX_RECORD}")
+    return raw
 
 
 def _bytes(document: dict[str, Any], field: str) -> bytes:

@@ -441,7 +441,11 @@ class RemoteStoreContract(StoreContract):
             harness.store.replace(following(record, settings={"large": large}), 1)
         with refuses("deploy.record.size", StorageError):
             harness.store.create(deployment("large", settings={"large": large}))
+        (event,) = events_of(following(record), 1)
+        with refuses("deploy.events.size", StorageError):
+            harness.store.replace(following(record), 1, [msgspec.structs.replace(event, data={"l": large})])
         assert harness.store.get("app") == record
+        assert list(harness.store.events("app")) == []
         # and one that just fits is stored
         fits = following(record, settings={"large": large[: -len(msgspec.json.encode(record)) - 64]})
         harness.store.replace(fits, 1)
