@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def doctor(directory: Path, *, local: bool, as_json: bool, **given: Any) -> None
     chosen = take_chosen(given)
     config = read_config(config_path(os.environ))
     found: list[Finding] = []
-    for name, check in (
-        ("project", lambda: _project(directory, config, chosen)),
-        ("cloud", lambda: _cloud(directory, config, local=local)),
-        ("environment", lambda: _environment(directory, config, chosen)),
-    ):
+    checks: dict[str, Check] = {
+        "project": partial(_project, directory, config, chosen),
+        "cloud": partial(_cloud, directory, config, local=local),
+        "environment": partial(_environment, directory, config, chosen),
+    }
+    for name, check in checks.items():
         try:
             found += check()
         except DstackError as problem:

@@ -285,7 +285,8 @@ class DeploymentService:
                 "deploy.cloud_change",
                 f"deployment {found.name} is on {found.cloud}, not {upload.cloud}: remove it first",
             )
-        self._check_rests(found)
+        # while governance is waited for nothing of the earlier files has been made
+        self._check_rests(found, or_at=Step.AWAIT_APPROVAL)
         return msgspec.structs.replace(
             self._from_the_start(found),
             goal=Goal.RUNNING,
@@ -299,9 +300,11 @@ class DeploymentService:
             encrypted_env=self._blobs.put(upload.encrypted_env) if upload.encrypted_env else "",
         )
 
-    def _check_rests(self, found: Deployment) -> None:
+    def _check_rests(self, found: Deployment, *, or_at: Step | None = None) -> None:
         lease = found.lease
-        if not found.is_resting or (lease is not None and lease.until > self._clock()):
+        if not (found.is_resting or found.step is or_at) or (
+            lease is not None and lease.until > self._clock()
+        ):
             raise ConflictError(
                 "deploy.busy",
                 f"deployment {found.name} is {found.status}: wait until that is done, or stop it first",
