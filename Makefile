@@ -8,7 +8,7 @@ NPM := $(shell command -v npm 2>/dev/null)
 NODE_STAMP := contracts/node_modules/.installed
 DIFFERENTIAL_STAMP := tests/differential/node_modules/.installed
 
-.PHONY: demo test setup check bench fuzz lock contracts contracts-check proto wheel clean
+.PHONY: demo test setup check package bench fuzz lock contracts contracts-check proto wheel clean
 
 # make demo PLATFORM=gcp runs it on simulated Google Cloud TDX guests instead of Nitro enclaves; ARGS are the
 # command's own options, as in make demo ARGS=--json
@@ -67,6 +67,12 @@ wheel: $(STAMP)
 	@rm -rf dist
 	$(UV) build --quiet --python $(BIN)/python --no-build-isolation --wheel --out-dir dist
 	@ls dist
+
+# What is deployed, below build/: a zip for each AWS function, a source directory for each Google Cloud function.
+# PACKAGE_PYTHON is an interpreter of the version that they will run on; ARGS=--architecture=arm64 is for Graviton.
+PACKAGE_PYTHON ?= $(BIN)/python
+package: $(STAMP)
+	@$(BIN)/python -m functions.packaging --out build --python $(PACKAGE_PYTHON) $(ARGS)
 
 bench: $(STAMP) node
 	$(BIN)/python -m bench $(ARGS)
