@@ -109,7 +109,8 @@ def test_a_deployment_at_rest_is_deployed_anew(bench: Bench, step: Step) -> None
 
 
 @pytest.mark.parametrize(
-    "step", [step for step in Step if step not in {Step.RUNNING, Step.FAILED, Step.REMOVED}]
+    "step",
+    [step for step in Step if step not in {Step.RUNNING, Step.FAILED, Step.REMOVED, Step.AWAIT_APPROVAL}],
 )
 def test_one_that_is_under_way_is_busy(bench: Bench, step: Step) -> None:
     bench.service.create(upload())
@@ -117,6 +118,12 @@ def test_one_that_is_under_way_is_busy(bench: Bench, step: Step) -> None:
     with refuses("deploy.busy", ConflictError):
         bench.service.redeploy(upload(files=project(name="other")))
     assert bench.store.get("web") == found
+
+
+def test_one_that_waits_for_governance_can_be_deployed_over(bench: Bench) -> None:
+    bench.service.create(upload())
+    bench.change("web", step=Step.AWAIT_APPROVAL)
+    assert bench.service.redeploy(upload(files=project(name="other"))).step is Step.PREPARE
 
 
 def test_one_that_a_runner_holds_is_busy(bench: Bench) -> None:
