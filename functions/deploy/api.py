@@ -162,6 +162,9 @@ class DeployApi:
         page = self._service.logs(call.name, call.query.get("cursor", ""), limit)
         return Answer(200, {"text": page.text, "cursor": page.cursor})
 
+    def _machine(self, call: _Call, *_: object) -> Answer:
+        return Answer(200, views.machine(self._service.machine(call.name)))
+
     def _stop(self, call: _Call, *_: object) -> Answer:
         return _accepted(self._service.stop(call.name, key=call.key, caller=call.who))
 
@@ -176,11 +179,11 @@ class DeployApi:
 
     def _firewall(self, call: _Call, *_: object) -> Answer:
         rules = self._service.firewall(call.name)
-        return Answer(200, {"rules": [msgspec.to_builtins(rule) for rule in rules]})
+        return Answer(200, {"rules": [views.rule(one) for one in rules]})
 
     def _set_firewall(self, call: _Call, *_: object) -> Answer:
         rule = self._service.set_firewall(call.name, read_rule(_json_body(call)), caller=call.who)
-        return Answer(200, msgspec.to_builtins(rule))
+        return Answer(200, views.rule(rule))
 
     def _clear_firewall(self, call: _Call, *_: object) -> Answer:
         port = call.number("port", 0, 1, 65535)
@@ -194,6 +197,7 @@ class DeployApi:
         "/{name}": {"GET": ("read", _get), "PUT": ("deploy", _redeploy), "DELETE": ("remove", _remove)},
         "/{name}/events": {"GET": ("read", _events)},
         "/{name}/logs": {"GET": ("logs", _logs)},
+        "/{name}/machine": {"GET": ("read", _machine)},
         "/{name}/stop": {"POST": ("stop", _stop)},
         "/{name}/start": {"POST": ("start", _start)},
         "/{name}/retry": {"POST": ("deploy", _retry)},

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from functions.deploy.cloud import FirewallRule, LogPage, Work
+from functions.deploy.cloud import FirewallRule, LogPage, Machine, Work
 from functions.deploy.record import Deployment, Planned, Step
 from functions.deploy.request import Options, Upload
 from functions.deploy.service import DeploymentService
@@ -106,6 +106,10 @@ class RememberingCloud:
         start = int(cursor or 0)
         page = self.console[start : start + limit]
         return LogPage(page.decode(), str(start + len(page)))
+
+    def describe(self, work: Work) -> Machine:
+        self._look(work)
+        return Machine(status="RUNNING", confidential="TDX", traits={"vtpm": True})
 
     def firewall(self, work: Work) -> Sequence[FirewallRule]:
         self._look(work)
