@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 from functions.deploy.cloud import DeniedError, TransientCloudError
@@ -90,6 +91,7 @@ def aws_client(
     """
     from boto3.session import Session  # noqa: PLC0415 - 300 ms that only a deployment to AWS is to pay
     from botocore.config import Config  # noqa: PLC0415 - as above
+    from botocore.session import get_session  # noqa: PLC0415 - as above
 
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
@@ -98,9 +100,19 @@ def aws_client(
         max_pool_connections=_CONNECTIONS,
     )
     with aws_errors(f"making a client of {service}"):
-        return Session(**credentials).client(
+        core = get_session()
+        core.register_component("data_loader", _loader())
+        return Session(botocore_session=core, **credentials).client(
             service, region_name=region or None, endpoint_url=endpoint_url or None, config=config
         )
+
+
+@cache
+def _loader() -> AwsClient:
+    """Return the reader of the service descriptions; it keeps what it read, so a second client is cheap."""
+    from botocore.loaders import create_loader  # noqa: PLC0415 - as above
+
+    return create_loader()
 
 
 @contextmanager

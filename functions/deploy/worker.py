@@ -45,8 +45,8 @@ def handle_message(
     delivers the message again; it does so too when this is killed between the step and the next message.
 
     Every writer of a record sends a message after it. So one that comes too early, and was sent (`sent_at`,
-    unix seconds by the queue's clock) before the last write, has a successor, and ends here: else each message
-    too many would be followed by others until the deployment rests.
+    unix seconds by the queue's clock) before the last write, has a successor, and ends here: else each
+    message too many would be followed by others until the deployment rests.
     """
     try:
         name = _read(body)
