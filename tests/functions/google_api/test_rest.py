@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from google.auth.credentials import Credentials
 from google.auth.exceptions import RefreshError
 
 from functions.deploy.cloud import DeniedError, TransientCloudError
+from functions.google_api import rest as rest_module
 from functions.google_api.credentials import anonymous_credentials, default_credentials
 from functions.google_api.errors import GoogleError, error_of
-from functions.google_api.rest import GoogleSession
+from functions.google_api.rest import DEFAULT_SECONDS, GoogleSession
 from shared.errors import CloudError
 from tests.fakes.google_rest import Answer, ApiRequest, GoogleRest, Refusal
 from tests.shared.refusal import refuses
@@ -21,17 +23,17 @@ VM = "/compute/v1/projects/p1/zones/us-central1-a/instances/vm"
 
 
 class Renewable(Credentials):
-    """Credentials whose token is `t1`, `t2` ... after each refresh."""
+    """Credentials whose token is `t1`, `t2` ... after each refresh, until `fails` is raised."""
 
     def __init__(self, *, fails: RefreshError | None = None) -> None:
         super().__init__()
         self.refreshed = 0
-        self._fails = fails
+        self.fails = fails
 
     def refresh(self, request: object) -> None:
         del request
-        if self._fails is not None:
-            raise self._fails
+        if self.fails is not None:
+            raise self.fails
         self.refreshed += 1
         self.token = f"t{self.refreshed}"
 
@@ -86,6 +88,12 @@ def test_says_how_to_log_in_when_the_refresh_fails(fake: GoogleRest) -> None:
     lapsed = Renewable(fails=RefreshError("Reauthentication is needed."))
     with refuses("gcp.credentials", DeniedError):
         GoogleSession(lapsed).call("GET", fake.url + VM)
+    revoked = Renewable()
+    revoked.token = "old"
+    fake.token = "t1"
+    revoked.fails = RefreshError("the account was deleted")
+    with refuses("gcp.credentials", DeniedError):
+        GoogleSession(revoked).call("GET", fake.url + VM)
     busy = Renewable(fails=RefreshError("the token endpoint is busy", retryable=True))
     with refuses("gcp.unavailable", TransientCloudError):
         GoogleSession(busy).call("GET", fake.url + VM)
@@ -202,9 +210,41 @@ def test_bounds_an_answer(fake: GoogleRest) -> None:
 def test_refuses_an_answer_of_another_shape(fake: GoogleRest, session: GoogleSession) -> None:
     with refuses("gcp.answer", CloudError):
         session.call_list("GET", fake.url + VM)
-    fake.handle(GET)(lambda _: Answer(200, b"[1", {"Content-Type": "application/json"}))
-    with refuses("gcp.answer", CloudError):
+    for raw in (b"[1", b"[1]", b"\xff"):
+        fake.handle(GET)(lambda _, raw=raw: Answer(200, raw))
+        with refuses("gcp.answer", CloudError):
+            session.call("GET", fake.url + VM)
+        with refuses("gcp.answer", CloudError):
+            session.call_list("GET", fake.url + VM)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_takes_an_answer_that_breaks_off_for_none(
+    fake: GoogleRest, session: GoogleSession, status: int
+) -> None:
+    fake.handle(GET)(lambda _: Answer(status, b"{", {"Content-Length": "100", "Connection": "close"}))
+
+    with refuses("gcp.unavailable", TransientCloudError):
         session.call("GET", fake.url + VM)
+
+
+def test_bounds_the_time_of_an_answer(
+    fake: GoogleRest, session: GoogleSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an answer that keeps coming: at its first piece the time is up
+    clock = iter([0.0, DEFAULT_SECONDS + 1])
+    monkeypatch.setattr(rest_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    with refuses("gcp.unavailable", TransientCloudError):
+        session.call("GET", fake.url + VM)
+
+
+def test_a_redirect_is_no_answer(fake: GoogleRest, session: GoogleSession) -> None:
+    fake.handle(GET)(lambda _: Answer(302, None, {"Location": fake.url + VM}))
+
+    with refuses("gcp.request", GoogleError):
+        session.call("GET", fake.url + VM)
+    assert len(fake.calls) == 1
 
 
 def test_says_when_nobody_listens(session: GoogleSession) -> None:

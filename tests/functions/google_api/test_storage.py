@@ -185,6 +185,63 @@ def test_refuses_to_send_chunks_elsewhere(bucket: Bucket, rest: GoogleRest) -> N
         bucket.upload(KEY, io.BytesIO(DATA))
 
 
+OBJECT = {"name": KEY, "size": "3", "generation": "1"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(200, OBJECT),
+        Answer(308, None, {"Range": f"bytes=0-{QUANTUM}"}),
+        Answer(308, None, {"Range": "bytes=5-9"}),
+        Answer(308, None, {"Range": "bytes=0-x"}),
+    ],
+)
+def test_refuses_a_session_that_lies(bucket: Bucket, rest: GoogleRest, answer: Answer) -> None:
+    rest.handle(INSERT_CHUNK)(lambda _: answer)
+
+    with refuses("gcp.answer", CloudError):
+        bucket.upload(KEY, io.BytesIO(DATA))
+
+
+@pytest.mark.parametrize("lacking", ["name", "size", "generation"])
+def test_refuses_a_description_that_lacks_something(bucket: Bucket, rest: GoogleRest, lacking: str) -> None:
+    described = {name: value for name, value in OBJECT.items() if name != lacking}
+    rest.handle(GET)(lambda _: Answer(200, described))
+    rest.handle(INSERT)(lambda _: Answer(200, b"[" if lacking == "name" else described))
+
+    for ask in (lambda: bucket.stat(KEY), lambda: bucket.upload(KEY, b"x")):
+        with refuses("gcp.answer", CloudError):
+            ask()
+
+
+def test_gives_up_on_a_session_that_stores_nothing(
+    bucket: Bucket, rest: GoogleRest, pauses: list[float]
+) -> None:
+    rest.handle(INSERT_CHUNK)(lambda _: Answer(308))
+
+    with refuses("gcp.unavailable", TransientCloudError):
+        bucket.upload(KEY, io.BytesIO(DATA))
+    assert len(pauses) == MAX_RESUMES
+
+
+def test_says_what_the_caller_may_not(bucket: Bucket, rest: GoogleRest) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("storage.buckets.get", bucket.exists),
+        (GET, lambda: bucket.stat(KEY)),
+        ("storage.objects.delete", lambda: bucket.delete(KEY)),
+        (INSERT, lambda: bucket.upload(KEY, b"x")),
+        (INSERT_CHUNK, lambda: bucket.upload(KEY, io.BytesIO(b"x"))),
+    ]
+    for method, call in calls:
+        rest.fail(
+            method, 403, message=f"someone@example.com does not have {method.partition('#')[0]} access to it."
+        )
+        with refuses("gcp.permission", DeniedError) as caught:
+            call()
+        assert caught.value.hint.endswith(method.partition("#")[0])
+
+
 @pytest.mark.parametrize("cut", [0, 1, QUANTUM, len(DATA) - 1])
 def test_reads_on_where_a_download_was_cut(
     bucket: Bucket, storage: Storage, rest: GoogleRest, cut: int

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from functions.deploy.cloud import DeniedError, TransientCloudError
+from functions.deploy.record import Step
+from functions.deploy.store import ConflictError
 from functions.google_api.credentials import anonymous_credentials
+from functions.google_api.errors import GoogleError
 from functions.google_api.rest import GoogleSession
 from functions.stores.firestore import MAX_RECORD, FirestoreStore
-from shared.errors import StorageError
+from shared.errors import CloudError, StorageError
 from tests.fakes.firestore import BATCH_GET, COMMIT, Firestore
-from tests.fakes.google_rest import GoogleRest
+from tests.fakes.google_rest import Answer, ApiRequest, GoogleRest
 from tests.functions.stores.contract import (
     RemoteStoreContract,
     RemoteStoreHarness,
@@ -158,6 +161,53 @@ def test_refuses_a_record_that_cannot_be_read(
 
     with refuses("deploy.record", StorageError):
         store.get("app")
+
+
+def test_refuses_an_event_that_cannot_be_read(firestore: Firestore, store: FirestoreStore) -> None:
+    store.create(deployment(), events_of(deployment(), 1))
+    (event,) = (document for name, document in firestore.documents.items() if "/events/" in name)
+    event["fields"]["event"] = {"bytesValue": "e30="}
+
+    with refuses("deploy.record", StorageError):
+        store.events("app")
+
+
+def test_passes_on_why_a_commit_was_refused(rest: GoogleRest, store: FirestoreStore) -> None:
+    rest.fail(COMMIT, 400, message="Document cannot be written because its size exceeds the maximum.")
+    with refuses("gcp.request", GoogleError):
+        store.create(deployment())
+    rest.fail(COMMIT, 403, message="Missing or insufficient permissions.")
+    with refuses("gcp.permission", DeniedError):
+        store.create(deployment())
+    rest.fail(BATCH_GET, 400)
+    with refuses("gcp.request", GoogleError):
+        store.get("app")
+
+
+def test_refuses_an_answer_without_a_word_on_the_document(rest: GoogleRest, store: FirestoreStore) -> None:
+    rest.handle(BATCH_GET)(lambda _: Answer(200, [{"readTime": "2026-01-01T00:00:00Z"}]))
+
+    with refuses("gcp.answer", CloudError):
+        store.get("app")
+
+
+def test_a_removal_that_another_creation_follows_first_is_a_conflict(
+    rest: GoogleRest, store: FirestoreStore
+) -> None:
+    removed = following(deployment(), step=Step.REMOVED)
+    store.create(deployment())
+    store.replace(removed, 1)
+    theirs = deployment(uid="aaaaaaaaaaaaaaaa")
+
+    def create_first(phase: str, request: ApiRequest) -> None:
+        if phase == "before" and request.method_id == COMMIT:
+            rest.hook = None
+            open_store(rest).create(theirs)
+
+    rest.hook = create_first
+    with refuses("deploy.name_taken", ConflictError):
+        store.create(deployment(uid="bbbbbbbbbbbbbbbb"))
+    assert store.get("app") == theirs
 
 
 def test_refuses_a_name_that_no_document_can_have(store: FirestoreStore) -> None:
