@@ -5,8 +5,19 @@ import sys
 
 import pytest
 
+# Powertools imports botocore's own module, which is nothing but a name, wherever it is installed
 HEAVY = (
-    *("web3", "eth", "boto3", "botocore", "grpc", "google.cloud.compute_v1", "pydantic", "rich", "dcap_qvl"),
+    *(
+        "web3",
+        "eth",
+        "boto3",
+        "botocore.session",
+        "grpc",
+        "google.cloud.compute_v1",
+        "pydantic",
+        "rich",
+        "dcap_qvl",
+    ),
 )
 ENTRIES = (
     "enclave.agent.daemon",
@@ -14,6 +25,8 @@ ENTRIES = (
     "enclave.kms.daemon",
     "enclave.vsock.forwarder",
     "functions.authorize.aws",
+    "functions.deploy.aws",
+    "functions.deploy.aws_worker",
     "functions.verify.aws",
     "cli.main",
 )

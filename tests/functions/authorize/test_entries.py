@@ -29,7 +29,7 @@ CONTEXT = SimpleNamespace(
 HEAVY = (
     "web3",
     "boto3",
-    "botocore",
+    "botocore.session",
     "grpc",
     "pydantic",
     "google.cloud.firestore",

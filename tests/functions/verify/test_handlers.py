@@ -24,7 +24,7 @@ CONTEXT = SimpleNamespace(
 HEAVY = (
     "web3",
     "boto3",
-    "botocore",
+    "botocore.session",
     "pydantic",
     "grpc",
     "google.cloud.compute_v1",
