@@ -1,5 +1,6 @@
 """Firestore, served by a fake that its discovery document holds, keeps to the contract of stores."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -17,9 +18,11 @@ from tests.fakes.google_rest import Answer, ApiRequest, GoogleRest
 from tests.functions.stores.contract import (
     RemoteStoreContract,
     RemoteStoreHarness,
+    StoreHarness,
     deployment,
     events_of,
     following,
+    run_writers,
 )
 from tests.shared.refusal import refuses
 
@@ -94,6 +97,20 @@ def test_a_repeated_write_finds_itself_also_when_nothing_could_be_read_back(
 
     assert len(rest.called(COMMIT)) == 2
     assert list(store.events("app")) == events_of(second, 1)
+
+
+def test_writers_lose_no_update_while_answers_are_lost(rest: GoogleRest, store: FirestoreStore) -> None:
+    lost = itertools.count()
+
+    def lose_every_seventh(phase: str, request: ApiRequest) -> None:
+        if phase == "after" and request.method_id == COMMIT and next(lost) % 7 == 3:
+            raise ConnectionError
+
+    rest.hook = lose_every_seventh
+    run_writers(
+        StoreHarness(store, lambda: open_store(rest), lambda _: None), 3, [f"app{n:02d}" for n in range(20)]
+    )
+    assert next(lost) >= 80
 
 
 def test_commits_again_after_contention(rest: GoogleRest, store: FirestoreStore) -> None:
