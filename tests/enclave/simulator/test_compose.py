@@ -36,10 +36,41 @@ def test_a_config_that_no_service_mounts_is_no_file() -> None:
     assert read_compose(_with_file(compose)).key_provider == "none"
 
 
+def test_a_compose_file_may_be_yaml() -> None:
+    text = """\
+services:
+  web:
+    image: web:1
+    ports: ['80:80']
+    configs:
+      - short
+      - {source: long, target: /etc/long, mode: 0440}
+  db:
+    build: .
+configs:
+  short:
+    content: |
+      a line
+  long: {content: yes}
+"""
+    compose = read_compose(_with_file(text, init_script=["a", "b"], manifest_version="3"))
+    assert compose.services == {"web": "web:1", "db": ""}
+    assert compose.files == {"/short": b"a line\n", "/etc/long": b"yes"}
+    assert len(compose.init_script_hashes) == 2
+
+
+def test_a_script_has_no_services() -> None:
+    compose = read_compose(_with_file("", runner="bash", bash_script="true"))
+    assert (compose.services, compose.runner, compose.key_provider) == ({}, "bash", "none")
+
+
 @pytest.mark.parametrize(
     "compose",
     [
         "services: {}",
+        "services: [",
+        "services: {web: {image: a}}\n---\nservices: {}",
+        "services: {web: {configs: [{source: a, target: /a}]}}\nconfigs: {a: {file: ./a}}",
         "",
         {"services": []},
         {"services": {"a": {"configs": [{"source": "absent", "target": "/a"}]}}},
