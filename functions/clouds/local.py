@@ -39,7 +39,9 @@ from shared.errors import CloudError
 from shared.measurement.config_disk import config_disk
 from shared.measurement.os_image import MAX_SUMS_BYTES, SUMS_NAME, os_image_hash
 from shared.measurement.os_image_directory import DISK_NAME
+from shared.net.dialer import DirectDialer
 from shared.net.endorsement_source import production_source
+from shared.net.fetch import HttpClient
 
 MAX_BOOTS: Final = 3
 """How often a machine that ends by itself is started until that counts as its failure."""
@@ -74,16 +76,21 @@ class LocalCloud:
         self._python = python
         self._image_search_paths = tuple(image_search_paths)
         self._tpm = tpm
+        self._http = HttpClient(DirectDialer())
         self.vendors = LocalVendors(directory / "vendors", python)
 
-    def verifier(self, now: Callable[[], int]) -> Verifier:
-        """Return a verifier that believes simulated machines too, and says that they are.
+    def close(self) -> None:
+        """Close the connections of `verifier`; machines and the vendors' service run on."""
+        self._http.close()
 
-        It knows the roots that are there now: make it when evidence is verified. Raises
-        `UnavailableError("local.vendors")` while the vendors' service starts.
+    def verifier(self, platform: str, now: Callable[[], int]) -> Verifier:
+        """Return a verifier of one platform's machines that believes simulated ones too, and says so.
+
+        It knows the roots that are there now: make it when evidence is verified. For `gcp` the vendors'
+        service must run: it is started, and `UnavailableError("local.vendors")` raised until it answers.
         """
-        url = self.vendors.pccs_url()
-        source = production_source(pccs_url=url, external=True) if url else None
+        url = self.vendors.pccs_url() if platform == "gcp" else ""
+        source = production_source(pccs_url=url, external=True, http=self._http) if url else None
         return Verifier(self.vendors.anchors(), now, source)
 
     def check(self, work: Work) -> Sequence[Finding]:
@@ -211,16 +218,17 @@ class LocalCloud:
                 return waiting
         if not machine.evidence_url():
             return Wait(1, "the simulated machine to boot")
-        machine.write_state(msgspec.structs.replace(state, boots=0))
+        if state.boots:
+            machine.write_state(msgspec.structs.replace(state, boots=0))
+        resource = work.intend(KIND, work.deployment.name, PLACE, facts={"address": state.address})
+        work.present(resource, directory=str(machine.directory))
         return self._described(work, machine)
 
     def _boot(self, work: Work, machine: LocalMachine, state: MachineState) -> Wait | None:
         """Make what is missing of the machine's disks, and start it."""
-        counted = msgspec.structs.replace(state, boots=state.boots + 1)
         if state.platform == "nitro":
             self.vendors.make_nitro()
             self._make_enclave_image(work, machine)
-            machine.write_state(counted)
             pid = machine.boot_enclave(self.vendors.nitro, work.plan.app.app_id, _egress(work))
         else:
             self.vendors.publish()
@@ -229,13 +237,11 @@ class LocalCloud:
             if not machine.has_file(CONFIG_DISK):
                 machine.write_config_disk(config_disk(work.config_files()))
             disk = self._boot_disk(work)
-            machine.write_state(counted)
             pid = machine.boot_guest(self.vendors.gcp, self._tpm, disk)
             measured = "its os image's boot disk" if disk else "what the plan's measurement document names"
             work.say(f"the simulated machine boots {measured}")
-        if pid is not None and (resource := work.deployment.resource(KIND)) is not None:
-            # for people: whoever ends it looks for it anew
-            work.present(resource, pid=str(pid), directory=str(machine.directory))
+        if pid is not None:
+            machine.write_state(msgspec.structs.replace(state, boots=state.boots + 1))
         return None
 
     def _make_enclave_image(self, work: Work, machine: LocalMachine) -> None:

@@ -40,7 +40,9 @@ from shared.errors import DstackError, InvalidEvidence
 from shared.measurement.boot_disk import read_boot_disk
 from shared.measurement.config_disk import LABEL
 from shared.measurement.fat_reader import FatVolume
+from shared.net.dialer import DirectDialer
 from shared.net.endorsement_source import production_source
+from shared.net.fetch import HttpClient
 
 STOP_SECONDS = 20.0
 
@@ -54,6 +56,7 @@ class Roots:
         self.gcp = GcpAuthority.create(self.server.url)
         self.server.files.update(self.gcp.files(lambda: int(clock())))
         self.nitro = SimulatedAuthority.create()
+        self._http = HttpClient(DirectDialer())
 
     @property
     def pccs_url(self) -> str:
@@ -69,7 +72,7 @@ class Roots:
 
     def verifier(self) -> Verifier:
         """Return a verifier at the roots' clock."""
-        source = production_source(pccs_url=self.pccs_url, external=True)
+        source = production_source(pccs_url=self.pccs_url, external=True, http=self._http)
         return Verifier(self.anchors, lambda: int(self.clock()), source)
 
     def __enter__(self) -> Self:
@@ -77,6 +80,7 @@ class Roots:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._http.close()
         self.server.__exit__(None, None, None)
 
 

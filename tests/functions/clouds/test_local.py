@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from functions.deploy.record import Deployment, Goal, Step
 from functions.deploy.work import LeasedWork
 from shared.attestation.envelope import decode_envelope
 from shared.errors import CloudError, InvalidEvidence, StorageError
+from tests.fakes.os_images import write_whole_os_image
 from tests.functions.clouds.local_deployments import (
     World,
     until_done,
@@ -39,6 +41,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
     (made._machines / "another").mkdir(parents=True)  # so that the vendors' service outlives a test
     yield made
     made.vendors.retire()
+    made.close()
 
 
 @pytest.fixture
@@ -139,6 +142,21 @@ def test_evidence_is_of_the_whole_plan(here: World) -> None:
     recorded = [(event.event, event.payload.hex()) for event in envelope.runtime_events]
     foretold = [(event.name, event.payload) for event in work.plan.events]
     assert recorded[: len(foretold)] == foretold
+
+
+def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: World) -> None:
+    write_whole_os_image(here.place / "images")
+    place = project(here, "gcp")
+    cloud = LocalCloud(
+        here.cloud._machines.parent, image_search_paths=[here.place / "images"], tpm="software"
+    )
+    work = here.planned_work(place)
+    with closing(cloud):
+        machine = until_done(cloud.launch, work)
+    work.save()
+    messages = [event.message for event in here.store.events("web")]
+    assert "the simulated machine boots its os image's boot disk" in messages
+    assert here.evidence(work, machine).simulated
 
 
 def test_evidence_of_another_plan_is_refused(here: World) -> None:
@@ -316,7 +334,7 @@ def test_another_enclave_image_than_the_blob_is_not_run(here: World) -> None:
 
 def test_the_vendors_service_lives_as_long_as_a_machine(tmp_path: Path) -> None:
     cloud = LocalCloud(tmp_path / "own", tpm="software")
-    with world(tmp_path / "here", cloud) as here:
+    with closing(cloud), world(tmp_path / "here", cloud) as here:
         first = here.planned_work(project(here, "gcp"), "one")
         second = here.planned_work(project(here, "gcp"), "two")
         for work in (first, second):
