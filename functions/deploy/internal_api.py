@@ -40,8 +40,13 @@ class InternalApi:
             if path == SWEEP:
                 found = sweep(self._runtime.store, self._runtime.schedule, self._runtime.clock())
                 return Answer(200, {"scheduled": found})
-            message = body[: MAX_MESSAGE + 1]
-            after = handle_message(self._runtime.engine, self._runtime.schedule, message, self._report)
+            after = handle_message(
+                self._runtime.engine,
+                self._runtime.schedule,
+                body[: MAX_MESSAGE + 1],
+                self._report,
+                _sent_at(headers),
+            )
         except DstackError as error:
             self._report(error.code, error.message)
             status = 401 if isinstance(error, InvalidEvidence) else 503
@@ -49,6 +54,18 @@ class InternalApi:
         if after is None:
             return Answer(200, {"dropped": True})
         return Answer(200, {"step": after.step.value, "seconds": after.seconds})
+
+
+def _sent_at(headers: Mapping[str, str]) -> int | None:
+    """Return when a task was due, which is not before it was made; None for one that is delivered again.
+
+    The runner of an earlier delivery may have died before it saw to the next message.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    due = given.get("x-cloudtasks-tasketa", "").partition(".")[0]
+    if given.get("x-cloudtasks-taskretrycount") != "0" or not (due.isascii() and due.isdigit()):
+        return None
+    return int(due)
 
 
 def worker_gate(environ: Mapping[str, str], http: HttpClient | None = None) -> WorkerGate:

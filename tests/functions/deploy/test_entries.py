@@ -229,12 +229,13 @@ class Advancing:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.error: Exception | None = None
+        self.next = Next(7, Step.LAUNCH)
 
     def advance(self, name: str) -> Next:
         self.asked.append(name)
         if self.error is not None:
             raise self.error
-        return Next(7, Step.LAUNCH)
+        return self.next
 
 
 @pytest.fixture
@@ -370,6 +371,30 @@ def test_the_queue_has_a_deployment_advanced(
     assert (answer.status_code, answer.json) == (200, {"step": "launch", "seconds": 7})
     assert engine.asked == ["web"]
     assert bench.calls == [("web", 7)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "calls"),
+    [
+        ({"X-CloudTasks-TaskETA": "100.5", "X-CloudTasks-TaskRetryCount": "0"}, []),
+        # delivered again: the first runner may have died before it made the next task
+        ({"X-CloudTasks-TaskETA": "100.5", "X-CloudTasks-TaskRetryCount": "1"}, [("web", 7)]),
+        ({"X-CloudTasks-TaskETA": "soon", "X-CloudTasks-TaskRetryCount": "0"}, [("web", 7)]),
+        ({"X-CloudTasks-TaskETA": "2000000000", "X-CloudTasks-TaskRetryCount": "0"}, [("web", 7)]),
+        ({}, [("web", 7)]),
+    ],
+)
+def test_a_task_that_has_a_successor_makes_none(
+    client: FlaskClient,
+    issuer: Issuer,
+    engine: Advancing,
+    bench: Bench,
+    headers: dict[str, str],
+    calls: list[tuple[str, int]],
+) -> None:
+    engine.next = Next(7, Step.LAUNCH, written_at=NOW)
+    client.post("/internal/advance", json={"name": "web"}, headers=worker_token(issuer) | headers)
+    assert bench.calls == calls
 
 
 def test_what_fails_is_delivered_again(
