@@ -118,6 +118,14 @@ def test_refuses_a_token_without_a_signature(verifier: TokenVerifier, issuer: Is
         verifier.verify(token.rpartition(".")[0] + ".", NOW)
 
 
+def test_says_why_a_token_behind_cloud_runs_own_check_is_of_no_use(
+    verifier: TokenVerifier, issuer: Issuer
+) -> None:
+    token = sign(claims(issuer), RSA, "rsa").rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
+    with refuses("deploy.token.stripped"):
+        verifier.verify(token, NOW)
+
+
 def test_refuses_the_public_key_as_a_secret(verifier: TokenVerifier, issuer: Issuer) -> None:
     secret = RSA.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
