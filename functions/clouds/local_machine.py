@@ -6,6 +6,7 @@ appears whole under its name, so whoever is killed leaves a directory that the n
 
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ _PARENT_CID: Final = 3
 _PROXY_PORT: Final = 3128
 _READY: Final = ("responder.ready", "agent.ready")
 _END_SECONDS: Final = 2.0
+_DRAIN_SECONDS: Final = 0.5  # of the forwarder's connections: less than it has to end
 _CHUNK: Final = 1 << 20
 
 CONFIG_DISK: Final = "config.img"
@@ -219,11 +221,17 @@ class LocalMachine:
 
 
 def _forwarder_config(address: str, egress: Mapping[str, Sequence[int]]) -> str:
-    allowed = ", ".join(f'{{ host = "{host}", ports = {sorted(ports)} }}' for host, ports in egress.items())
+    # a json text is a toml text too
+    allowed = ", ".join(
+        f"{{ host = {json.dumps(host)}, ports = {sorted(ports)} }}" for host, ports in egress.items()
+    )
     return f"""\
 transport = "unix"
 directory = "{_VSOCK}"
 cid = {_PARENT_CID}
+
+[limits]
+drain_seconds = {_DRAIN_SECONDS}
 
 [[inbound]]
 name = "evidence"

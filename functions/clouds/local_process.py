@@ -70,12 +70,13 @@ class DetachedProcess:
         self,
         command: Sequence[str],
         *,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str],
         prepare: Callable[[], object] = lambda: None,
     ) -> int | None:
         """Start it in its directory, and return its pid; None where it runs already.
 
-        `prepare` is called once nobody else can start it. Raises `CloudError("local.process")`.
+        It gets `environment` and nothing else, beside the name of its place. `prepare` is called once nobody
+        else can start it. Raises `CloudError("local.process")`.
         """
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -84,7 +85,7 @@ class DetachedProcess:
             except BlockingIOError:
                 return None
             prepare()
-            return self._spawn(command, environment or {}, descriptor)
+            return self._spawn(command, environment, descriptor)
         finally:
             os.close(descriptor)  # the process has inherited it, and the lock with it
 
@@ -95,7 +96,7 @@ class DetachedProcess:
             done = subprocess.run(  # noqa: S603 - our own program, and no text of others in the script
                 shell,
                 cwd=self._directory,
-                env={**os.environ, **environment, variable: place},
+                env={**environment, variable: place},
                 pass_fds=(lock,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ from shared.errors import CloudError, UnavailableError
 
 _MAKE_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 1.0
+_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME")
 _ROOTS: Final[dict[Signer, str]] = {
     "nitro": "nitro/root.pem",
     "tdx": "gcp/intel/root.pem",
@@ -127,10 +128,14 @@ class LocalVendors:
 
 
 def environment() -> dict[str, str]:
-    """Return what simulator processes need to find this program's own packages from any directory."""
+    """Return the environment of simulator processes: they outlive this one, and get no credential of it.
+
+    They find this program's own packages from any directory.
+    """
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     packages = str(Path(__file__).resolve().parents[2])
     paths = [packages, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {"PYTHONPATH": os.pathsep.join(paths)}
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def last_lines(path: Path, count: int = 3, size: int = 4096) -> str:

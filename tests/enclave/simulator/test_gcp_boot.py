@@ -85,6 +85,7 @@ def test_a_boot_disk_is_measured_as_firmware_does(tmp_path: Path) -> None:
     assert boot.pcr(2) == measured.pcr2
     assert _log_digests(boot) == [event.digest for event in measured.events]
     assert check_gcp_image(parse_vm_config(boot.vm_config), _log_digests(boot)).uki_auth == measured.uki_auth
+    assert replay_pcrs(tpm_events(boot.tpm_log()), (2,)) == {2: measured.pcr2}
 
 
 def test_without_its_disk_an_image_boots_as_its_document_says(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from functions.deploy.cloud import FirewallRule, Machine
 from functions.deploy.machine_claims import check_machine
 from functions.deploy.record import Deployment, Goal, Step
 from functions.deploy.work import LeasedWork
-from shared.attestation.envelope import decode_envelope
+from shared.attestation.envelope import Attestation, decode_envelope
 from shared.errors import CloudError, InvalidEvidence, StorageError
 from tests.fakes.os_images import write_whole_os_image
 from tests.functions.clouds.local_deployments import (
@@ -131,15 +132,49 @@ def test_the_machine_is_what_was_ordered(here: World, platform: str) -> None:
     assert here.evidence(work, machine).simulated
 
 
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: package swtpm")
+def test_a_stopped_machine_keeps_its_vtpm(here: World) -> None:
+    """So it is the same instance afterwards; and nothing of the TPM's program outlives it."""
+    cloud = LocalCloud(here.cloud._machines.parent, tpm="swtpm")
+    work = here.planned_work(project(here, "gcp"))
+
+    def instance(machine: Machine) -> bytes:
+        return {event.event: event.payload for event in envelope_of(here, machine).runtime_events}[
+            "instance-id"
+        ]
+
+    with closing(cloud):
+        first = instance(until_done(cloud.launch, work))
+        assert len(pids(place_of(here, work.deployment))) == 2
+        for pid in pids(place_of(here, work.deployment)):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: cloud.describe(work).status == "TERMINATED")
+        assert instance(until_done(cloud.start, work)) == first
+        until_done(cloud.stop, work)
+        assert pids(place_of(here, work.deployment)) == []
+        assert instance(until_done(cloud.start, work)) == first
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_machine_gets_no_credential_of_its_deployer(
+    here: World, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-deployer")
+    work, _ = launched(here, platform)
+    for pid in pids(place_of(here, work.deployment)):
+        assert b"of-the-deployer" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def envelope_of(here: World, machine: Machine) -> Attestation:
+    body = msgspec.json.encode({"challenge": bytes(32).hex()})
+    answer = here.http.request("POST", machine.evidence_url, body)
+    return decode_envelope(bytes.fromhex(msgspec.json.decode(answer.body)["attestation"]))
+
+
 def test_evidence_is_of_the_whole_plan(here: World) -> None:
     """The guest records every event that the plan foretells, in its order."""
     work, machine = launched(here, "gcp")
-    challenge = bytes(32)
-    answer = here.http.request(
-        "POST", machine.evidence_url, msgspec.json.encode({"challenge": challenge.hex()})
-    )
-    envelope = decode_envelope(bytes.fromhex(msgspec.json.decode(answer.body)["attestation"]))
-    recorded = [(event.event, event.payload.hex()) for event in envelope.runtime_events]
+    recorded = [(event.event, event.payload.hex()) for event in envelope_of(here, machine).runtime_events]
     foretold = [(event.name, event.payload) for event in work.plan.events]
     assert recorded[: len(foretold)] == foretold
 

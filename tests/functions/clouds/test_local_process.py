@@ -43,7 +43,7 @@ def ready(process: DetachedProcess) -> None:
 
 
 def test_it_runs_on_its_own_and_is_found_by_anybody(make: Make) -> None:
-    pid = make().start(SLEEPING)
+    pid = make().start(SLEEPING, environment=os.environ)
     another = make()
     ready(another)
     assert another.is_running()
@@ -59,9 +59,9 @@ def test_it_runs_on_its_own_and_is_found_by_anybody(make: Make) -> None:
 
 def test_it_is_started_once(make: Make) -> None:
     first = make()
-    assert first.start(SLEEPING) is not None
+    assert first.start(SLEEPING, environment=os.environ) is not None
     prepared: list[str] = []
-    assert make().start(SLEEPING, prepare=lambda: prepared.append("again")) is None
+    assert make().start(SLEEPING, environment=os.environ, prepare=lambda: prepared.append("again")) is None
     assert prepared == []
     assert len(first.pids()) == 1
 
@@ -77,16 +77,16 @@ def test_its_starter_may_die_before_it_knows(make: Make, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(local_process.subprocess, "run", lose)
         with pytest.raises(KeyboardInterrupt):
-            make().start(SLEEPING)
+            make().start(SLEEPING, environment=os.environ)
     found = make()
     assert found.is_running()
-    assert found.start(SLEEPING) is None
+    assert found.start(SLEEPING, environment=os.environ) is None
     assert len(found.pids()) == 1
 
 
 def test_what_does_not_listen_is_ended_by_force(make: Make) -> None:
     process = make()
-    process.start(DEAF)
+    process.start(DEAF, environment=os.environ)
     ready(process)
     assert not process.end(seconds=0.1)
     assert process.is_running()
@@ -97,7 +97,7 @@ def test_what_does_not_listen_is_ended_by_force(make: Make) -> None:
 def test_a_stranger_is_never_signalled(make: Make, tmp_path: Path) -> None:
     """One without a place, one of another, one whose place only begins alike: all outlive it."""
     ours = make()
-    ours.start(SLEEPING)
+    ours.start(SLEEPING, environment=os.environ)
     environments: list[dict[str, str]] = [
         {},
         {PLACE: str(tmp_path / "other")},
@@ -134,7 +134,7 @@ def test_children_end_with_it(make: Make) -> None:
         + "signal.pause()"
     )
     process = make()
-    process.start([sys.executable, "-c", program])
+    process.start([sys.executable, "-c", program], environment={})
     ready(process)
     wait_until(lambda: len(process.pids()) == 2)
     assert process.end(seconds=10)
@@ -144,7 +144,7 @@ def test_children_end_with_it(make: Make) -> None:
 def test_events_are_of_the_last_start_and_the_console_of_all(make: Make) -> None:
     process = make()
     for _ in range(2):
-        process.start(SLEEPING)
+        process.start(SLEEPING, environment=os.environ)
         ready(process)
         wait_until(lambda: process.console_path.read_text().endswith("hello\n"))
         assert process.end(seconds=10)
@@ -165,12 +165,12 @@ def test_a_directory_that_is_not_there_is_told(make: Make, tmp_path: Path) -> No
     process = make("guest", tmp_path / "absent")
     assert not process.is_running()
     with pytest.raises(FileNotFoundError):
-        process.start(SLEEPING)
+        process.start(SLEEPING, environment=os.environ)
 
 
 def test_a_shell_that_fails_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     process = make()
     monkeypatch.setattr(local_process, "_DETACH", "exit 3")
     with refuses("local.process", CloudError):
-        process.start(SLEEPING)
+        process.start(SLEEPING, environment=os.environ)
     assert not process.is_running()
