@@ -85,8 +85,8 @@ class TokenVerifier:
         if token.endswith(_STRIPPED):
             _refuse(
                 "stripped",
-                "Cloud Run took the token's signature away after checking it itself, so it proves nothing here:"
-                " let the service be called without IAM, as the token is verified by the function",
+                "Cloud Run checked the token itself and took its signature away, so it proves nothing here:"
+                " let the service be called without IAM, as the function verifies the token",
             )
         if not 0 < len(token) <= MAX_TOKEN:
             _refuse("size", f"the token has {len(token)} characters, expected 1 to {MAX_TOKEN}")
