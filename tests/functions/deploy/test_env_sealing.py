@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -220,6 +221,25 @@ def test_a_pinned_authority_is_never_gone_around(tls: KmsStandIn, tmp_path: Path
         with refuses("net.tls.refused", UnavailableError):
             seal(tls, source=source)
     assert tls.requests == []
+
+
+class NoWay:
+    """A dialer that counts how often somebody tried."""
+
+    def __init__(self) -> None:
+        self.dialed = 0
+
+    def dial(self, host: str, port: int, timeout: float) -> socket.socket:
+        del host, port, timeout
+        self.dialed += 1
+        raise UnavailableError("net.unreachable", "cannot talk to the kms")
+
+
+def test_a_kms_that_is_down_is_not_asked_a_second_time() -> None:
+    dialer = NoWay()
+    with refuses("net.unreachable", UnavailableError):
+        EnvKeySource(dialer, ["https://kms.example"]).fetch(APP)
+    assert dialer.dialed == 1
 
 
 # ---- env_signer ----

@@ -38,8 +38,12 @@ ENV = {"FOO": "bar", "SECRET": "1 2$3"}
 ALLOWED = EnvPolicy(allowed=frozenset(ENV))
 SIGNING = EnvSigningKey(b"\x07" * 32)
 SIGNED = EnvPolicy(allowed=frozenset(ENV), env_signer=SIGNING.public_key)
-# Points whose every multiple is the identity once the scalar is clamped: u = 0, 1, p - 1, p, p + 1.
-LOW_ORDER = [value.to_bytes(32, "little") for value in (0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18)]
+# Points that a clamped scalar takes to the identity: u = 0, 1, p - 1, p, p + 1, and the two of order 8.
+LOW_ORDER = [
+    *(value.to_bytes(32, "little") for value in (0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18)),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
 
 
 def author(**changes: Any) -> EnvAuthor:
