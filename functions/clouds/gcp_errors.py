@@ -91,7 +91,7 @@ def operation_error(
     denials = {
         "gcp.quota": (code in _QUOTA, quota_hint(project)),
         "gcp.stockout": (_STOCKOUT in code or code == "STOCKOUT", stockout_hint(project, zone)),
-        "gcp.name_taken": (code == _TAKEN, "dstack-cloud doctor  # says what has the name"),
+        "gcp.name_taken": (code == _TAKEN, "dstack-cloud doctor"),
         "gcp.permission": (code in _FORBIDDEN, permission_hint(message, project, member)),
     }
     for ours, (applies, hint) in denials.items():

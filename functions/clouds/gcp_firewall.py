@@ -67,7 +67,11 @@ class Firewall:
         """Ask for the removal of every rule; False where a look finds none."""
         names = [str(one.name) for one in self._list()]
         for name in names:
-            self._delete(name)
+            try:
+                self._delete(name)
+            except TransientCloudError as error:
+                if error.code != BUSY:  # it is on its way out already
+                    raise
         return bool(names)
 
     def _ensure_tag(self, instance: Any) -> None:  # noqa: ANN401 - Google's types

@@ -11,7 +11,7 @@ from uuid import uuid4
 from functions.clouds.gcp_compute import KINDS, Compute, Place
 from functions.clouds.gcp_errors import BUSY, operation_error
 from functions.clouds.gcp_settings import is_ours, name_taken
-from functions.deploy.cloud import TransientCloudError, Wait, Work
+from functions.deploy.cloud import DeniedError, TransientCloudError, Wait, Work
 from functions.deploy.record import Resource
 from functions.google_api.errors import GoogleError
 from shared.errors import CloudError
@@ -53,19 +53,22 @@ class Resources:
         """
         facts = {_REQUEST: str(uuid4())} | ({SHARED: "yes"} if shared else {})
         resource = self._work.intend(kind, name, place.path, keep=keep or shared, facts=facts)
-        settled = self.settle(resource)
-        if isinstance(settled, Wait):
-            return settled
+        ended = self._ended(resource)
+        if isinstance(ended, Wait):
+            return ended
+        if isinstance(ended, CloudError):
+            raise self._failed(resource, ended)
         found = self._compute.look(kind, name, place)
         if found is not None and not shared and not is_ours(found.labels, self._uid):
             raise name_taken(kind, KINDS[kind].group, name, place)
         if found is not None and is_current is not None and not is_current(found):
-            waiting = self.drop(settled)
+            waiting = self.drop(resource)
             return waiting if waiting is not None else Wait(0, f"the old {kind} {name} was removed")
         if found is None:
-            return self._create(settled, place, make)
-        if settled.state != "present" or settled.facts.get("id") != str(found.id):
-            self._work.present(settled, id=str(found.id))
+            return self._create(resource, place, make)
+        facts = {"id": str(found.id)} | ({_OPERATION: ""} if _OPERATION in resource.facts else {})
+        if resource.state != "present" or facts.items() - resource.facts.items():
+            self._work.present(resource, **facts)
         return found
 
     def act(self, resource: Resource, method: str, doing: str, **fields: Any) -> Wait:  # noqa: ANN401 - request
@@ -89,11 +92,7 @@ class Resources:
         if isinstance(ended, Wait):
             return ended
         if isinstance(ended, CloudError):
-            if resource.facts.get(_DOING) == _CREATE:
-                self._work.gone(resource)
-            else:
-                self._work.present(resource, **{_OPERATION: ""})
-            raise ended
+            raise self._failed(resource, ended)
         return (
             self._work.present(resource, **{_OPERATION: ""}) if resource.facts.get(_OPERATION) else resource
         )
@@ -104,8 +103,7 @@ class Resources:
         if isinstance(ended, Wait):
             return ended
         if isinstance(ended, CloudError) and resource.facts.get(_DOING) != _CREATE:
-            self._work.present(resource, **{_OPERATION: ""})
-            raise ended
+            raise self._failed(resource, ended)
         place = Place.of(resource.place)
         found = self._compute.look(resource.kind, resource.name, place)
         if found is None or not is_ours(found.labels, self._uid):
@@ -143,6 +141,14 @@ class Resources:
             member=self._compute.member,
         )
 
+    def _failed(self, resource: Resource, error: CloudError) -> CloudError:
+        """Record that an operation came to nothing."""
+        if resource.facts.get(_DOING) == _CREATE:
+            self._work.gone(resource)
+        else:
+            self._work.present(resource, **{_OPERATION: ""})
+        return error
+
     def _create(self, resource: Resource, place: Place, make: Callable[[], dict[str, Any]]) -> Wait:
         if resource.facts.get(_DOING):
             # it was there and somebody removed it: a used request id would be taken for a repetition
@@ -162,7 +168,10 @@ class Resources:
         except GoogleError as error:
             if error.status != 409:
                 raise
-            # somebody was faster, this runner's own lost request included: look again who
-            return Wait(1, f"for a look at {resource.kind} {resource.name}")
+            if self._compute.look(resource.kind, resource.name, place) is not None:
+                # somebody was faster, this runner's own lost request included: the next look says who
+                return Wait(1, f"for a look at {resource.kind} {resource.name}")
+            # something that comes with it has a name that is taken: an instance's boot disk
+            raise DeniedError("gcp.name_taken", error.message, "dstack-cloud doctor") from error
         self._work.present(resource, **{_OPERATION: operation.name, _DOING: _CREATE})
         return Wait(POLL, f"to {_CREATE} {resource.kind} {resource.name}")

@@ -269,6 +269,9 @@ class ComputeFake:
 
     def _page(self, kind: str, request: ApiRequest) -> tuple[list[Item], str]:
         wanted = _filter(request.query.get("filter", ""))
+        for item in list(self.items.values()):
+            if item.kind == kind:
+                self._progress(item)
         matching = [one for path, one in sorted(self.items.items()) if one.kind == kind and wanted(one.json)]
         start = int(request.query.get("pageToken") or 0)
         end = start + min(self.page_size, int(request.query.get("maxResults", 500)))

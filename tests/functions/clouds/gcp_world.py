@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from urllib3 import PoolManager
@@ -35,19 +35,44 @@ CONFIG = {"app-compose.json": b'{"name":"web"}', ".sys-config.json": b"{}"}
 MAX_CALLS = 200
 
 
+class Google:
+    """The server and the clients, which take longer to make than most tests run: one for all of them."""
+
+    def __init__(self) -> None:
+        self.rest = GoogleRest(["compute.v1", "storage.v1"])
+        self.compute = Compute(anonymous_credentials, self.rest.url)
+        self.http = PoolManager()
+        self.session = GoogleSession(anonymous_credentials(), http=self.http)
+
+    def __enter__(self) -> Self:
+        self.rest.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.compute.close()
+        self.http.clear()
+        self.rest.__exit__()
+
+    def forget(self) -> None:
+        """Begin a test as if nothing had been called."""
+        self.rest.calls.clear()
+        self.rest.violations.clear()
+        self.rest._faults.clear()
+        self.rest.hook = None
+
+
 class World:
     """`settings` are gcp_config of the plan. Every call of the cloud is a new process's, with a new hold."""
 
-    def __init__(self, directory: Path, rest: GoogleRest, **settings: Any) -> None:
-        self.rest = rest
+    def __init__(self, directory: Path, google: Google, **settings: Any) -> None:
+        self.rest = rest = google.rest
         self.storage = Storage(rest, [BUCKET])
         self.fake = ComputeFake(rest, self._object, project=PROJECT)
         self.storage.objects[BUCKET, boot_object_key(OS_IMAGE_HASH)] = StoredObject(boot_archive(), 1)
         self.store: DeploymentStore = SqliteStore(directory / "deployments.db")
         self.blobs: BlobStore = FileBlobs(directory / "blobs")
-        self.compute = Compute(anonymous_credentials, rest.url)
-        self.http = PoolManager()
-        self.session = GoogleSession(anonymous_credentials(), http=self.http)
+        self.compute = google.compute
+        self.session = google.session
         self.cloud = GcpTdxCloud(self.compute, self.bucket)
         self.settings = settings
         self.create()
@@ -136,17 +161,15 @@ SHARED_IMAGES = {f"dstack-{OS_IMAGE_HASH[:16]}", "dstack-data-disk"}
 
 
 @contextmanager
-def world(directory: Path, **settings: Any) -> Iterator[World]:
-    with GoogleRest(["compute.v1", "storage.v1"]) as rest:
-        made = World(directory, rest, **settings)
-        try:
-            yield made
-            assert not rest.violations
-        finally:
-            made.compute.close()
-            made.http.clear()
-            assert isinstance(made.store, SqliteStore)
-            made.store.close()
+def world(directory: Path, google: Google, **settings: Any) -> Iterator[World]:
+    google.forget()
+    made = World(directory, google, **settings)
+    try:
+        yield made
+        assert not google.rest.violations
+    finally:
+        assert isinstance(made.store, SqliteStore)
+        made.store.close()
 
 
 def make_plan(plan_id: str, **settings: Any) -> Plan:
