@@ -8,12 +8,14 @@ import sysconfig
 import zipfile
 from collections.abc import Iterator
 from hashlib import file_digest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from shutil import rmtree, which
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
 
+from functions.clouds.nitro_bundle import make_forwarder
 from functions.packaging.own_code import REPOSITORY, copy_modules
 from functions.packaging.targets import ARCHITECTURES, AWS_SERVICES, PYTHONS, AwsFunction
 from shared.errors import ConfigError, StorageError
@@ -25,6 +27,9 @@ _UNUSED_SUFFIXES: Final = (".pyi", ".h", ".pxd", ".pyx")
 _PYCRYPTODOME: Final = frozenset({"__init__.py", "Hash", "Util"})
 # who installed it, and from where: neither is the package's own
 _OF_THE_INSTALLER: Final = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
+
+FORWARDER: Final = "forwarder.tar.gz"
+"""Where `AwsFunction.forwarder` is, in the zip."""
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _COMMAND_SECONDS: Final = 600
@@ -95,7 +100,9 @@ def build_zip(function: AwsFunction, runtime: Runtime, directory: Path) -> Packa
     stage.mkdir(parents=True)
     install(REPOSITORY / function.lock, stage, runtime)
     _trim(stage)
-    copy_modules(function.entries, function.data, stage)
+    copy_modules(function.entries, stage)
+    if function.forwarder:
+        _add_forwarder(stage)
     compile_bytecode(stage, runtime.interpreter, _ON_LAMBDA)
     unzipped = check_budget(function.name, stage, function.budget)
     write_zip(stage, path)
@@ -168,15 +175,24 @@ def files_of(tree: Path) -> Iterator[Path]:
         yield from sorted(found, key=lambda path: path.relative_to(tree).as_posix())
 
 
-def write_zip(tree: Path, path: Path) -> None:
-    """Write a zip of a tree's files: in order, of one time and one mode."""
+def write_zip(tree: Path, path: Path, below: str = "") -> None:
+    """Write a zip of a tree's files, `below` a directory: in order, of one time and one mode."""
     with zipfile.ZipFile(path, "w") as archive:
         for file in files_of(tree):
-            entry = zipfile.ZipInfo(file.relative_to(tree).as_posix(), _EPOCH)
+            entry = zipfile.ZipInfo(PurePosixPath(below, file.relative_to(tree)).as_posix(), _EPOCH)
             entry.create_system = 3  # Unix, whose modes the next line is of
             entry.external_attr = 0o100644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, file.read_bytes(), compresslevel=9)
+
+
+def _add_forwarder(stage: Path) -> None:
+    """Write the bundle that parents of enclaves run, with the msgspec of the package itself."""
+    with TemporaryDirectory() as directory:
+        wheel = Path(directory) / "msgspec.whl"
+        write_zip(stage / "msgspec", wheel, "msgspec")
+        bundle = make_forwarder(wheel, REPOSITORY)
+    (stage / FORWARDER).write_bytes(bundle.content)
 
 
 def _trim(stage: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Final
 import msgspec
 
 from functions.packaging.aws_zip import Runtime, check_budget, compile_bytecode
+from functions.packaging.gcp_services import REGION, GcpService, Setting
 from functions.packaging.own_code import REPOSITORY, copy_modules
-from functions.packaging.targets import GcpFunction, GcpService, Setting
+from functions.packaging.targets import GcpFunction
 
 MAIN: Final = '''"""What functions-framework looks for in main.py."""
 
@@ -49,7 +50,7 @@ def stage_source(function: GcpFunction, runtime: Runtime, directory: Path) -> So
     if stage.exists():
         rmtree(stage)
     stage.mkdir(parents=True)
-    copy_modules([function.entry], function.data, stage)
+    copy_modules([function.entry], stage)
     targets = sorted({service.target for service in function.services})
     names = ", ".join(f'"{target}"' for target in targets)
     main = MAIN.format(entry=function.entry, targets=", ".join(targets), names=names)
@@ -69,26 +70,35 @@ def stage_source(function: GcpFunction, runtime: Runtime, directory: Path) -> So
 
 def deploy_script(function: GcpFunction, runtime: Runtime) -> str:
     """Return the script with the `gcloud functions deploy` command of each service."""
-    wanted = {one.name: one for service in function.services for one in service.settings}
-    secrets = {f"{one.name}_SECRET": one.what for service in function.services for one in service.secrets}
+    asked = {
+        setting.name: setting
+        for service in function.services
+        for setting in (*service.inputs, *map(_secret, service.secrets), *service.settings)
+    }
     # what has no default comes first: the others may name it
-    settings = sorted(wanted.values(), key=lambda setting: setting.default is not None)
-    asked = [Setting(name, what) for name, what in secrets.items()] + settings
+    ordered = sorted(asked.values(), key=lambda setting: setting.default is not None)
     return "".join(
         [
             _HEAD.format(what=f"Deploys the {function.name} function."),
-            ': "${REGION:?its region, for instance europe-west4}"\n',
-            *(_ask(setting) for setting in asked),
-            *(_deploy(service, runtime) for service in function.services),
+            _ask(REGION),
+            *(_ask(setting) for setting in ordered),
+            *(_deploy(service, runtime) + service.after for service in function.services),
         ]
     )
 
 
 def setup_script(function: GcpFunction) -> str:
-    """Return the script that makes the services' accounts, with no more than they need. It may run again."""
-    return _HEAD.format(what=f"Makes the service accounts of the {function.name} function.") + "".join(
-        _account(service) for service in function.services
+    """Return the script that makes accounts with no more rights than they need, and what else they use.
+
+    It may run again.
+    """
+    return _HEAD.format(what=f"Prepares a project for the {function.name} function.") + "".join(
+        _account(service) + service.before for service in function.services
     )
+
+
+def _secret(setting: Setting) -> Setting:
+    return Setting(f"{setting.name}_SECRET", setting.what, setting.default)
 
 
 def _ask(setting: Setting) -> str:
@@ -109,19 +119,20 @@ def _deploy(service: GcpService, runtime: Runtime) -> str:
     if service.settings:
         pairs = _SEPARATOR.join(f"{one.name}=${one.name}" for one in service.settings)
         options.append(f'--set-env-vars="^{_SEPARATOR}^{pairs}"')
-    if service.secrets:
-        pairs = ",".join(f"{one.name}=${one.name}_SECRET:latest" for one in service.secrets)
-        options.append(f'--set-secrets="{pairs}"')
+    for secret in service.secrets:
+        name = f"{secret.name}_SECRET"
+        # an option that is not there where no secret is named
+        options.append(f'${{{name}:+--set-secrets="{secret.name}=${name}:latest"}}')
     return " \\\n  ".join([f"\ngcloud functions deploy {service.name}", *options]) + "\n"
 
 
 def _account(service: GcpService) -> str:
     address = f"{service.name}@$PROJECT.iam.gserviceaccount.com"
-    member = f'--member="serviceAccount:{address}"'
     project = '--project="$PROJECT"'
     accounts = "gcloud iam service-accounts"
     lines = [
-        f'\n{accounts} describe "{address}" {project} >/dev/null 2>&1 ||',
+        f'\nMEMBER="serviceAccount:{address}"',
+        f'{accounts} describe "{address}" {project} >/dev/null 2>&1 ||',
         f"  {accounts} create {service.name} {project}",
     ]
     roles = list(service.roles)
@@ -136,15 +147,18 @@ def _account(service: GcpService) -> str:
             "fi",
         ]
         roles.append(f"projects/$PROJECT/roles/{role}")
+    member = '--member="$MEMBER"'
     lines += [
         f'gcloud projects add-iam-policy-binding "$PROJECT" {member} --role="{role}" --condition=None'
         for role in roles
     ]
-    for secret in service.secrets:
-        grant = f'gcloud secrets add-iam-policy-binding "${secret.name}_SECRET" {project} {member}'
+    for secret in map(_secret, service.secrets):
+        grant = f'gcloud secrets add-iam-policy-binding "${secret.name}" {project} {member}'
         lines += [
-            f': "${{{secret.name}_SECRET:?{secret.what}}}"',
-            f"{grant} --role=roles/secretmanager.secretAccessor >/dev/null",
+            _ask(secret).rstrip(),
+            f'if [ -n "${secret.name}" ]; then',
+            f"  {grant} --role=roles/secretmanager.secretAccessor >/dev/null",
+            "fi",
         ]
     return "\n".join(lines) + "\n"
 

@@ -41,19 +41,14 @@ def modules_of(entries: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def copy_modules(entries: Iterable[str], data: Iterable[str], to: Path) -> None:
-    """Copy the modules of the entries, and these files of the repository, below a directory."""
+def copy_modules(entries: Iterable[str], to: Path) -> None:
+    """Copy the modules of the entries below a directory."""
     for module in modules_of(entries):
         path = Path(*module.split("."))
         package = path / "__init__.py"
-        _copy(package if (REPOSITORY / package).is_file() else path.with_suffix(".py"), to)
-    for name in data:
-        _copy(Path(name), to)
-
-
-def _copy(path: Path, to: Path) -> None:
-    (to / path).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(REPOSITORY / path, to / path)
+        source = package if (REPOSITORY / package).is_file() else path.with_suffix(".py")
+        (to / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / source, to / source)
 
 
 @cache

@@ -1,8 +1,14 @@
-"""What is built: for each cloud the functions, their entries, their locks, and how large they may become."""
+"""What is built: for each cloud the functions, their entries, their locks, and how large they may become.
+
+How the services of Google Cloud are deployed is in `gcp_services`.
+"""
 
 from typing import Final
 
 import msgspec
+
+from functions.packaging import gcp_services
+from functions.packaging.gcp_services import GcpService
 
 MB: Final = 10**6
 
@@ -17,56 +23,26 @@ PYTHONS: Final = {
 ARCHITECTURES: Final = {"x86_64": "x86_64", "arm64": "aarch64"}
 """Lambda's names of its architectures, and those of wheels."""
 
-AWS_SERVICES: Final = frozenset({"dynamodb", "ec2", "s3", "sqs", "ssm", "sts"})
+AWS_SERVICES: Final = frozenset({"dynamodb", "ec2", "s3", "sqs", "ssm"})
 """The APIs that our code makes boto3 clients for. botocore describes 400, in 25 MB."""
 
 
 class AwsFunction(msgspec.Struct, frozen=True, kw_only=True):
     """One zip. `entries` are modules; what they import of ours goes in, and the packages of the lock.
 
-    `budget` is in bytes, unzipped. `data` are files that code opens beside itself.
+    `budget` is in bytes, unzipped. With `forwarder`, what parents of enclaves run goes in as
+    `forwarder.tar.gz`, for the package's own version of Python and architecture.
     """
 
     name: str
     entries: tuple[str, ...]
     budget: int
-    data: tuple[str, ...] = ()
+    forwarder: bool = False
 
     @property
     def lock(self) -> str:
         """Path of the lock below the repository."""
         return f"locks/{self.name}-aws.txt"
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """A variable of a function's environment, taken from that of `deploy.sh`.
-
-    `default` may name other variables, as in `firestore:$PROJECT/dstack`; None makes the variable required.
-    """
-
-    name: str
-    what: str
-    default: str | None = None
-
-
-class GcpService(msgspec.Struct, frozen=True, kw_only=True):
-    """One function as it is deployed. `target` is what functions-framework serves of `main.py`.
-
-    A `public` one is called without a Google identity. `roles` and `permissions` are of its service account,
-    in the project; `secrets` are settings whose variable names a secret of Secret Manager.
-    """
-
-    name: str
-    target: str
-    public: bool
-    memory: str
-    seconds: int
-    concurrency: int
-    instances: int
-    settings: tuple[Setting, ...] = ()
-    secrets: tuple[Setting, ...] = ()
-    roles: tuple[str, ...] = ()
-    permissions: tuple[str, ...] = ()
 
 
 class GcpFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +55,6 @@ class GcpFunction(msgspec.Struct, frozen=True, kw_only=True):
     entry: str
     budget: int
     services: tuple[GcpService, ...]
-    data: tuple[str, ...] = ()
 
     @property
     def lock(self) -> str:
@@ -89,54 +64,24 @@ class GcpFunction(msgspec.Struct, frozen=True, kw_only=True):
 
 AWS_FUNCTIONS: Final = (
     AwsFunction(name="verify", entries=("functions.verify.aws",), budget=35 * MB),
-    AwsFunction(name="authorize", entries=("functions.authorize.aws",), budget=15 * MB),
-)
-
-_RPC_URL: Final = Setting(
-    "ETH_RPC_URL", "name of the secret that holds the URL of the chain's JSON-RPC endpoint"
+    AwsFunction(name="authorize", entries=("functions.authorize.aws",), budget=12 * MB),
+    AwsFunction(
+        name="deploy",
+        entries=("functions.deploy.aws", "functions.deploy.aws_worker"),
+        budget=60 * MB,
+        forwarder=True,
+    ),
 )
 
 GCP_FUNCTIONS: Final = (
+    GcpFunction(name="verify", entry="functions.verify.gcp", budget=2 * MB, services=(gcp_services.VERIFY,)),
     GcpFunction(
-        name="verify",
-        entry="functions.verify.gcp",
-        budget=3 * MB,
-        services=(
-            GcpService(
-                name="dstack-verify",
-                target="verify",
-                public=True,
-                memory="512Mi",
-                seconds=300,
-                concurrency=8,
-                instances=10,
-                settings=(
-                    Setting(
-                        "DSTACK_VERIFIER_ATTESTATION__URLS__PCCS", "URL of a PCCS, Intel's where empty", ""
-                    ),
-                ),
-            ),
-        ),
+        name="authorize", entry="functions.authorize.gcp", budget=1 * MB, services=(gcp_services.AUTHORIZE,)
     ),
     GcpFunction(
-        name="authorize",
-        entry="functions.authorize.gcp",
-        budget=1 * MB,
-        services=(
-            GcpService(
-                name="dstack-authorize",
-                target="authorize",
-                public=True,
-                memory="512Mi",
-                seconds=30,
-                concurrency=16,
-                instances=10,
-                settings=(
-                    Setting("KMS_CONTRACT_ADDR", "address of the DstackKms contract, in hex"),
-                    Setting("ETH_CHAIN_ID", "id of the chain, refused where the endpoint says another"),
-                ),
-                secrets=(_RPC_URL,),
-            ),
-        ),
+        name="deploy",
+        entry="functions.deploy.gcp",
+        budget=6 * MB,
+        services=(gcp_services.DEPLOY_WORKER, gcp_services.DEPLOY),
     ),
 )

@@ -209,7 +209,7 @@ class TestRefusals:
         monkeypatch.setattr(aws_zip, "REPOSITORY", tmp_path)
         with refuses("package.command", StorageError) as caught:
             build_zip(AUTHORIZE, runtime_of(), tmp_path / "out")
-        assert "hash" in caught.value.message.lower()
+        assert f"Expected: sha256:{'0' * 64} Computed: sha256:" in caught.value.message
 
     @pytest.mark.parametrize("interpreter", ["/nonexistent/python", "/bin/false", "/bin/echo"])
     def test_of_no_interpreter(self, interpreter: str) -> None:

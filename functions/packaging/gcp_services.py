@@ -1,0 +1,228 @@
+"""How the functions are deployed on Google Cloud: settings, size, and what their service accounts may do."""
+
+from typing import Final
+
+import msgspec
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A variable of a function's environment, taken from that of `deploy.sh`.
+
+    `default` may name other variables, as in `firestore:$PROJECT/dstack`; None makes the variable required.
+    """
+
+    name: str
+    what: str
+    default: str | None = None
+
+
+class GcpService(msgspec.Struct, frozen=True, kw_only=True):
+    """One function as it is deployed. `target` is what functions-framework serves of `main.py`.
+
+    A `public` one is called without a Google identity. `roles` and `permissions` are of its service account,
+    in the project. `inputs` are variables of the script alone, which settings may name. `secrets` are
+    settings whose value is a secret of Secret Manager: the variable with `_SECRET` behind it names it.
+    `before` and `after` are shell commands: of `setup.sh`, behind the accounts, and of `deploy.sh`, behind
+    the deployment.
+    """
+
+    name: str
+    target: str
+    public: bool
+    memory: str
+    seconds: int
+    concurrency: int
+    instances: int
+    inputs: tuple[Setting, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    secrets: tuple[Setting, ...] = ()
+    roles: tuple[str, ...] = ()
+    permissions: tuple[str, ...] = ()
+    before: str = ""
+    after: str = ""
+
+
+REGION: Final = Setting("REGION", "its region, for instance europe-west4")
+
+_PCCS: Final = Setting("DSTACK_VERIFIER_ATTESTATION__URLS__PCCS", "URL of a PCCS, Intel's where empty", "")
+
+VERIFY: Final = GcpService(
+    name="dstack-verify",
+    target="verify",
+    public=True,
+    memory="512Mi",
+    seconds=300,
+    concurrency=8,
+    instances=10,
+    settings=(_PCCS,),
+)
+
+AUTHORIZE: Final = GcpService(
+    name="dstack-authorize",
+    target="authorize",
+    public=True,
+    memory="512Mi",
+    seconds=30,
+    concurrency=16,
+    instances=10,
+    settings=(
+        Setting("KMS_CONTRACT_ADDR", "address of the DstackKms contract, in hex"),
+        Setting("ETH_CHAIN_ID", "id of the chain; an endpoint that serves another is refused"),
+    ),
+    secrets=(
+        Setting("ETH_RPC_URL", "name of the secret that holds the URL of the chain's JSON-RPC endpoint"),
+    ),
+)
+
+_DEPLOY_INPUTS: Final = (
+    Setting("BUCKET", "name of the bucket for images and uploaded files"),
+    Setting(
+        "WORKER_URL",
+        "what the queue calls",
+        "https://$REGION-$PROJECT.cloudfunctions.net/dstack-deploy-worker/internal/advance",
+    ),
+    Setting("TASKS_ACCOUNT", "as whom the queue calls", "dstack-tasks@$PROJECT.iam.gserviceaccount.com"),
+)
+_DEPLOY_SETTINGS: Final = (
+    Setting("DSTACK_STORE", "where records are kept", "firestore:$PROJECT/dstack"),
+    Setting("DSTACK_BLOBS", "where files are kept", "gcs:$BUCKET"),
+    Setting("DSTACK_CLOUDS", "the clouds that apps may be deployed to", "gcp-tdx"),
+    Setting(
+        "DSTACK_QUEUE",
+        "the queue, what it calls and as whom",
+        "tasks:projects/$PROJECT/locations/$REGION/queues/dstack|$WORKER_URL|$TASKS_ACCOUNT",
+    ),
+    Setting("DSTACK_GRANTS", "who may do what: JSON text, or where it is", "gcs:$BUCKET/grants.json"),
+    Setting("DSTACK_CONFIG", "defaults for projects, as JSON text", ""),
+    Setting(
+        "DSTACK_KMS_CONTRACT", "address of the DstackKms contract in hex, with DSTACK_RPC_URL_SECRET", ""
+    ),
+    Setting("DSTACK_CHAIN_ID", "id of that contract's chain", ""),
+    _PCCS,
+)
+_RPC_URL: Final = Setting(
+    "DSTACK_RPC_URL", "name of the secret that holds the URL of the chain's JSON-RPC endpoint", ""
+)
+
+_LOOK: Final = (
+    "compute.globalOperations.get",
+    "compute.instances.get",
+    "compute.instances.getSerialPortOutput",
+    "compute.projects.get",
+    "compute.zoneOperations.get",
+)
+_FIREWALL: Final = (
+    "compute.firewalls.create",
+    "compute.firewalls.delete",
+    "compute.firewalls.get",
+    "compute.firewalls.list",
+    "compute.firewalls.update",
+    "compute.instances.setTags",
+    "compute.networks.updatePolicy",
+)
+_LAUNCH: Final = (
+    "compute.disks.create",
+    "compute.disks.delete",
+    "compute.disks.get",
+    "compute.disks.list",
+    "compute.disks.setLabels",
+    "compute.disks.use",
+    "compute.images.create",
+    "compute.images.delete",
+    "compute.images.get",
+    "compute.images.list",
+    "compute.images.setLabels",
+    "compute.images.useReadOnly",
+    "compute.instances.create",
+    "compute.instances.delete",
+    "compute.instances.list",
+    "compute.instances.setLabels",
+    "compute.instances.setMetadata",
+    "compute.instances.start",
+    "compute.instances.stop",
+    "compute.machineTypes.get",
+    "compute.regions.get",
+    "compute.subnetworks.use",
+    "compute.subnetworks.useExternalIp",
+    "compute.zones.get",
+)
+
+# What both services share is made by the worker's part, which comes first. Everything is looked for before it
+# is made, so that the script may run again.
+_SHARED: Final = """
+: "${REGION:?its region, for instance europe-west4}"
+: "${BUCKET:?name of the bucket for images and uploaded files}"
+gcloud firestore databases describe --database=dstack --project="$PROJECT" >/dev/null 2>&1 ||
+  gcloud firestore databases create --database=dstack --project="$PROJECT" --location="$REGION" \\
+    --type=firestore-native --enable-pitr --delete-protection
+gcloud storage buckets describe "gs://$BUCKET" >/dev/null 2>&1 ||
+  gcloud storage buckets create "gs://$BUCKET" --project="$PROJECT" --location="$REGION" \\
+    --uniform-bucket-level-access --public-access-prevention
+gcloud tasks queues describe dstack --project="$PROJECT" --location="$REGION" >/dev/null 2>&1 ||
+  gcloud tasks queues create dstack --project="$PROJECT" --location="$REGION" \\
+    --max-attempts=20 --min-backoff=5s --max-backoff=300s --max-concurrent-dispatches=20
+gcloud iam service-accounts describe "dstack-tasks@$PROJECT.iam.gserviceaccount.com" \\
+  --project="$PROJECT" >/dev/null 2>&1 ||
+  gcloud iam service-accounts create dstack-tasks --project="$PROJECT"
+"""
+
+# An account may write to the bucket and the queue, and have the queue call in its own account's name.
+_USES_SHARED: Final = """
+for role in roles/storage.objectUser roles/storage.legacyBucketReader; do
+  gcloud storage buckets add-iam-policy-binding "gs://$BUCKET" --member="$MEMBER" --role="$role" >/dev/null
+done
+for role in roles/cloudtasks.enqueuer roles/cloudtasks.viewer; do
+  gcloud tasks queues add-iam-policy-binding dstack --project="$PROJECT" --location="$REGION" \\
+    --member="$MEMBER" --role="$role" >/dev/null
+done
+gcloud iam service-accounts add-iam-policy-binding "dstack-tasks@$PROJECT.iam.gserviceaccount.com" \\
+  --project="$PROJECT" --member="$MEMBER" --role=roles/iam.serviceAccountUser >/dev/null
+"""
+
+# The queue's token is for WORKER_URL, which Cloud Run does not know as the worker's name by itself.
+_OPEN_TO_THE_QUEUE: Final = """
+gcloud run services update dstack-deploy-worker --project="$PROJECT" --region="$REGION" \\
+  --add-custom-audiences="$WORKER_URL"
+gcloud functions add-invoker-policy-binding dstack-deploy-worker --project="$PROJECT" --region="$REGION" \\
+  --member="serviceAccount:$TASKS_ACCOUNT"
+sweep=create
+if gcloud scheduler jobs describe dstack-sweep --project="$PROJECT" --location="$REGION" >/dev/null 2>&1; then
+  sweep=update
+fi
+gcloud scheduler jobs "$sweep" http dstack-sweep --project="$PROJECT" --location="$REGION" \\
+  --schedule="*/5 * * * *" --http-method=POST --uri="${WORKER_URL%/advance}/sweep" \\
+  --oidc-service-account-email="$TASKS_ACCOUNT" --oidc-token-audience="$WORKER_URL"
+"""
+
+DEPLOY_WORKER: Final = GcpService(
+    name="dstack-deploy-worker",
+    target="deploy",
+    public=False,
+    memory="4Gi",  # of which a step's files take a part: /tmp is memory
+    seconds=1800,
+    concurrency=1,
+    instances=20,
+    inputs=_DEPLOY_INPUTS,
+    settings=_DEPLOY_SETTINGS,
+    secrets=(_RPC_URL,),
+    roles=("roles/datastore.user",),
+    permissions=(*_LOOK, *_FIREWALL, *_LAUNCH),
+    before=_SHARED + _USES_SHARED,
+    after=_OPEN_TO_THE_QUEUE,
+)
+
+# Public to Google: whoever calls shows a token of their CI, which the function itself verifies.
+DEPLOY: Final = GcpService(
+    name="dstack-deploy",
+    target="deploy",
+    public=True,
+    memory="1Gi",
+    seconds=60,
+    concurrency=8,
+    instances=5,
+    inputs=_DEPLOY_INPUTS,
+    settings=_DEPLOY_SETTINGS,
+    roles=("roles/datastore.user",),
+    permissions=(*_LOOK, *_FIREWALL),
+    before=_USES_SHARED,
+)
