@@ -78,10 +78,13 @@ class AwsNitroCloud:
         if found is not None and found.plan != plan_tag(work):
             ec2_instances.terminate_instance(site.ec2, found.instance_id)
             return Wait(10, "the instance of another plan to end")
+        instance = work.deployment.resource("instance")
+        if found is not None and instance and instance.facts.get("instance_id") == found.instance_id:
+            return bring_up(work, site, found)
         files = hand_over(work, site, self._forwarder())
         groups = ensure_groups(work, site)
         work.intend("enclave", work.deployment.name, site.settings.region)
-        started = run_parent(work, site, groups, files)
+        started = run_parent(work, site, found, groups, files)
         return started if isinstance(started, Wait) else bring_up(work, site, started)
 
     def start(self, work: Work) -> Wait | Machine:

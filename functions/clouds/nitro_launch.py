@@ -82,9 +82,11 @@ def ensure_groups(work: Work, site: Site) -> tuple[str, ...]:
     return (group_id,)
 
 
-def run_parent(work: Work, site: Site, groups: tuple[str, ...], files: Files) -> Instance | Wait:
-    """Return the parent instance: the one that is there, or a new one."""
-    found, resource = site.instance(work), work.deployment.resource("instance")
+def run_parent(
+    work: Work, site: Site, found: Instance | None, groups: tuple[str, ...], files: Files
+) -> Instance | Wait:
+    """Return the parent instance: the one that was found, or a new one."""
+    resource = work.deployment.resource("instance")
     if found is not None:
         resource = resource or _intend(work, site)
         if resource.facts.get("instance_id") != found.instance_id:

@@ -16,8 +16,9 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
+from functions.aws_api import AwsClient
 from tests.fakes.aws import Answer, AwsServer, Environ, Fault, StartResponse
-from tests.fakes.nitro_parent import Hooks, ParentInstance, Ran
+from tests.fakes.nitro_parent import Hooks, ParentInstance, QuickParent, Ran
 
 _IN = "{*}"  # moto's answers are of more than one version of the API
 SSM_LIMIT = 24000
@@ -40,25 +41,40 @@ class NitroAws(AwsServer):
     """See the module. `parents` are the machines by instance id; `commands` what was sent, by command id.
 
     `pending` is how often a new instance is described as pending; `offline` how often its agent is asked for
-    before it answers, `slow` how often a result is. `dead` agents are never online, `mute` ones run nothing.
+    before it answers, `slow` how often a result is. dead agents are never online, mute ones run nothing,
+    and quick parents run no script. `measured` is what images measure by their SHA-256; others are measured.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self._lasting: dict[str, AwsClient] = {}
+        self._power = RLock()
+        self.reset(Path())
+
+    def reset(self, directory: Path) -> None:
+        """Forget machines, faults and lies; new machines are below `directory`. moto keeps what it has."""
         self.directory = directory
+        self.calls.clear()
+        self._faults.clear()
         self.hooks = Hooks()
         self.parents: dict[str, ParentInstance] = {}
         self.commands: dict[str, Command] = {}
         self.orders: list[dict[str, str]] = []
         self.lies: dict[str, str] = {}
         self.pending = self.offline = self.slow = 1
-        self.is_dead = self.is_mute = False
+        self.is_dead = self.is_mute = self.is_quick = False
+        self.measured: dict[str, dict[str, str]] = {}
         self.public_ip = ""
-        self._power = RLock()
         self._tokens: dict[str, tuple[str, bytes]] = {}
         self._enclave: set[str] = set()
         self._left: dict[str, dict[str, int]] = {}
         self._up: set[str] = set()
+
+    def lasting_client(self, service: str) -> AwsClient:
+        """Return a client that all tests share: making one takes longer than a test."""
+        if service not in self._lasting:
+            self._lasting[service] = self.client(service)
+        return self._lasting[service]
 
     # ---- requests ----
 
@@ -138,12 +154,18 @@ class NitroAws(AwsServer):
             self._enclave.add(instance_id)
         self._left[instance_id] = {"pending": self.pending, "offline": self.offline, "booted": 0}
         self._up.add(instance_id)
-        self.parents[instance_id] = ParentInstance(
-            self.directory / instance_id, instance_id, form.get("UserData", ""), self.url, self.hooks
-        )
+        self.parents[instance_id] = self._parent(instance_id, form.get("UserData", ""))
         content = self._described(content)
         self._tokens[token] = (order, content)
         return status, headers, content
+
+    def _parent(self, instance_id: str, data: str) -> ParentInstance:
+        place = self.directory / instance_id
+        if self.is_quick:
+            return QuickParent(place, instance_id, data, self.hooks)
+        parent = ParentInstance(place, instance_id, data, self.url, self.hooks)
+        parent.know(self.measured)
+        return parent
 
     def _switch(self, action: str, instance_ids: list[str]) -> None:
         for instance_id in instance_ids:

@@ -2,7 +2,7 @@
 """A stand-in for nitro-cli: the commands, JSON and exit codes of deploy spec 5B.4; run as a program.
 
 Its state is a directory, named by NITRO_FAKE_STATE: `enclaves.json` what runs, `pool.json` what the allocator
-set aside, `measured.json` what images measure, `faults.json` exit codes by command, each used once, and
+set aside, `measured.json` what images measure, `faults.json` exit codes by command, and
 `lies.json` fields that `describe-enclaves` shows in the place of the true ones.
 """
 
@@ -39,9 +39,7 @@ class State:
         (self.directory / name).write_text(json.dumps(value))
 
     def check_fault(self, command: str) -> None:
-        faults = self.read("faults.json", {})
-        code = faults.pop(command, 0)
-        self.write("faults.json", faults)
+        code = self.read("faults.json", {}).get(command, 0)
         if code:
             raise FailedError(code, "asked to fail")
 
@@ -50,7 +48,7 @@ def measurements(state: State, eif: Path) -> dict[str, str]:
     digest = hashlib.sha256(eif.read_bytes()).hexdigest()
     known = state.read("measured.json", {})
     if digest not in known:
-        sys.path.insert(0, os.environ["NITRO_FAKE_REPOSITORY"])
+        sys.path.extend(os.environ["NITRO_FAKE_PATH"].split(os.pathsep))
         from shared.measurement.eif import measure_eif  # noqa: PLC0415 - only for an image not seen before
 
         with eif.open("rb") as file:

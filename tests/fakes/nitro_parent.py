@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,7 +78,7 @@ class ParentInstance:
             "PARENT_ROOT": str(self.root),
             "PARENT_S3": s3_url,
             "NITRO_FAKE_STATE": str(self.state),
-            "NITRO_FAKE_REPOSITORY": str(REPOSITORY),
+            "NITRO_FAKE_PATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
             "NITRO_FAKE_INSTANCE": instance_id,
         }
 
@@ -112,14 +113,14 @@ class ParentInstance:
         """Return a script with the machine's directories below its root, and this machine's Python."""
         for own in _OWN:
             script = script.replace(own, f"{self.root}{own}")
-        return script.replace("/usr/bin/python3 ", f"{sys.executable} ")
+        return script.replace("/usr/bin/python3 ", f"{sys.executable} -S ")
 
     def file(self, path: str) -> Path:
         """Return where a file of the machine is."""
         return self.root / path[1:]
 
     def fail(self, command: str, code: int) -> None:
-        """Let nitro-cli's command end with this code, once."""
+        """Let nitro-cli's command end with this code."""
         self._write("faults.json", {command: code})
 
     def lie(self, **fields: Any) -> None:
@@ -134,6 +135,10 @@ class ParentInstance:
     def have(self, **resources: int) -> None:
         """Have so many `cpu_count` and `memory_mib` to set aside."""
         self._write("machine.json", resources)
+
+    def know(self, measured: dict[str, dict[str, str]]) -> None:
+        """Know what images (by SHA-256) measure, and so be faster than by measuring them."""
+        self._write("measured.json", measured)
 
     def enclaves(self) -> list[dict[str, Any]]:
         """Return what runs."""
@@ -161,5 +166,74 @@ class ParentInstance:
         (self.state / name).write_text(json.dumps(value))
 
     def _tool(self, path: Path, source: str) -> None:
-        path.write_text(f"#!{sys.executable}\n{(FAKES / source).read_text()}")
+        # without site packages: they take longer to find than a tool to run
+        path.write_text(f"#!{sys.executable} -S\n{(FAKES / source).read_text()}")
         path.chmod(0o755)
+
+
+class QuickParent(ParentInstance):
+    """A machine that runs no script: it answers as one whose scripts did what they should.
+
+    For tests of what happens at AWS; what happens on the machine is a `ParentInstance`'s.
+    """
+
+    def __init__(self, directory: Path, instance_id: str, user_data: str, hooks: Hooks | None = None) -> None:
+        self.instance_id = instance_id
+        self.root, self.state = directory / "root", directory / "state"
+        self.state.mkdir(parents=True)
+        self._hooks = hooks or Hooks()
+        self._seen: list[dict[str, Any]] = []
+        self._forwards = False
+        self._bringup = "pending"
+        pcrs = re.findall(r"\b[0-9a-f]{96}\b", base64.b64decode(user_data).decode())
+        self._measures = {f"PCR{number}": value for number, value in enumerate(pcrs)}
+        self._count = 0
+
+    def boot(self) -> Ran:
+        """Come up with the enclave."""
+        self._bringup = "done"
+        self._begin()
+        return Ran(0, "", "")
+
+    def shut_down(self) -> None:
+        """Go down."""
+        self.end_enclaves()
+
+    def run(self, script: str) -> Ran:
+        """Answer one of the commands that a cloud sends."""
+        if "describe-enclaves" in script and "printf" in script:
+            return Ran(0, json.dumps(self._status()), "")
+        if "terminate-enclave" in script:
+            ended = self.enclaves()
+            self.end_enclaves()
+            answer = {"EnclaveID": ended[0]["EnclaveID"], "Terminated": True} if ended else None
+            return Ran(0, json.dumps(answer) if answer else "", "")
+        assert "systemctl restart dstack-enclave.service" in script
+        self._begin()
+        return Ran(0, "", "")
+
+    def _status(self) -> dict[str, Any]:
+        path = self.state / "lies.json"
+        lies = json.loads(path.read_text()) if path.exists() else {}
+        done = self._bringup == "done"
+        return {
+            "bringup": self._bringup,
+            "step": "",
+            "enclave_exit": "0" if done else "",
+            "forwarder": "active" if done else "unknown",
+            "enclaves": [one | lies for one in self.enclaves()],
+            "error": "",
+        }
+
+    def _begin(self) -> None:
+        self._count += 1
+        enclave = {
+            "EnclaveName": "app",
+            "EnclaveID": f"{self.instance_id}-enc{self._count:016x}",
+            "EnclaveCID": 16,
+            "State": "RUNNING",
+            "Flags": "NONE",
+            "Measurements": self._measures,
+            "EifPath": str(self.root / "app.eif"),
+        }
+        self._write("enclaves.json", [enclave])

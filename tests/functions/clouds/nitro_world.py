@@ -1,5 +1,6 @@
 """An enclave's project on the AWS stand-in, one deployment in a store, and the cloud between them."""
 
+import hashlib
 import io
 import secrets
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def image(content: bytes = b"rootfs") -> Plans:
 
 
 class World:
-    """`settings` are nitro_config of the plan. Every call of the cloud is a new process's, with a new hold."""
+    """`settings` are nitro_config of the plan. Every call of the cloud has its own hold on the record."""
 
     def __init__(self, directory: Path, fake: NitroAws, **settings: Any) -> None:
         self.fake = fake
@@ -80,14 +81,13 @@ class World:
         self.bucket = f"artifacts-{self.uid}"
         self.store: DeploymentStore = SqliteStore(directory / "deployments.db")
         self.blobs = FileBlobs(directory / "blobs")
-        self.ec2, self.s3 = fake.client("ec2"), fake.client("s3")
+        self.clients = {service: fake.lasting_client(service) for service in ("ec2", "s3", "ssm")}
+        self.ec2, self.s3 = self.clients["ec2"], self.clients["s3"]
         self.s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
-        iam = fake.client("iam")
-        if not any(
-            one["InstanceProfileName"] == PROFILE for one in iam.list_instance_profiles()["InstanceProfiles"]
-        ):
+        iam = fake.lasting_client("iam")
+        profiles = iam.list_instance_profiles()["InstanceProfiles"]
+        if PROFILE not in [one["InstanceProfileName"] for one in profiles]:
             iam.create_instance_profile(InstanceProfileName=PROFILE)
-        self.clients = {"ec2": self.ec2, "s3": self.s3, "ssm": fake.client("ssm")}
         self.cloud = self.new_cloud()
         self.settings: dict[str, Any] = {"bucket": self.bucket, "iam_instance_profile": PROFILE} | settings
         self.create()
@@ -177,6 +177,7 @@ class World:
 
     def _planned(self, plan_id: str, content: bytes) -> Planned:
         eif, pcrs = image(content)
+        self.fake.measured[hashlib.sha256(eif).hexdigest()] = pcrs
         plan = make_plan(plan_id, pcrs, **self.settings)
         return Planned(
             plan_id=plan_id,
@@ -194,14 +195,16 @@ class World:
 
 
 @contextmanager
-def world(directory: Path, **settings: Any) -> Iterator[World]:
-    with NitroAws(directory / "parents") as fake:
-        made = World(directory, fake, **settings)
-        try:
-            yield made
-        finally:
-            assert isinstance(made.store, SqliteStore)
-            made.store.close()
+def world(directory: Path, fake: NitroAws, *, quick: bool = True, **settings: Any) -> Iterator[World]:
+    """With `quick` the machines run no scripts."""
+    fake.reset(directory / "parents")
+    fake.is_quick = quick
+    made = World(directory, fake, **settings)
+    try:
+        yield made
+    finally:
+        assert isinstance(made.store, SqliteStore)
+        made.store.close()
 
 
 def make_plan(plan_id: str, registers: dict[str, str], **settings: Any) -> Plan:

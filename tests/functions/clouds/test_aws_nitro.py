@@ -1,0 +1,588 @@
+"""An enclave's deployment over boto3, with scripts that truly run on a parent made of files."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from enclave.vsock.config import parse_config
+from functions.clouds import nitro_parent
+from functions.clouds.aws_nitro import GRACE_SECONDS
+from functions.clouds.ec2_group import group_name
+from functions.clouds.ec2_instances import find_instances
+from functions.clouds.nitro_bring_up import AGENT_SECONDS
+from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
+from functions.clouds.nitro_launch import SHOW_SECONDS
+from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
+from functions.deploy.machine_claims import check_machine
+from functions.deploy.record import Files
+from shared.compose.findings import Severity
+from shared.errors import CloudError, ConfigError, DstackError, StorageError
+from tests.fakes.aws import REGION
+from tests.fakes.nitro_aws import NitroAws, user_data
+from tests.functions.clouds.nitro_world import NAME, World, world
+from tests.shared.refusal import refuses
+
+
+def test_an_app_is_launched_stopped_started_and_removed(nitro: World) -> None:
+    nitro.fake.measured.clear()  # so that the image is truly measured, once
+    machine = nitro.launch()
+    check_machine(nitro.work().plan, machine)
+    assert machine.status == "RUNNING"
+    assert machine.evidence_url == f"http://{machine.external_ip}:8090/evidence"
+    assert set(nitro.states().values()) == {"present"}
+    (enclave,) = nitro.parent.enclaves()
+    assert (enclave["EnclaveCID"], enclave["EnclaveName"], enclave["Flags"]) == (16, "app", "NONE")
+    parent = nitro.parent
+
+    stopped = nitro.until_done(nitro.cloud.stop)
+    assert stopped.status == "STOPPED"
+    assert parent.enclaves() == []
+    assert nitro.states()["enclave"] == "gone"
+
+    again = nitro.until_done(nitro.cloud.start)
+    check_machine(nitro.work().plan, again)
+    assert nitro.parent is parent
+    assert len(nitro.fake.orders) == 1
+
+    assert nitro.until_done(nitro.cloud.remove) is None
+    assert nitro.left() == {}
+    assert set(nitro.states().values()) == {"gone"}
+
+
+def test_the_order_is_for_an_enclaves_parent_alone(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    order = quick_nitro.order()
+    assert order["EnclaveOptions.Enabled"] == "true"
+    assert order["MetadataOptions.HttpTokens"] == "required"
+    assert order["MetadataOptions.HttpPutResponseHopLimit"] == "1"
+    assert order["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
+    assert order["IamInstanceProfile.Name"] == "dstack-parent"
+    assert "KeyName" not in order  # nobody logs in
+    assert 0 < len(order["ClientToken"]) <= 64
+    tags = {
+        order[f"TagSpecification.1.Tag.{n}.Key"]: order[f"TagSpecification.1.Tag.{n}.Value"]
+        for n in range(1, 5)
+    }
+    assert tags == {
+        "Name": NAME,
+        "dstack-managed-by": "dstack-cloud",
+        "dstack-deployment": quick_nitro.uid,
+        "dstack-plan": ("c1" * 32)[:32],
+    }
+
+
+def test_the_parent_has_what_the_plan_says(nitro: World) -> None:
+    nitro.launch()
+    parent = nitro.parent
+    allocator = parent.file("/etc/nitro_enclaves/allocator.yaml").read_text()
+    assert allocator == "---\nmemory_mib: 512\ncpu_count: 2\n"
+    config = parse_config(parent.file("/etc/dstack/forwarder.toml").read_text())
+    assert {(rule.listen, rule.target) for rule in config.inbound} == {
+        ("0.0.0.0:8090", "vsock://16:8080"),
+        ("0.0.0.0:8443", "vsock://16:443"),
+    }
+    assert parent.file("/opt/dstack/forwarder/__main__.py").exists()
+    assert parent.file("/var/lib/dstack/bringup.done").exists()
+    enabled = json.loads((parent.state / "enabled.json").read_text())
+    assert enabled == [
+        "nitro-enclaves-allocator.service",
+        nitro_parent.FORWARDER_UNIT,
+        nitro_parent.ENCLAVE_UNIT,
+    ]
+
+
+def test_user_data_may_run_again(nitro: World) -> None:
+    nitro.launch()
+    before = nitro.parent.enclaves()
+    again = nitro.parent.run(user_data(nitro.order()))
+    assert again.exit_code == 0
+    nitro.parent.file("/var/lib/dstack/bringup.done").unlink()
+    assert nitro.parent.run(user_data(nitro.order())).exit_code == 0
+    assert nitro.parent.enclaves() == before
+
+
+def test_a_redeploy_makes_another_instance_and_keeps_the_group(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    first, group = quick_nitro.parent, quick_nitro.left()["group"]
+    rule = FirewallRule(action="allow", protocol="udp", port=9000, sources=("203.0.113.0/24",))
+    quick_nitro.cloud.set_firewall(quick_nitro.work(), rule)
+    quick_nitro.replan("d2" * 32, b"another", ports=("9443:443",))
+    assert quick_nitro.until_done(quick_nitro.cloud.retire) is None
+    assert set(quick_nitro.left()) == {"group"}
+    machine = quick_nitro.launch()
+    check_machine(quick_nitro.work().plan, machine)
+    assert quick_nitro.parent is not first
+    assert quick_nitro.left()["group"] == group
+    ports = {(one.protocol, one.port) for one in quick_nitro.cloud.firewall(quick_nitro.work())}
+    assert ports == {("tcp", 8090), ("tcp", 9443), ("udp", 9000)}
+
+
+def test_an_instance_of_another_plan_is_ended_before_a_launch(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    first = quick_nitro.parent.instance_id
+    quick_nitro.replan("d2" * 32)
+    quick_nitro.launch()
+    assert quick_nitro.parent.instance_id != first
+    assert len(quick_nitro.left()["instance"]) == 1
+
+
+# ---- what a cloud may say that is not so (N-80) ----
+
+
+@pytest.mark.parametrize(
+    ("lies", "code"),
+    [
+        ({"enclave": "false"}, "deploy.machine.confidential"),
+        ({"instance_type": "m5.xlarge"}, "deploy.machine.confidential"),
+    ],
+)
+def test_n80_an_instance_that_is_not_what_was_ordered_is_refused(
+    quick_nitro: World, lies: dict[str, str], code: str
+) -> None:
+    quick_nitro.fake.lies.update(lies)
+    machine = quick_nitro.launch()
+    with refuses(code, DstackError):
+        check_machine(quick_nitro.work().plan, machine)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"Flags": "DEBUG_MODE"},
+        {"Measurements": {"PCR0": "00" * 48, "PCR1": "00" * 48, "PCR2": "00" * 48}},
+        {"Measurements": {}},
+    ],
+    ids=["debug", "other-pcrs", "no-pcrs"],
+)
+def test_n80_an_enclave_that_is_not_the_planned_one_is_refused(
+    quick_nitro: World, lie: dict[str, object]
+) -> None:
+    quick_nitro.launch()
+    quick_nitro.parent.lie(**lie)
+    for machine in (quick_nitro.cloud.describe(quick_nitro.work()), quick_nitro.launch()):
+        assert machine.confidential != "NITRO_ENCLAVE"
+        assert machine.traits["debug"] is ("Flags" in lie)
+        with refuses("deploy.machine.confidential", DstackError):
+            check_machine(quick_nitro.work().plan, machine)
+
+
+def test_an_enclave_that_ended_is_said_to_be_down(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    quick_nitro.parent.end_enclaves()
+    machine = quick_nitro.cloud.describe(quick_nitro.work())
+    assert (machine.status, machine.confidential) == ("ENCLAVE_DOWN", "")
+
+
+# ---- what goes wrong on the instance ----
+
+
+def test_nitro_clis_failure_ends_the_launch_with_what_to_change(nitro: World) -> None:
+    code = 27
+    _one_step(nitro)
+    nitro.parent.fail("run-enclave", code)
+    with refuses(f"nitro.enclave.e{code}", DeniedError) as caught:
+        nitro.launch()
+    assert isinstance(caught.value, DeniedError)
+    assert "nitro_config.memory_mib" in caught.value.hint
+    assert f"E{code}" in caught.value.message
+
+
+def test_an_image_that_was_changed_on_the_disk_is_not_run(nitro: World) -> None:
+    nitro.launch()
+    parent = nitro.parent
+    nitro.until_done(nitro.cloud.stop)
+    parent.file("/var/lib/dstack/app.eif").write_bytes(b"another image")
+    with refuses("nitro.enclave.image", CloudError):
+        nitro.until_done(nitro.cloud.start)
+    assert parent.enclaves() == []
+
+
+def test_an_image_that_measures_otherwise_is_not_run(nitro: World) -> None:
+    nitro.launch()
+    parent = nitro.parent
+    nitro.until_done(nitro.cloud.stop)
+    parent.know({digest: pcrs | {"PCR2": "ff" * 48} for digest, pcrs in nitro.fake.measured.items()})
+    with refuses("nitro.enclave.image", CloudError):
+        nitro.until_done(nitro.cloud.start)
+
+
+def test_an_enclave_that_ends_is_started_once_more_and_then_given_up(nitro: World) -> None:
+    nitro.launch()
+    parent = nitro.parent
+    parent.end_enclaves()
+    check_machine(nitro.work().plan, nitro.launch())
+    assert len(parent.enclaves()) == 1
+    parent.end_enclaves()
+    with refuses("nitro.enclave.ended", DeniedError):
+        nitro.launch()
+
+
+def _one_step(nitro: World) -> None:
+    assert isinstance(nitro.cloud.launch(nitro.work()), Wait)
+
+
+def test_a_set_up_without_packages_says_so(nitro: World) -> None:
+    _one_step(nitro)
+    (nitro.parent.state / "no-repositories").touch()
+    with refuses("nitro.parent.packages", DeniedError) as caught:
+        nitro.launch()
+    assert "Failed to download metadata" in caught.value.message
+
+
+def test_a_set_up_without_the_image_says_who_must_be_allowed_to_read_it(nitro: World) -> None:
+    _one_step(nitro)
+    (key,) = [one for one in nitro.left()["object"] if one.endswith(".eif")]
+    nitro.s3.delete_object(Bucket=nitro.bucket, Key=key)
+    with refuses("nitro.parent.image", DeniedError) as caught:
+        nitro.launch()
+    assert isinstance(caught.value, DeniedError)
+    assert f"arn:aws:s3:::{nitro.bucket}/eif/*" in caught.value.hint
+
+
+def test_a_set_up_with_other_bytes_than_were_planned_ends(nitro: World) -> None:
+    _one_step(nitro)
+    (key,) = [one for one in nitro.left()["object"] if one.endswith(".eif")]
+    nitro.s3.put_object(Bucket=nitro.bucket, Key=key, Body=b"other")
+    with refuses("nitro.parent.image", DeniedError):
+        nitro.launch()
+    assert nitro.parent.enclaves() == []
+
+
+def test_an_instance_too_small_for_its_enclave_says_so(nitro: World) -> None:
+    _one_step(nitro)
+    nitro.parent.have(cpu_count=2, memory_mib=256)
+    with refuses("nitro.parent.allocator", DeniedError):
+        nitro.launch()
+
+
+def test_memory_below_what_the_image_needs_is_found_before_the_instance(
+    tmp_path: Path, nitro_server: NitroAws
+) -> None:
+    with world(tmp_path, nitro_server, memory_mib=64) as small:
+        resource = small.work().intend("image", *_image_place(small), facts={"region": REGION})
+        small.work().present(resource, size=str(17 << 20))
+        with refuses("nitro.memory", DeniedError) as caught:
+            small.launch()
+        assert isinstance(caught.value, DeniedError)
+        assert "68" in caught.value.hint
+        assert "instance" not in small.left()
+
+
+def _image_place(small: World) -> tuple[str, str]:
+    planned = small.work().deployment.planned
+    assert planned is not None
+    return f"eif/{small.uid}/{planned.image}.eif", small.bucket
+
+
+# ---- what goes wrong at AWS ----
+
+
+def test_an_agent_that_never_answers_is_given_up(quick_nitro: World) -> None:
+    quick_nitro.fake.is_dead = True
+    for _ in range(4):
+        assert isinstance(quick_nitro.cloud.launch(quick_nitro.work()), Wait)
+    quick_nitro.now += AGENT_SECONDS + 1
+    with refuses("nitro.ssm.offline", DeniedError):
+        quick_nitro.launch()
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+    assert quick_nitro.left() == {}
+
+
+def test_a_command_that_is_never_delivered_is_sent_again(quick_nitro: World) -> None:
+    quick_nitro.fake.is_mute = True
+    with refuses("nitro.ssm.undelivered", TransientCloudError):
+        quick_nitro.launch()
+    quick_nitro.fake.is_mute = False
+    check_machine(quick_nitro.work().plan, quick_nitro.launch())
+
+
+def test_a_slow_agent_fails_a_look_and_not_a_launch(quick_nitro: World) -> None:
+    quick_nitro.fake.slow = 3
+    quick_nitro.launch()
+    quick_nitro.fake.slow = 1000
+    with refuses("nitro.ssm.slow", TransientCloudError):
+        quick_nitro.cloud.describe(quick_nitro.work())
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("InstanceLimitExceeded", 400, "aws.quota"),
+        ("VcpuLimitExceeded", 400, "aws.quota"),
+        ("InsufficientInstanceCapacity", 500, "aws.capacity"),
+        ("UnauthorizedOperation", 403, "aws.denied"),
+        ("RequestExpired", 400, "aws.expired"),
+        ("AuthFailure", 401, "aws.credentials"),
+    ],
+)
+def test_a_refused_order_says_what_to_do(quick_nitro: World, code: str, status: int, expected: str) -> None:
+    quick_nitro.fake.fail("EC2 RunInstances", code, status=status, message="no")
+    with refuses(expected, DeniedError) as caught:
+        quick_nitro.launch()
+    assert isinstance(caught.value, DeniedError)
+    assert caught.value.hint
+    quick_nitro.now += GRACE_SECONDS + 1
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+    assert quick_nitro.left() == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "status", "expected"),
+    [
+        ("EC2 RunInstances", "RequestLimitExceeded", 503, "aws.throttled"),
+        ("EC2 CreateSecurityGroup", "InternalError", 500, "aws.unavailable"),
+        ("EC2 AuthorizeSecurityGroupIngress", "RequestLimitExceeded", 503, "aws.throttled"),
+        ("AmazonSSM SendCommand", "ThrottlingException", 400, "aws.throttled"),
+        ("AmazonSSM GetCommandInvocation", "InternalServerError", 500, "aws.unavailable"),
+        ("PUT /artifacts", "SlowDown", 503, "aws.throttled"),
+    ],
+)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_call_that_fails_for_now_is_made_again_and_makes_nothing_twice(
+    quick_nitro: World, call: str, code: str, status: int, expected: str, *, after: bool
+) -> None:
+    quick_nitro.fake.fail(call, code, status=status, after=after)
+    with refuses(expected, TransientCloudError):
+        quick_nitro.launch()
+    check_machine(quick_nitro.work().plan, quick_nitro.launch())
+    assert {kind: len(names) for kind, names in quick_nitro.left().items()} == {
+        "instance": 1,
+        "group": 1,
+        "volume": 1,
+        "object": 2,
+    }
+
+
+def test_an_image_that_rotted_in_the_store_is_not_handed_over(quick_nitro: World, tmp_path: Path) -> None:
+    planned = quick_nitro.work().deployment.planned
+    assert planned is not None
+    (tmp_path / "blobs" / planned.image).write_bytes(b"rotten")
+    with refuses("deploy.blob.corrupt", StorageError):
+        quick_nitro.launch()
+    assert "object" not in quick_nitro.left()
+
+
+def test_a_large_image_is_handed_over_in_parts(quick_nitro: World) -> None:
+    large = quick_nitro.blobs.put(bytes(range(256)) * 4096 * 20)
+    planned = quick_nitro.work().deployment.planned
+    assert planned is not None
+    quick_nitro.replan("d2" * 32)
+    quick_nitro.change(planned=msgspec.structs.replace(planned, image=large))
+    _one_step(quick_nitro)
+    (key,) = [one for one in quick_nitro.left()["object"] if large in one]
+    assert quick_nitro.s3.head_object(Bucket=quick_nitro.bucket, Key=key)["ContentLength"] == 20 << 20
+    assert any("partNumber=3" in call for call in quick_nitro.fake.calls)
+
+
+# ---- groups and rules ----
+
+
+def test_the_group_opens_the_evidence_and_the_apps_ports_and_no_other(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    rules = quick_nitro.cloud.firewall(quick_nitro.work())
+    assert [(one.protocol, one.port, one.sources) for one in rules] == [
+        ("tcp", 8090, ("0.0.0.0/0",)),
+        ("tcp", 8443, ("0.0.0.0/0",)),
+    ]
+
+
+def test_a_rule_replaces_what_its_port_had(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    sources = ("198.51.100.0/24", "2001:db8::/32")
+    quick_nitro.cloud.set_firewall(
+        quick_nitro.work(), FirewallRule(action="allow", protocol="tcp", port=8443, sources=sources)
+    )
+    assert _sources(quick_nitro, 8443) == sources
+    quick_nitro.launch()  # which does not undo it
+    assert _sources(quick_nitro, 8443) == sources
+    assert quick_nitro.cloud.clear_firewall(quick_nitro.work(), "tcp", 8443)
+    assert not quick_nitro.cloud.clear_firewall(quick_nitro.work(), "tcp", 8443)
+    assert _sources(quick_nitro, 8443) == ()
+
+
+def _sources(nitro: World, port: int) -> tuple[str, ...]:
+    rules = nitro.cloud.firewall(nitro.work())
+    return next((one.sources for one in rules if one.port == port), ())
+
+
+def test_a_deny_rule_is_refused_with_the_command_that_does_the_same(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    rule = FirewallRule(action="deny", protocol="tcp", port=8443, sources=("0.0.0.0/0",))
+    with refuses("nitro.firewall.deny", DeniedError) as caught:
+        quick_nitro.cloud.set_firewall(quick_nitro.work(), rule)
+    assert isinstance(caught.value, DeniedError)
+    assert "fw remove tcp:8443" in caught.value.hint
+
+
+def test_groups_that_the_project_brought_are_left_alone(tmp_path: Path, nitro_server: NitroAws) -> None:
+    ec2 = nitro_server.lasting_client("ec2")
+    vpc = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
+    name = f"own-{tmp_path.name}-{id(tmp_path)}"
+    group = ec2.create_security_group(GroupName=name, Description="own", VpcId=vpc)["GroupId"]
+    with world(tmp_path, nitro_server, security_group_ids=(group,)) as own:
+        own.launch()
+        assert "group" not in own.left()
+        assert own.cloud.firewall(own.work()) == []
+        rule = FirewallRule(action="allow", protocol="tcp", port=1, sources=("192.0.2.0/24",))
+        with refuses("nitro.firewall.foreign", DeniedError):
+            own.cloud.set_firewall(own.work(), rule)
+        assert own.until_done(own.cloud.remove) is None
+    assert ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+
+
+def test_a_group_of_that_name_in_other_hands_is_found_before_and_at_the_launch(quick_nitro: World) -> None:
+    vpc = quick_nitro.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0][
+        "VpcId"
+    ]
+    quick_nitro.ec2.create_security_group(
+        GroupName=group_name(NAME, quick_nitro.uid), Description="x", VpcId=vpc
+    )
+    codes = [one.code for one in quick_nitro.cloud.check(quick_nitro.work())]
+    assert "nitro.name_taken" in codes
+    with refuses("nitro.name_taken", DeniedError):
+        quick_nitro.launch()
+
+
+def test_a_parent_without_a_public_address_answers_on_its_own(tmp_path: Path, nitro_server: NitroAws) -> None:
+    with world(tmp_path, nitro_server, no_public_ip=True) as hidden:
+        machine = hidden.launch()
+        order = hidden.order()
+        assert order["NetworkInterface.1.AssociatePublicIpAddress"] == "false"
+        assert machine.external_ip == ""
+        assert machine.evidence_url == f"http://{machine.internal_ip}:8090/evidence"
+
+
+# ---- logs ----
+
+
+def test_logs_are_paged_by_a_cursor_and_bounded(nitro: World) -> None:
+    nitro.launch()
+    script = f"for n in $(seq 400); do echo line $n of the journal, {'x' * 40}; done"
+    assert nitro.parent.run(f"systemd-cat -t dstack-bringup bash -c {script!r}").exit_code == 0
+    text, cursor, pages = "", "", 0
+    while True:
+        page = nitro.cloud.logs(nitro.work(), cursor)
+        assert len(page.text) <= LOG_PAGE
+        if not page.text:
+            break
+        text, cursor, pages = text + page.text, page.cursor, pages + 1
+    lines = [line for line in text.splitlines() if "of the journal" in line]
+    assert [line.split()[3] for line in lines] == [str(n) for n in range(1, 401)]
+    assert pages > 1
+    assert "dstack-bringup: line 1 of" in lines[0]
+
+
+@pytest.mark.parametrize("cursor", ["'; reboot; '", "$(id)", "a b", "x" * 600, "s=1\n"])
+def test_a_cursor_that_is_none_never_reaches_the_shell(quick_nitro: World, cursor: str) -> None:
+    with refuses("nitro.logs.cursor", ConfigError):
+        quick_nitro.cloud.logs(quick_nitro.work(), cursor)
+
+
+def test_logs_of_a_stopped_instance_are_refused(quick_nitro: World) -> None:
+    with refuses("nitro.logs.stopped", DeniedError):
+        quick_nitro.cloud.logs(quick_nitro.work())
+
+
+# ---- looking before, and after ----
+
+
+def test_a_project_that_fits_has_no_errors(quick_nitro: World) -> None:
+    assert [
+        one for one in quick_nitro.cloud.check(quick_nitro.work()) if one.severity is Severity.ERROR
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"instance_type": "t3.xlarge"}, "nitro.instance_type"),
+        ({"instance_type": "zz9.large"}, "nitro.instance_type"),
+        ({"cpu_count": 4}, "nitro.cpu_count"),
+        ({"cpu_count": 1}, "nitro.cpu_count"),
+        ({"memory_mib": 8192}, "nitro.memory_mib"),
+        ({"bucket": "nobody-has-this-bucket"}, "nitro.bucket"),
+        ({"iam_instance_profile": ""}, "nitro.settings.iam_instance_profile"),
+        ({"arch": "aarch64"}, "nitro.forwarder.arch"),
+        ({"ports": ("22",)}, "nitro.ports.reserved"),
+    ],
+)
+def test_what_would_stop_a_launch_is_found_before(
+    tmp_path: Path, nitro_server: NitroAws, settings: dict[str, object], code: str
+) -> None:
+    with world(tmp_path, nitro_server, **settings) as wrong:
+        codes = [one.code for one in wrong.cloud.check(wrong.work()) if one.severity is Severity.ERROR]
+        assert codes
+        assert set(codes) == {code}
+        assert wrong.left() == {}
+
+
+def test_without_a_plan_the_projects_own_file_is_checked(quick_nitro: World) -> None:
+    document = {"name": "web", "platform": "nitro", "nitro_config": {"region": "nowhere"}}
+    blob = quick_nitro.blobs.put(json.dumps(document).encode())
+    quick_nitro.change(planned=None, files=Files(project={"app.json": blob}))
+    assert [one.code for one in quick_nitro.cloud.check(quick_nitro.work())] == ["nitro.settings.region"]
+
+
+def test_a_look_that_is_not_allowed_is_a_finding_with_a_hint(quick_nitro: World) -> None:
+    quick_nitro.fake.fail("EC2 DescribeInstances", "UnauthorizedOperation", status=403, message="not you")
+    (found,) = [one for one in quick_nitro.cloud.check(quick_nitro.work()) if one.severity is Severity.ERROR]
+    assert found.code == "aws.denied"
+
+
+def test_a_deployment_that_never_began_is_described_and_removed(quick_nitro: World) -> None:
+    assert quick_nitro.cloud.describe(quick_nitro.work()).status == "NOT_FOUND"
+    assert quick_nitro.cloud.stop(quick_nitro.work()) == Machine(status="NOT_FOUND")
+    with refuses("nitro.instance.missing", DeniedError):
+        quick_nitro.cloud.start(quick_nitro.work())
+    assert quick_nitro.cloud.remove(quick_nitro.work()) is None
+
+
+def test_removal_finds_what_the_record_does_not_name(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    forgotten = [msgspec.structs.replace(one, state="gone") for one in quick_nitro.resources()]
+    quick_nitro.change(resources=tuple(forgotten))
+    quick_nitro.s3.put_object(Bucket=quick_nitro.bucket, Key=f"eif/{quick_nitro.uid}/stray", Body=b"x")
+    quick_nitro.s3.create_multipart_upload(Bucket=quick_nitro.bucket, Key=f"eif/{quick_nitro.uid}/half")
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+    assert quick_nitro.left() == {}
+
+
+def test_a_removal_waits_for_an_instance_that_nobody_saw_yet(quick_nitro: World) -> None:
+    quick_nitro.fake.fail("EC2 RunInstances", "InternalError", status=500)
+    with refuses("aws.unavailable", TransientCloudError):
+        quick_nitro.launch()
+    assert isinstance(quick_nitro.cloud.remove(quick_nitro.work()), Wait)
+    quick_nitro.now += GRACE_SECONDS + 1
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+
+
+def test_an_instance_that_somebody_ended_is_replaced(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    first = quick_nitro.parent.instance_id
+    quick_nitro.ec2.terminate_instances(InstanceIds=[first])
+    assert isinstance(quick_nitro.cloud.launch(quick_nitro.work()), Wait)  # it may only not be listed yet
+    quick_nitro.now += SHOW_SECONDS
+    machine = quick_nitro.launch()
+    check_machine(quick_nitro.work().plan, machine)
+    assert quick_nitro.parent.instance_id != first
+    assert find_instances(quick_nitro.ec2, quick_nitro.uid)[0].instance_id != first
+
+
+def test_the_hooks_tell_of_enclaves_and_forwarders(nitro: World) -> None:
+    told: list[str] = []
+    hooks = nitro.fake.hooks
+    hooks.on_run_enclave = lambda _, eif, cid: told.append(f"run {eif.name} {cid}")
+    hooks.on_end_enclave = lambda _: told.append("end")
+    hooks.on_start_forwarder = lambda _, config: told.append(f"forward {len(parse_config(config).inbound)}")
+    hooks.on_stop_forwarder = lambda _: told.append("still")
+    nitro.launch()
+    nitro.until_done(nitro.cloud.stop)
+    assert sorted(told[:2]) == ["forward 2", "run app.eif 16"]
+    assert sorted(told[2:]) == ["end", "still"]
+
+
+def test_a_lost_process_is_passing_and_an_unknown_code_is_not() -> None:
+    assert isinstance(enclave_failure(39, "", 512), TransientCloudError)
+    assert enclave_failure(99, "odd", 512).code == "nitro.enclave.failed"
