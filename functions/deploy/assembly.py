@@ -7,7 +7,8 @@ DSTACK_CLOUDS    gcp-tdx,aws-nitro
 DSTACK_CONFIG    the operator's settings, as in ~/.config/dstack-cloud/config.json, as JSON text
 DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; without them nobody is
 DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
-DSTACK_ARTIFACT_BUCKET   where enclave images go (aws-nitro); DSTACK_CACHE_DIR is where images are built
+DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what their parents run (aws-nitro)
+DSTACK_CACHE_DIR   where images are built
 """
 
 import os
@@ -15,9 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from functions.clouds.making import Clouds, google_bucket, google_compute, google_session
+from functions.clouds.making import Clouds, gcp_endpoint, google_bucket, google_compute, google_session
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
 from functions.deploy.evidence import Attester, HttpChallenger, Verifier
@@ -30,6 +31,9 @@ from functions.verify.settings import parse_settings
 from shared.compose.project import GlobalConfig, read_global_config
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
+
+if TYPE_CHECKING:
+    from functions.clouds.nitro_bundle import ForwarderBundle
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
 CLOUDS: Final = ("gcp-tdx", "aws-nitro")
@@ -60,10 +64,16 @@ class Runtime:
 
             return DynamoDbStore(place, aws_client("dynamodb"))
         if kind == "firestore":
+            from functions.stores.firestore import BASE_URL as FIRESTORE  # noqa: PLC0415
             from functions.stores.firestore import FirestoreStore  # noqa: PLC0415
 
             project, _, database = place.partition("/")
-            return FirestoreStore(google_session(self._environ), project, database or "(default)")
+            return FirestoreStore(
+                google_session(self._environ),
+                project,
+                database or "(default)",
+                base_url=gcp_endpoint(self._environ) or FIRESTORE,
+            )
         from functions.stores.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(Path(place))
@@ -94,13 +104,14 @@ class Runtime:
             from functions.queues.sqs import SqsSchedule  # noqa: PLC0415
 
             return SqsSchedule(place, aws_client("sqs"))
-        from functions.queues.cloud_tasks import CloudTasksSchedule  # noqa: PLC0415
+        from functions.queues.cloud_tasks import BASE_URL, CloudTasksSchedule  # noqa: PLC0415
 
         try:
             queue, worker, account = place.split("|")
         except ValueError as error:
             raise _unset("DSTACK_QUEUE", "tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT") from error
-        return CloudTasksSchedule(google_session(self._environ), queue, worker, account)
+        base = gcp_endpoint(self._environ) or BASE_URL
+        return CloudTasksSchedule(google_session(self._environ), queue, worker, account, base_url=base)
 
     @cached_property
     def config(self) -> GlobalConfig:
@@ -141,7 +152,17 @@ class Runtime:
             return GcpTdxCloud(
                 google_compute(self._environ), partial(google_bucket, self._environ), defaults=self.config.gcp
             )
-        raise _unset("DSTACK_CLOUDS", "gcp-tdx")
+        from functions.clouds.aws_nitro import AwsNitroCloud  # noqa: PLC0415 - as the store
+
+        return AwsNitroCloud(
+            self._forwarder, bucket=self._environ.get("DSTACK_ARTIFACT_BUCKET", ""), clock=self.clock
+        )
+
+    def _forwarder(self) -> "ForwarderBundle":
+        from functions.clouds.nitro_bundle import make_forwarder, read_forwarder  # noqa: PLC0415
+
+        packed = self._environ.get("DSTACK_FORWARDER", "")
+        return read_forwarder(Path(packed)) if packed else make_forwarder()
 
     def _chain(self) -> ChainSettings:
         url = self._environ.get("DSTACK_RPC_URL", "")
