@@ -1,0 +1,13 @@
+"""Vendors of simulated machines, made once for the tests of a process."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.guests import Roots
+
+
+@pytest.fixture(scope="session")
+def roots() -> Iterator[Roots]:
+    with Roots() as made:
+        yield made
