@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from cli.deployments import Deployments, HereDeployments
 from cli.places import cache_path, state_path
 from cli.remote import RemoteDeployments, token_source
-from functions.clouds.making import Clouds, google_bucket, google_compute
+from functions.clouds.making import Clouds, google_bucket, google_compute, nitro_cloud
 from functions.deploy.assembly import chain_settings, now
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
@@ -130,10 +130,7 @@ def _gcp(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
 
 
 def _nitro(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
-    from functions.clouds.aws_nitro import AwsNitroCloud  # noqa: PLC0415 - as above
-
-    del config, environ
-    return AwsNitroCloud()
+    return nitro_cloud(environ, now, config.nitro.bucket or "")
 
 
 def _local(config: GlobalConfig, place: Path) -> Cloud:

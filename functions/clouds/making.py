@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -80,3 +81,19 @@ def google_compute(environ: Mapping[str, str]) -> "Compute":
 
     endpoint = gcp_endpoint(environ)
     return Compute(anonymous_credentials, endpoint) if endpoint else Compute()
+
+
+def nitro_cloud(environ: Mapping[str, str], clock: "Callable[[], int]", bucket: str = "") -> Cloud:
+    """Return enclaves on AWS; `bucket` is where images go for projects that name none.
+
+    The forwarder of their instances is `DSTACK_FORWARDER`, a packed one, or is packed from this installation.
+    """
+    from functions.clouds.aws_nitro import AwsNitroCloud  # noqa: PLC0415 - heavy
+    from functions.clouds.nitro_bundle import make_forwarder, read_forwarder  # noqa: PLC0415 - heavy
+
+    packed = environ.get("DSTACK_FORWARDER", "")
+    return AwsNitroCloud(
+        lambda: read_forwarder(Path(packed)) if packed else make_forwarder(),
+        bucket=environ.get("DSTACK_ARTIFACT_BUCKET", "") or bucket,
+        clock=clock,
+    )

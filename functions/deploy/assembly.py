@@ -16,9 +16,16 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from functions.clouds.making import Clouds, gcp_endpoint, google_bucket, google_compute, google_session
+from functions.clouds.making import (
+    Clouds,
+    gcp_endpoint,
+    google_bucket,
+    google_compute,
+    google_session,
+    nitro_cloud,
+)
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
 from functions.deploy.evidence import Attester, HttpChallenger, Verifier
@@ -31,9 +38,6 @@ from functions.verify.settings import parse_settings
 from shared.compose.project import GlobalConfig, read_global_config
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
-
-if TYPE_CHECKING:
-    from functions.clouds.nitro_bundle import ForwarderBundle
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
 CLOUDS: Final = ("gcp-tdx", "aws-nitro")
@@ -152,17 +156,7 @@ class Runtime:
             return GcpTdxCloud(
                 google_compute(self._environ), partial(google_bucket, self._environ), defaults=self.config.gcp
             )
-        from functions.clouds.aws_nitro import AwsNitroCloud  # noqa: PLC0415 - as the store
-
-        return AwsNitroCloud(
-            self._forwarder, bucket=self._environ.get("DSTACK_ARTIFACT_BUCKET", ""), clock=self.clock
-        )
-
-    def _forwarder(self) -> "ForwarderBundle":
-        from functions.clouds.nitro_bundle import make_forwarder, read_forwarder  # noqa: PLC0415
-
-        packed = self._environ.get("DSTACK_FORWARDER", "")
-        return read_forwarder(Path(packed)) if packed else make_forwarder()
+        return nitro_cloud(self._environ, self.clock, self.config.nitro.bucket or "")
 
     def _chain(self) -> ChainSettings:
         url = self._environ.get("DSTACK_RPC_URL", "")
