@@ -29,6 +29,9 @@ IMAGE_HASH_LABELS: Final = ("dstack-os-image-hash-1", "dstack-os-image-hash-2")
 BOOT_FEATURES: Final = ("UEFI_COMPATIBLE", "TDX_CAPABLE", "GVNIC")
 DATA_FEATURES: Final = ("GVNIC",)
 OBJECT: Final = "object"
+UPLOAD_SECONDS: Final = 1800
+"""How long a boot disk of some 500 MB may take to be packed and uploaded from a slow line."""
+
 _STORAGE: Final = "https://storage.googleapis.com"
 
 
@@ -142,6 +145,7 @@ class Images:
                 raise _no_boot_image(
                     self._site, f"neither image {name} nor gs://{self._site.bucket}/{key} is there", plan
                 )
+            self._work.renew(UPLOAD_SECONDS)
             self._work.say(f"uploading the boot disk of {plan.image.source}")
             upload_boot_disk(bucket, path, plan.image.os_image_hash, plan.image.registers.get("uki_auth", ""))
         if resource.state != "present":

@@ -143,7 +143,7 @@ class GcpTdxCloud:
         """
         place = self._place(work)
         resource = self._recorded(work, place)
-        if self._compute.look("instance", resource.name, place) is None:
+        if self._look(work) is None:
             raise no_instance(resource.name)
         identity = resource.facts.get("id", "")
         position = _position(cursor, identity)
@@ -211,7 +211,10 @@ class GcpTdxCloud:
 
     def _look(self, work: Work) -> Any:  # noqa: ANN401 - Google's types
         """Return the instance of this deployment, None where there is none of ours."""
-        found = self._compute.look("instance", work.deployment.name, self._place(work))
+        place = self._place(work)
+        if not place.project:
+            return None  # nobody said yet where it is to be
+        found = self._compute.look("instance", work.deployment.name, place)
         return found if found is not None and is_ours(found.labels, work.deployment.uid) else None
 
     def _recorded(self, work: Work, place: Place) -> Resource:
@@ -260,7 +263,7 @@ class GcpTdxCloud:
 
     def _record_strays(self, work: Work, project: str) -> bool:
         """Take what bears our label and is not recorded into the record, so that it is removed like all."""
-        label = f"labels.{DEPLOYMENT}={work.deployment.uid}"
+        label = f'labels.{DEPLOYMENT}="{work.deployment.uid}"'
         found = False
         for kind in ("disk", "instance"):  # the newest is removed first
             known = KINDS[kind]

@@ -122,6 +122,10 @@ class Work(Protocol):
         """Add an event."""
         ...
 
+    def renew(self, seconds: int) -> None:
+        """Keep other runners away for another so many seconds: a single call is about to take minutes."""
+        ...
+
 
 class Cloud(Protocol):
     """One cloud. Every method raises `TransientCloudError`, `DeniedError` or another `CloudError`."""

@@ -95,6 +95,20 @@ def test_a_second_deployment_shares_the_images_and_leaves_them(gcp: World) -> No
     assert any("dstack-data-disk stays" in message for message in events)
 
 
+def test_an_image_that_another_deployment_makes_meanwhile_is_shared(gcp: World) -> None:
+    def race(phase: str, request) -> None:
+        is_insert = (phase, request.method_id) == ("before", "compute.images.insert")
+        if is_insert and request.body["name"] == "dstack-data-disk":
+            _, key = next(one for one in gcp.storage.objects if one[1].startswith("data-images/"))
+            archive = gcp.storage.objects["project-dstack", key].data
+            gcp.fake.put("image", "dstack-data-disk").archive = archive
+            gcp.rest.hook = None
+
+    gcp.rest.hook = race
+    gcp.launch()
+    assert gcp.fake.names("image").count("dstack-data-disk") == 1
+
+
 def test_a_guest_that_was_stopped_while_it_was_launched_is_started(gcp: World) -> None:
     gcp.launch()
     gcp.fake.power_off(NAME)
@@ -236,6 +250,13 @@ def test_what_somebody_removed_by_hand_is_gone(gcp: World) -> None:
             del gcp.fake.items[path]
     gcp.until_done(gcp.cloud.remove)
     assert gcp.left() == {}
+
+
+def test_a_deployment_without_a_project_has_no_machine(gcp: World) -> None:
+    gcp.change(planned=None)
+    assert gcp.cloud.describe(gcp.work()).status == "NOT_FOUND"
+    assert gcp.cloud.stop(gcp.work()).status == "NOT_FOUND"
+    assert not gcp.rest.calls
 
 
 # ---- console ----
