@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from tests.functions.clouds.local_deployments import (
 from tests.shared.refusal import refuses
 
 PLATFORMS = ["gcp", "nitro"]
+SECRET = "of-the-deployer"
+
+Machines = Callable[[str], tuple[LeasedWork, Machine]]
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +66,28 @@ def launched(here: World, platform: str) -> tuple[LeasedWork, Machine]:
 
 def place_of(here: World, deployment: Deployment) -> Path:
     return here.cloud._machines / deployment.uid
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, cloud: LocalCloud) -> Iterator[World]:
+    """For tests that only look: each platform's machine runs once."""
+    with world(tmp_path_factory.mktemp("shared"), cloud) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def machines(shared: World) -> Machines:
+    made: dict[str, tuple[LeasedWork, Machine]] = {}
+
+    def machine(platform: str) -> tuple[LeasedWork, Machine]:
+        if platform not in made:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+                work = shared.planned_work(project(shared, platform, platform), platform)
+                made[platform] = work, until_done(shared.cloud.launch, work)
+        return made[platform]
+
+    return machine
 
 
 def pids(directory: Path) -> list[int]:
@@ -123,13 +148,48 @@ def test_a_redeploy_replaces_the_machine(here: World) -> None:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_machine_is_what_was_ordered(here: World, platform: str) -> None:
-    work, machine = launched(here, platform)
+def test_the_machine_is_what_was_ordered(shared: World, machines: Machines, platform: str) -> None:
+    work, machine = machines(platform)
     check_machine(work.plan, machine)
     assert machine.traits["simulated"] is True
-    assert here.cloud.describe(work) == machine
-    assert here.cloud.check(work) == []
-    assert here.evidence(work, machine).simulated
+    assert shared.cloud.describe(work) == machine
+    assert shared.cloud.check(work) == []
+    assert shared.evidence(work, machine).simulated
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_machine_gets_no_credential_of_its_deployer(
+    shared: World, machines: Machines, platform: str
+) -> None:
+    work, _ = machines(platform)
+    running = pids(place_of(shared, work.deployment))
+    assert running
+    for pid in running:
+        assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def envelope_of(here: World, machine: Machine) -> Attestation:
+    body = msgspec.json.encode({"challenge": bytes(32).hex()})
+    answer = here.http.request("POST", machine.evidence_url, body)
+    return decode_envelope(bytes.fromhex(msgspec.json.decode(answer.body)["attestation"]))
+
+
+def test_evidence_is_of_the_whole_plan(shared: World, machines: Machines) -> None:
+    """The guest records every event that the plan foretells, in its order."""
+    work, machine = machines("gcp")
+    recorded = [(event.event, event.payload.hex()) for event in envelope_of(shared, machine).runtime_events]
+    foretold = [(event.name, event.payload) for event in work.plan.events]
+    assert recorded[: len(foretold)] == foretold
+
+
+def test_evidence_of_another_plan_is_refused(shared: World, machines: Machines) -> None:
+    work, machine = machines("gcp")
+    planned = work.deployment.planned
+    assert planned is not None
+    other = msgspec.structs.replace(planned, compose_hash="ab" * 32)
+    deployment = msgspec.structs.replace(work.deployment, planned=other)
+    with refuses("deploy.evidence.workload", InvalidEvidence):
+        shared.attest(deployment, machine.evidence_url)
 
 
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: package swtpm")
@@ -155,30 +215,6 @@ def test_a_stopped_machine_keeps_its_vtpm(here: World) -> None:
         assert instance(until_done(cloud.start, work)) == first
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_machine_gets_no_credential_of_its_deployer(
-    here: World, platform: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-deployer")
-    work, _ = launched(here, platform)
-    for pid in pids(place_of(here, work.deployment)):
-        assert b"of-the-deployer" not in Path(f"/proc/{pid}/environ").read_bytes()
-
-
-def envelope_of(here: World, machine: Machine) -> Attestation:
-    body = msgspec.json.encode({"challenge": bytes(32).hex()})
-    answer = here.http.request("POST", machine.evidence_url, body)
-    return decode_envelope(bytes.fromhex(msgspec.json.decode(answer.body)["attestation"]))
-
-
-def test_evidence_is_of_the_whole_plan(here: World) -> None:
-    """The guest records every event that the plan foretells, in its order."""
-    work, machine = launched(here, "gcp")
-    recorded = [(event.event, event.payload.hex()) for event in envelope_of(here, machine).runtime_events]
-    foretold = [(event.name, event.payload) for event in work.plan.events]
-    assert recorded[: len(foretold)] == foretold
-
-
 def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: World) -> None:
     write_whole_os_image(here.place / "images")
     place = project(here, "gcp")
@@ -192,16 +228,6 @@ def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: World) -> N
     messages = [event.message for event in here.store.events("web")]
     assert "the simulated machine boots its os image's boot disk" in messages
     assert here.evidence(work, machine).simulated
-
-
-def test_evidence_of_another_plan_is_refused(here: World) -> None:
-    work, machine = launched(here, "gcp")
-    planned = work.deployment.planned
-    assert planned is not None
-    other = msgspec.structs.replace(planned, compose_hash="ab" * 32)
-    deployment = msgspec.structs.replace(work.deployment, planned=other)
-    with refuses("deploy.evidence.workload", InvalidEvidence):
-        here.attest(deployment, machine.evidence_url)
 
 
 def test_a_killed_guest_is_noticed_and_started_again(here: World) -> None:
@@ -322,7 +348,7 @@ def test_no_page_cuts_a_character(here: World) -> None:
 
 
 def test_firewall_rules_are_kept(here: World) -> None:
-    work, _ = launched(here, "gcp")
+    work = here.planned_work(project(here, "gcp"))
     rule = FirewallRule(action="allow", protocol="tcp", port=443, sources=("203.0.113.0/24",))
     deny = msgspec.structs.replace(rule, action="deny")
     here.cloud.set_firewall(work, rule)
