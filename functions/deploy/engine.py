@@ -198,14 +198,8 @@ def _redirected(deployment: Deployment) -> Step:
         # a machine that is being made is stopped when it is there
         return Step.STOP if step in _STOPPABLE | _NOTHING_LAUNCHED else step
     if step in {Step.STOPPED, Step.STOP, Step.REMOVED, Step.REMOVE}:
-        return Step.START if _is_current(deployment) else Step.PREPARE
+        return Step.START if deployment.is_current else Step.PREPARE
     return step
-
-
-def _is_current(deployment: Deployment) -> bool:
-    """Tell whether the machine that is there was launched by the plan that is in force."""
-    running, planned = deployment.running, deployment.planned
-    return running is not None and planned is not None and running.plan_id == planned.plan_id
 
 
 def _hint(error: DstackError) -> str:

@@ -134,13 +134,17 @@ class Approved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cloud says of the machine, and what its evidence proved. Only the second is to be believed."""
+    """What the cloud says of the machine, and what its evidence proved. Only the second is to be believed.
+
+    `plan_id` and `encrypted_env` are of the launch: the plan, and the blob of the ciphertext on its disk.
+    """
 
     external_ip: str = ""
     internal_ip: str = ""
     machine_status: str = ""
     evidence_url: str = ""
     plan_id: str = ""
+    encrypted_env: str = ""
     attested_at: int = 0
     simulated: bool = False
     verdict: dict[str, Any] = {}
@@ -182,6 +186,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         if self.step is Step.FAILED:
             return self.goal is not Goal.REMOVED
         return self.step in RESTING and self.step.value == self.goal.value
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the machine that is there was launched by the plan, and with the ciphertext, in force."""
+        running, planned = self.running, self.planned
+        return (
+            running is not None
+            and planned is not None
+            and running.plan_id == planned.plan_id
+            and running.encrypted_env == self.files.encrypted_env
+        )
 
     @property
     def status(self) -> str:

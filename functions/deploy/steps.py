@@ -155,9 +155,7 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
 def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Take away the machine of an earlier plan: both would have one name."""
     del tools
-    deployment = work.deployment
-    running = deployment.running
-    if running is None or (deployment.planned and running.plan_id == deployment.planned.plan_id):
+    if work.deployment.running is None or work.deployment.is_current:
         return Outcome(Step.LAUNCH)
     if (waiting := cloud.retire(work)) is not None:
         return Outcome(Step.RETIRE, waiting.seconds, waiting.what)
@@ -189,6 +187,7 @@ def _machine_up(work: LeasedWork, answer: Wait | Machine, step: Step) -> Outcome
         machine_status=answer.status,
         evidence_url=answer.evidence_url,
         plan_id=work.plan.plan_id,
+        encrypted_env=work.deployment.files.encrypted_env,
     )
     work.say("the machine is up", external_ip=answer.external_ip, internal_ip=answer.internal_ip)
     return Outcome(Step.AWAIT_ATTESTATION, changes={"running": running})

@@ -216,6 +216,21 @@ def test_the_same_plan_again_leaves_the_machine_alone(bench: Bench) -> None:
     assert bench.cloud.made.count(("instance", "web-instance")) == 1
 
 
+def test_another_ciphertext_replaces_the_machine_of_the_same_plan(bench: Bench) -> None:
+    bench.run()
+    found = bench.store.get("web")
+    files = msgspec.structs.replace(found.files, encrypted_env=bench.blobs.put(b"ciphertext"))
+    bench.store.replace(
+        msgspec.structs.replace(found, files=files, step=Step.PREPARE, version=found.version + 1),
+        found.version,
+    )
+    bench.run()
+    assert bench.cloud.made.count(("instance", "web-instance")) == 2
+    running = bench.store.get("web").running
+    assert running is not None
+    assert running.encrypted_env == files.encrypted_env
+
+
 # ---- goals that change on the way ----
 
 
