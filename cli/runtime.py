@@ -130,7 +130,7 @@ def _gcp(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
 
 
 def _nitro(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
-    return nitro_cloud(environ, now, config.nitro.bucket or "")
+    return nitro_cloud(environ, now, config.nitro)
 
 
 def _local(config: GlobalConfig, place: Path) -> Cloud:

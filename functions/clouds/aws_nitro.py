@@ -27,6 +27,7 @@ from functions.clouds.nitro_site import Site
 from functions.deploy.cloud import DeniedError, FirewallRule, LogPage, Machine, Wait, Work
 from functions.deploy.record import Resource
 from shared.compose.findings import Finding
+from shared.compose.project import NitroConfig
 from shared.errors import CloudError, ProtocolError
 
 GRACE_SECONDS: Final = 60
@@ -56,12 +57,14 @@ class AwsNitroCloud:
         forwarder: Callable[[], ForwarderBundle],
         *,
         bucket: str = "",
+        defaults: NitroConfig | None = None,
         clients: AwsClients = default_clients,
         clock: Callable[[], int] = lambda: int(time.time()),
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._forwarder = forwarder
         self._bucket = bucket
+        self._defaults = defaults or NitroConfig()
         self._clients = clients
         self._clock = clock
         self._sleep = sleep
@@ -69,7 +72,7 @@ class AwsNitroCloud:
 
     def check(self, work: Work) -> Sequence[Finding]:
         """See `Cloud`. Before there is a plan, the project's own app.json is read."""
-        return check_launch(work, self._bucket, self._client, self._forwarder)
+        return check_launch(work, self._bucket, self._client, self._forwarder, self._defaults)
 
     def launch(self, work: Work) -> Wait | Machine:
         """See `Cloud`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from functions.deploy.cloud import Cloud
+from shared.compose.project import NitroConfig
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def google_compute(environ: Mapping[str, str]) -> "Compute":
     return Compute(anonymous_credentials, endpoint) if endpoint else Compute()
 
 
-def nitro_cloud(environ: Mapping[str, str], clock: "Callable[[], int]", bucket: str = "") -> Cloud:
-    """Return enclaves on AWS; `bucket` is where images go for projects that name none.
+def nitro_cloud(environ: Mapping[str, str], clock: "Callable[[], int]", defaults: NitroConfig) -> Cloud:
+    """Return enclaves on AWS; `defaults` are the operator's, for projects that do not say otherwise.
 
     The forwarder of their instances is `DSTACK_FORWARDER`, a packed one, or is packed from this installation.
     """
@@ -94,6 +95,7 @@ def nitro_cloud(environ: Mapping[str, str], clock: "Callable[[], int]", bucket: 
     packed = environ.get("DSTACK_FORWARDER", "")
     return AwsNitroCloud(
         lambda: read_forwarder(Path(packed)) if packed else make_forwarder(),
-        bucket=environ.get("DSTACK_ARTIFACT_BUCKET", "") or bucket,
+        bucket=environ.get("DSTACK_ARTIFACT_BUCKET", ""),
+        defaults=defaults,
         clock=clock,
     )

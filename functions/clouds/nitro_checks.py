@@ -9,7 +9,7 @@ from functions.clouds.nitro_bundle import ForwarderBundle
 from functions.clouds.nitro_settings import NitroSettings, read_settings
 from functions.deploy.cloud import DeniedError, Work
 from shared.compose.findings import Finding, error, note
-from shared.compose.project import GlobalConfig, nitro_settings, read_app_json
+from shared.compose.project import GlobalConfig, NitroConfig, nitro_settings, read_app_json
 from shared.errors import ConfigError, DstackError
 
 APP_JSON: Final = "app.json"
@@ -20,11 +20,18 @@ GetClient = Callable[[str, str], AwsClient]
 
 
 def check_launch(
-    work: Work, default_bucket: str, client: GetClient, forwarder: Callable[[], ForwarderBundle]
+    work: Work,
+    default_bucket: str,
+    client: GetClient,
+    forwarder: Callable[[], ForwarderBundle],
+    defaults: NitroConfig,
 ) -> Sequence[Finding]:
-    """Return the findings; a refusal of AWS is one, an outage is raised as `TransientCloudError`."""
+    """Return the findings; a refusal of AWS is one, an outage is raised as `TransientCloudError`.
+
+    `defaults` are the operator's settings for projects that do not say otherwise.
+    """
     try:
-        settings = _settings(work, default_bucket)
+        settings = _settings(work, default_bucket, defaults)
         bundle = forwarder()
     except ConfigError as problem:
         return [_finding("nitro_config", problem)]
@@ -38,14 +45,14 @@ def check_launch(
         return [_finding(f"aws {settings.region}", problem)]
 
 
-def _settings(work: Work, default_bucket: str) -> NitroSettings:
+def _settings(work: Work, default_bucket: str, defaults: NitroConfig) -> NitroSettings:
+    digest = work.deployment.files.project.get(APP_JSON)
+    if digest is not None:  # it may be newer than the plan
+        project = read_app_json(work.blobs.get(digest, MAX_APP_JSON))
+        return read_settings(nitro_settings(project, GlobalConfig(nitro=defaults)), default_bucket)
     if work.deployment.planned is not None:
         return read_settings(work.plan.machine, default_bucket)
-    digest = work.deployment.files.project.get(APP_JSON)
-    if digest is None:
-        raise ConfigError("nitro.settings", "the project has no app.json")
-    project = read_app_json(work.blobs.get(digest, MAX_APP_JSON))
-    return read_settings(nitro_settings(project, GlobalConfig()), default_bucket)
+    raise ConfigError("nitro.settings", "the project has no app.json")
 
 
 def _exposure(settings: NitroSettings) -> Iterator[Finding]:

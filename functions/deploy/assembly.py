@@ -156,7 +156,7 @@ class Runtime:
             return GcpTdxCloud(
                 google_compute(self._environ), partial(google_bucket, self._environ), defaults=self.config.gcp
             )
-        return nitro_cloud(self._environ, self.clock, self.config.nitro.bucket or "")
+        return nitro_cloud(self._environ, self.clock, self.config.nitro)
 
     def _chain(self) -> ChainSettings:
         url = self._environ.get("DSTACK_RPC_URL", "")

@@ -1,18 +1,13 @@
 """A project on Google Cloud from `new` to `remove`, by the commands that a user types."""
 
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from cli.deployments import HereDeployments
-from cli.main import cli
-from shared.errors import DstackError
-from tests.end_to_end.fast_clock import FastClock
+from tests.end_to_end.commands import become, run, shown
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, gcp_site
 from tests.fakes.guests import Roots
 from tests.fakes.os_images import boot_disk, write_whole_os_image
@@ -30,31 +25,8 @@ def site(tmp_path: Path, roots: Roots, monkeypatch: pytest.MonkeyPatch) -> Itera
             "gcp": {"project": PROJECT, "bucket": BUCKET},
         }
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        for name, value in made.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
-        clock = FastClock()
-        monkeypatch.setattr("cli.runtime.now", clock)
-        monkeypatch.setitem(HereDeployments.__init__.__kwdefaults__, "sleep", clock.sleep)
+        become(monkeypatch, made.environment, tmp_path)
         yield made
-
-
-def run(site: GcpSite, command: str, code: int = 0) -> str:
-    """Run one command as the user would."""
-    words = shlex.split(command)
-    assert words[0] == "dstack-cloud"
-    ran = CliRunner().invoke(cli, words[1:])
-    if isinstance(ran.exception, DstackError):
-        raise ran.exception
-    assert ran.exit_code == code, f"{command}: {ran.exit_code}\n{ran.output}\n{site.guests.failures}"
-    # the machines of the fake cloud live in this process, and log to what the command prints to
-    return "".join(line for line in ran.stdout.splitlines(keepends=True) if not line.startswith('{"event"'))
-
-
-def shown(site: GcpSite, command: str, code: int = 0) -> dict[str, Any]:
-    document = json.loads(run(site, f"{command} --json", code))
-    assert isinstance(document, dict)
-    return document
 
 
 def pin_image(site: GcpSite) -> None:
@@ -63,47 +35,47 @@ def pin_image(site: GcpSite) -> None:
 
 
 def test_a_whole_life(site: GcpSite) -> None:
-    run(site, "dstack-cloud new web --kp tpm")
+    run("dstack-cloud new web --kp tpm")
     pin_image(site)
-    plan = shown(site, "dstack-cloud -C web plan", 4)
-    run(site, "dstack-cloud -C web doctor")
+    plan = shown("dstack-cloud -C web plan", 4)
+    run("dstack-cloud -C web doctor")
 
-    deployed = shown(site, "dstack-cloud -C web deploy")
+    deployed = shown("dstack-cloud -C web deploy")
     assert deployed["status"] == "running"
     assert deployed["running"]["external_ip"] == site.address
     assert deployed["running"]["simulated"] is True
     assert deployed["planned"]["plan_id"] == plan["plan_id"]
-    assert shown(site, "dstack-cloud -C web plan")["outcome"] == "nothing"
+    assert shown("dstack-cloud -C web plan")["outcome"] == "nothing"
 
-    status = shown(site, "dstack-cloud -C web status")
+    status = shown("dstack-cloud -C web status")
     assert (status["machine"]["status"], status["machine"]["confidential"]) == ("RUNNING", "TDX")
     site.compute.write_console("dstack-web", b"hello from the guest\n")
-    assert "hello from the guest" in run(site, "dstack-cloud -C web logs -n 3")
-    run(site, "dstack-cloud -C web fw allow 443 --source 192.0.2.0/24")
-    assert "allow  tcp 443" in run(site, "dstack-cloud -C web fw list")
+    assert "hello from the guest" in run("dstack-cloud -C web logs -n 3")
+    run("dstack-cloud -C web fw allow 443 --source 192.0.2.0/24")
+    assert "allow  tcp 443" in run("dstack-cloud -C web fw list")
 
-    assert shown(site, "dstack-cloud -C web stop")["status"] == "stopped"
+    assert shown("dstack-cloud -C web stop")["status"] == "stopped"
     assert not site.guests.is_running("dstack-web")
-    assert shown(site, "dstack-cloud -C web start")["status"] == "running"
+    assert shown("dstack-cloud -C web start")["status"] == "running"
 
-    assert shown(site, "dstack-cloud -C web remove --yes")["status"] == "removed"
+    assert shown("dstack-cloud -C web remove --yes")["status"] == "removed"
     assert site.left() == {}
     assert json.loads((site.place / "web" / "state.json").read_text())["status"] == "REMOVED"
 
 
 def test_n80_a_cloud_that_gives_no_confidential_machine_is_caught(site: GcpSite) -> None:
-    run(site, "dstack-cloud new web --kp tpm")
+    run("dstack-cloud new web --kp tpm")
     pin_image(site)
     site.compute.lie(confidential="")
-    refused = shown(site, "dstack-cloud -C web deploy", 3)
+    refused = shown("dstack-cloud -C web deploy", 3)
     assert refused["failure"]["code"] == "deploy.machine.confidential"
     assert "instance" not in site.left()
-    run(site, "dstack-cloud -C web remove --yes")
+    run("dstack-cloud -C web remove --yes")
     assert site.left() == {}
 
 
 def test_a_machine_with_other_software_is_caught_by_its_evidence(site: GcpSite) -> None:
-    run(site, "dstack-cloud new web --kp tpm")
+    run("dstack-cloud new web --kp tpm")
     pin_image(site)
     boot = site.guests.on_boot
 
@@ -113,6 +85,6 @@ def test_a_machine_with_other_software_is_caught_by_its_evidence(site: GcpSite) 
         boot(instance, {name: other if len(disk) == max(sizes) else disk for name, disk in disks.items()})
 
     site.compute.on_boot = boot_another
-    refused = shown(site, "dstack-cloud -C web deploy", 3)
+    refused = shown("dstack-cloud -C web deploy", 3)
     assert refused["failure"]["code"] == "gcp.uki.missing"
     assert "instance" not in site.left()
