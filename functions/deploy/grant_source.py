@@ -1,7 +1,8 @@
 """Where grants come from: the environment itself, or an object that can change while functions run."""
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from functions.deploy.grants import MAX_GRANTS_BYTES, Grants, parse_grants
@@ -33,7 +34,7 @@ class GrantSource:
             return self._grants
 
 
-def grants_from(place: str) -> GrantSource:
+def grants_from(place: str, environ: Mapping[str, str] = os.environ) -> GrantSource:
     """Return the source that `DSTACK_GRANTS` names: JSON text, `s3:BUCKET/KEY`, `gcs:BUCKET/KEY`.
 
     Raises `ConfigError("deploy.grants.place")`.
@@ -45,7 +46,7 @@ def grants_from(place: str) -> GrantSource:
     if kind == "s3" and bucket and key:
         return GrantSource(lambda: _from_s3(bucket, key))
     if kind == "gcs" and bucket and key:
-        return GrantSource(lambda: _from_gcs(bucket, key))
+        return GrantSource(lambda: _from_gcs(environ, bucket, key))
     raise ConfigError(
         "deploy.grants.place",
         "DSTACK_GRANTS is no json object, s3:BUCKET/KEY or gcs:BUCKET/KEY: set it to one",
@@ -61,9 +62,7 @@ def _from_s3(bucket: str, key: str) -> bytes:
     return content
 
 
-def _from_gcs(bucket: str, key: str) -> bytes:
-    from functions.google_api.credentials import default_credentials  # noqa: PLC0415 - as above
-    from functions.google_api.rest import GoogleSession  # noqa: PLC0415 - as above
-    from functions.google_api.storage import Bucket  # noqa: PLC0415 - as above
+def _from_gcs(environ: Mapping[str, str], bucket: str, key: str) -> bytes:
+    from functions.clouds.making import google_bucket  # noqa: PLC0415 - as above
 
-    return Bucket(GoogleSession(default_credentials()), bucket).download(key, MAX_GRANTS_BYTES)
+    return google_bucket(environ, bucket).download(key, MAX_GRANTS_BYTES)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from functions.deploy.request import MAX_BODY_BYTES, MAX_ENCRYPTED_ENV
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import NotFoundError
 from functions.lambda_event import HttpRequest
+from functions.stores.dynamodb import DynamoDbStore
 from functions.stores.sqlite import SqliteStore
 from shared.errors import (
     CloudError,
@@ -31,6 +33,7 @@ from shared.errors import (
     StorageError,
     UnavailableError,
 )
+from tests.fakes.aws import AwsServer, make_table
 from tests.functions.deploy.uploads import (
     CIPHERTEXT,
     NOW,
@@ -344,6 +347,23 @@ class TestEveryRoute:
         answer = ask(client, method, path)
         assert answer.status in ({200, 202} if path == _ROOT else {404})
         assert verb in ALL
+
+
+def test_dynamodb_that_throttles_is_said_to_be_busy(aws: AwsServer, bench: Bench) -> None:
+    table = make_table(aws, f"deployments-{uuid4()}")
+    clouds: Any = {"gcp-tdx": bench.cloud}
+    store = DynamoDbStore(table, aws.client("dynamodb"))
+    client = Client(DeploymentService(store, bench.blobs, clouds, lambda *_: None, lambda: NOW))
+    aws.fail("DynamoDB", "ThrottlingException")
+    answer = client("POST", _ROOT, body(), idempotency_key="k1")
+    assert (answer.status, code(answer), answer.headers) == (503, "aws.throttled", {"Retry-After": "5"})
+    # the write may have happened although its answer was lost: the same key makes no second one
+    aws.fail("TransactWriteItems", after=True)
+    lost = client("POST", _ROOT, body(), idempotency_key="k1")
+    again = client("POST", _ROOT, body(), idempotency_key="k1")
+    assert (lost.status in {202, 503}, again.status) == (True, 202)
+    assert len(store.events("web")) == 1
+    assert store.get("web").version == 1
 
 
 def test_a_stranger_is_not_told_whether_an_app_exists(client: Client, bench: Bench) -> None:

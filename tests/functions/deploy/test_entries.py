@@ -16,7 +16,7 @@ from functions_framework import create_app
 
 from functions.deploy import aws, gcp, oidc
 from functions.deploy.engine import Next
-from functions.deploy.grant_source import GrantSource, grants_from
+from functions.deploy.grant_source import grants_from
 from functions.deploy.internal_api import InternalApi, worker_gate
 from functions.deploy.oidc import TokenSource
 from functions.deploy.record import Step
@@ -167,42 +167,6 @@ def test_lambda_logs_the_decision_and_no_token(lambda_bench: Bench, monkeypatch:
     assert [line["answered"]["request"]["why"] for line in lines] == ["grant 0"]
     assert "s3cret" not in str(lines)
     assert lambda_bench.calls == []
-
-
-# ---- grants that change ----
-
-
-def test_grants_are_read_again_after_a_minute() -> None:
-    files = [grants_file(github_grant()), grants_file()]
-    source = GrantSource(lambda: files[0])
-    assert source.get(NOW).grants
-    del files[0]
-    assert source.get(NOW + 59).grants
-    assert source.get(NOW + 60).grants == ()
-
-
-def test_grants_that_cannot_be_read_any_more_grant_nothing() -> None:
-    answers: list[Any] = [grants_file(github_grant()), CloudError("aws.request", "there is no such object")]
-
-    def read() -> bytes:
-        found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        assert isinstance(found, bytes)
-        return found
-
-    source = GrantSource(read)
-    source.get(NOW)
-    with refuses("aws.request", CloudError):
-        source.get(NOW + 60)
-
-
-@pytest.mark.parametrize(
-    "place", ["", "s3:", "s3:bucket", "s3:/key", "gcs:bucket/", "https://example.com", "[]"]
-)
-def test_refuses_places_where_no_grants_are(place: str) -> None:
-    with refuses("deploy.grants.place", ConfigError):
-        grants_from(place)
 
 
 # ---- GCP ----
