@@ -96,7 +96,7 @@ def read_settings(machine: dict[str, Any] | NitroConfig, default_bucket: str = "
             )
     for group in fields["security_group_ids"]:
         if _GROUP.fullmatch(group) is None:
-            raise ConfigError("nitro.settings.security_group_ids", f"got {group[:80]!a}, expected sg-...")
+            raise ConfigError("nitro.settings.security_group_ids", f"got {group[:80]!a}, expected sg-HEX")
     names = set(NitroSettings.__struct_fields__) - {"pcrs", "ports", "egress", "ingress"}
     return NitroSettings(
         **{name: fields[name] for name in names},

@@ -329,17 +329,18 @@ def test_a_refused_order_says_what_to_do(quick_nitro: World, code: str, status: 
 
 
 @pytest.mark.parametrize(
-    ("call", "code", "status", "expected"),
+    ("call", "code", "status", "expected", "after"),
     [
-        ("EC2 RunInstances", "RequestLimitExceeded", 503, "aws.throttled"),
-        ("EC2 CreateSecurityGroup", "InternalError", 500, "aws.unavailable"),
-        ("EC2 AuthorizeSecurityGroupIngress", "RequestLimitExceeded", 503, "aws.throttled"),
-        ("AmazonSSM SendCommand", "ThrottlingException", 400, "aws.throttled"),
-        ("AmazonSSM GetCommandInvocation", "InternalServerError", 500, "aws.unavailable"),
-        ("PUT /artifacts", "SlowDown", 503, "aws.throttled"),
+        ("EC2 DescribeInstances", "InternalError", 500, "aws.unavailable", False),
+        ("EC2 RunInstances", "RequestLimitExceeded", 503, "aws.throttled", False),
+        ("EC2 RunInstances", "InternalError", 500, "aws.unavailable", True),
+        ("EC2 CreateSecurityGroup", "InternalError", 500, "aws.unavailable", True),
+        ("EC2 AuthorizeSecurityGroupIngress", "RequestLimitExceeded", 503, "aws.throttled", True),
+        ("AmazonSSM SendCommand", "ThrottlingException", 400, "aws.throttled", True),
+        ("AmazonSSM GetCommandInvocation", "InternalServerError", 500, "aws.unavailable", False),
+        ("PUT /artifacts", "SlowDown", 503, "aws.throttled", True),
     ],
 )
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_call_that_fails_for_now_is_made_again_and_makes_nothing_twice(
     quick_nitro: World, call: str, code: str, status: int, expected: str, *, after: bool
 ) -> None:
