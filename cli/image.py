@@ -9,6 +9,8 @@ from typing import Any
 import click
 import msgspec
 
+from cli.places import project_option
+
 
 @click.group()
 def image() -> None:
@@ -120,3 +122,23 @@ def build(*, as_json: bool, **request: Any) -> None:  # noqa: ANN401 - click pas
         return
     for line in lines(built):
         click.echo(line)
+
+
+@image.command()
+@click.argument("image_name", metavar="[IMAGE]", required=False)
+@click.option("--bucket", required=True, metavar="NAME", help="The bucket of Google Cloud Storage.")
+@project_option
+def push(image_name: str | None, bucket: str, directory: Path) -> None:
+    """Put the boot disk of an OS image into a bucket, for deployments that others carry out.
+
+    IMAGE is a name in your image_search_paths, or a directory; without one it is the project's os_image. The
+    disk must be what the image's own documents measure. An image that is there already is left as it is.
+
+    Exit codes: 0 it is there, 1 the cloud failed, 2 usage, 3 refused: the image is not what it says.
+    """
+    from cli.image_push import push_image  # noqa: PLC0415 - heavy
+
+    pushed = push_image(image_name, bucket, directory)
+    click.echo(f"gs://{bucket}/{pushed.key}")
+    click.echo(f"os_image_hash {pushed.os_image_hash.hex()}")
+    click.echo("was there already" if pushed.was_there else "uploaded")

@@ -10,8 +10,6 @@ import msgspec
 from functions.deploy.request import OS_IMAGE_FILES, Options, Upload
 from functions.plan.cloud_image import find_image
 from functions.plan.project_files import APP_JSON, ProjectFiles, read_file, read_project
-from shared.compose.app_compose import parse_app_compose
-from shared.compose.model import model_of
 from shared.compose.project import MAX_APP_JSON_BYTES, GlobalConfig, gcp_settings, nitro_settings
 from shared.compose.shared_files import USER_CONFIG
 from shared.errors import ConfigError
@@ -87,9 +85,14 @@ def with_env(upload: Upload, directory: Path, config: GlobalConfig, sealing: Sea
     Raises what `seal_env` raises; `ConfigError("env.app_id")` where there is no app id yet: the key is of
     one.
     """
+    from functions.plan.service import make_app_compose  # noqa: PLC0415 - enclaves have none
+
     files = read_project(directory)
-    if files.env is None or not files.env.names:
+    if files.project.platform == "nitro":
         return upload
+    names = () if files.env is None else files.env.names
+    if not names and not make_app_compose(files)[0].model.env_signer:
+        return upload  # where somebody signs the environment, an empty one is signed too
     app_id = upload.options.app_id or str(files.project.app_id or "")
     if not app_id:
         raise ConfigError("env.app_id", "app.json has no app_id, and the environment is encrypted to one")
@@ -117,7 +120,7 @@ def _seal(files: ProjectFiles, config: GlobalConfig, sealing: Sealing, app_id: b
     from functions.plan.service import make_app_compose  # noqa: PLC0415
     from shared.net.dialer import DirectDialer  # noqa: PLC0415
 
-    model = model_of(parse_app_compose(make_app_compose(files)[0].raw))
+    model = make_app_compose(files)[0].model
     roots = None if sealing.ca_roots is None else read_file(sealing.ca_roots, 1 << 20)
     return seal_env(
         files.env.values if files.env is not None else {},

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from functions.deploy.cloud import DeniedError
+from shared.errors import ConfigError
 from tests.end_to_end.commands import become, run, shown
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, gcp_site
 from tests.fakes.guests import Roots
 from tests.fakes.os_images import boot_disk, write_whole_os_image
 from tests.shared.measurement.made_disks import make_kernel
+from tests.shared.refusal import refuses
 
 PINNED = "nginx@sha256:" + "ab" * 32
 
@@ -88,3 +91,31 @@ def test_a_machine_with_other_software_is_caught_by_its_evidence(site: GcpSite) 
     refused = shown("dstack-cloud -C web deploy", 3)
     assert refused["failure"]["code"] == "gcp.uki.missing"
     assert "instance" not in site.left()
+
+
+def test_an_image_that_was_pushed_needs_no_disk_here(site: GcpSite) -> None:
+    run("dstack-cloud new web --kp tpm")
+    pin_image(site)
+    assert "uploaded" in run(f"dstack-cloud -C web image push --bucket {BUCKET}")
+    assert "was there already" in run(f"dstack-cloud image push dstack-0.6.0 --bucket {BUCKET}")
+    (site.place / "images" / "dstack-0.6.0" / "disk.raw").unlink()
+    assert shown("dstack-cloud -C web deploy")["status"] == "running"
+    run("dstack-cloud -C web remove --yes")
+
+
+def test_an_image_that_is_nowhere_is_asked_for(site: GcpSite) -> None:
+    run("dstack-cloud new web --kp tpm")
+    pin_image(site)
+    (site.place / "images" / "dstack-0.6.0" / "disk.raw").unlink()
+    failed = shown("dstack-cloud -C web deploy", 1)
+    assert failed["failure"]["code"] == "gcp.boot_image.missing"
+    assert "dstack-cloud image push" in json.dumps(failed)
+    assert site.left() == {}
+    with refuses("image.push.disk", ConfigError):
+        run(f"dstack-cloud -C web image push --bucket {BUCKET}")
+
+
+@pytest.mark.usefixtures("site")
+def test_a_bucket_that_is_not_there_is_named() -> None:
+    with refuses("gcp.bucket", DeniedError):
+        run("dstack-cloud image push dstack-0.6.0 --bucket nobodys")
