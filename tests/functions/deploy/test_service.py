@@ -251,6 +251,18 @@ def test_the_same_request_with_the_same_key_is_done_once(bench: Bench) -> None:
     assert bench.calls == [("web", 0)]
 
 
+def test_a_queue_that_fails_loses_no_request(bench: Bench) -> None:
+    def fails(*_: object) -> None:
+        raise TransientCloudError("aws.throttled", "aws asks for fewer calls")
+
+    clouds: Any = {"gcp-tdx": bench.cloud}
+    service = DeploymentService(bench.store, bench.blobs, clouds, fails, lambda: NOW)
+    with refuses("aws.throttled", TransientCloudError):
+        service.create(upload(), key="k1")
+    assert bench.service.create(upload(), key="k1").version == 1
+    assert bench.calls == [("web", 0)]
+
+
 def test_another_request_with_the_key_is_refused(bench: Bench) -> None:
     bench.service.create(upload(), key="k1")
     with refuses("deploy.idempotency", ConflictError):
