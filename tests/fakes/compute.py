@@ -101,6 +101,8 @@ class ComputeFake:
         self.operations: dict[str, Operation] = {}
         self.polls = 1
         self.page_size = 500
+        self.late = False
+        """Whether a resource can be seen only when its creation is done."""
         self.unreachable: set[str] = set()
         self.on_boot: Boot = lambda _instance, _disks: None
         self.on_stop: Callable[[dict[str, Any]], object] = lambda _instance: None
@@ -593,9 +595,15 @@ class ComputeFake:
         place = f"zones/{zone}" if zone else "global"
         path = f"projects/{request.params['project']}/{place}/{_GROUPS[kind]}/{name}"
         found = self.items.get(path)
-        if found is None:
+        if found is None or self._is_hidden(found):
             raise _missing(path)
         return found
+
+    def _is_hidden(self, item: Item) -> bool:
+        if not self.late or not item.operation:
+            return False
+        operation = self.operations[item.operation].json
+        return bool(operation["operationType"] == "insert" and operation["status"] != "DONE")
 
     def _shown(self, item: Item) -> dict[str, Any]:
         shown: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(item.json))

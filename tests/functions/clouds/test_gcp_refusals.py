@@ -47,6 +47,7 @@ def test_a_denied_creation_says_what_to_do_and_leaves_nothing(
         gcp.launch()
     assert isinstance(caught.value, DeniedError)
     assert hint in caught.value.hint
+    assert gcp.work().deployment.resource("instance") is None
     gcp.until_done(gcp.cloud.remove)
     assert gcp.left() == {}
 
@@ -116,6 +117,19 @@ def test_a_call_that_fails_and_then_loses_its_answer_is_made_good(gcp: World, me
     assert len(gcp.fake.names("disk")) == 3
     gcp.until_done(gcp.cloud.remove)
     assert gcp.left() == {}
+
+
+@pytest.mark.parametrize("method", MUTATIONS[:3])
+def test_a_lost_request_is_repeated_and_not_made_twice(gcp: World, method: str) -> None:
+    gcp.fake.late = True
+    gcp.rest.fail(method, 0, after=True)
+    with refuses("gcp.unavailable", TransientCloudError):
+        gcp.launch()
+    gcp.launch()
+    names = [(one.kind, one.name) for one in gcp.resources() if one.state != "gone"]
+    assert len(names) == len({*names})
+    first, second = gcp.rest.called(method)[-2:] if method != MUTATIONS[0] else gcp.rest.called(method)[:2]
+    assert first.query["requestId"] == second.query["requestId"]
 
 
 @pytest.mark.parametrize("status", [0, 429, 500, 502, 503, 504])
