@@ -43,6 +43,8 @@ from shared.measurement.fat_reader import FatVolume
 from shared.net.dialer import DirectDialer
 from shared.net.endorsement_source import production_source
 from shared.net.fetch import HttpClient
+from tests.fakes.compute import ComputeFake
+from tests.fakes.nitro_parent import Hooks
 
 STOP_SECONDS = 20.0
 
@@ -117,6 +119,17 @@ class SimulatedGuests:
     def is_running(self, name: str) -> bool:
         """Tell whether a machine, or an enclave on a parent, is up."""
         return ("machine", name) in self._running or ("enclave", name) in self._running
+
+    def follow_compute(self, fake: ComputeFake) -> None:
+        """Have the machines of a Compute fake be what their disks make them."""
+        fake.on_boot, fake.on_stop = self.on_boot, self.on_stop
+
+    def follow_parents(self, hooks: Hooks) -> None:
+        """Have the parents of an EC2 stand-in run their enclaves and forwarders."""
+        hooks.on_run_enclave = lambda parent, eif, cid: self.run_enclave(parent.instance_id, eif, cid)
+        hooks.on_end_enclave = lambda parent: self.end_enclave(parent.instance_id)
+        hooks.on_start_forwarder = lambda parent, config: self.start_forwarder(parent.instance_id, config)
+        hooks.on_stop_forwarder = lambda parent: self.stop_forwarder(parent.instance_id)
 
     # ---- the Compute fake's hooks ----
 

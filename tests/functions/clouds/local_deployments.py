@@ -5,16 +5,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from functions.clouds.local import LocalCloud
-from functions.deploy.cloud import Machine, Wait
+from functions.deploy.cloud import Cloud, Machine, Wait
 from functions.deploy.engine import Engine
-from functions.deploy.evidence import Attester, HttpChallenger
+from functions.deploy.evidence import Attester, HttpChallenger, Verifier
 from functions.deploy.planning import ChainSettings, Planner
-from functions.deploy.record import Deployment, Files, Goal, Lease, Step
+from functions.deploy.record import CloudName, Deployment, Files, Goal, Lease, Step
 from functions.deploy.runner import run_until_settled
 from functions.deploy.steps import STEPS, Attested, BuiltPlan
 from functions.deploy.work import LeasedWork
@@ -25,6 +25,8 @@ from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from tests.functions.plan.projects import write_os_image, write_project
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
+
+CloudT = TypeVar("CloudT", bound=Cloud)
 
 WAIT_SECONDS = 30
 _NOBODY = threading.Event()  # is never set
@@ -53,37 +55,48 @@ def wait_until(found: Callable[[], Any]) -> Any:
     return answer
 
 
-def write_gcp_project(directory: Path, **fields: Any) -> Path:
+def write_gcp_project(directory: Path, gcp_config: dict[str, Any] | None = None, **fields: Any) -> Path:
     """Write a project for Google Cloud, whose image lies beside it."""
+    config = {"project": "p", "instance_name": "web"} | (gcp_config or {})
     if not (directory.parent / "images").exists():
         write_os_image(directory.parent / "images")
     chosen = {"key_provider": "tpm", "gateway_enabled": False} | fields
-    return write_project(directory, gcp_config={"project": "p", "instance_name": "web"}, **chosen)
+    return write_project(directory, gcp_config=config, **chosen)
 
 
-def write_nitro_project(place: Path, content: bytes = b"#!/bin/sh\n") -> Path:
+def write_nitro_project(place: Path, nitro_config: dict[str, Any] | None = None) -> Path:
     """Write a project whose enclave image is built from a layout in it."""
-    config = {"image": "layout", "kernel": "kernel", "init": "init", "nsm_ko": "nsm.ko"}
+    config = {"image": "layout", "kernel": "kernel", "init": "init", "nsm_ko": "nsm.ko"} | (
+        nitro_config or {}
+    )
     write_project(place, platform="nitro", os_image=..., nitro_config=config)
     for name in ("kernel", "init", "nsm.ko"):
         (place / name).write_bytes(f"{name} bytes".encode())
-    Layout(layer_tar(directory("etc"), file("app", content, mode=0o755))).write(place / "layout")
+    Layout(layer_tar(directory("etc"), file("app", b"#!/bin/sh\n", mode=0o755))).write(place / "layout")
     return place
 
 
-class World:
+class World(Generic[CloudT]):
     """A store, an engine and a cloud. What is deployed with it is removed at its end."""
 
-    def __init__(self, place: Path, cloud: LocalCloud) -> None:
+    def __init__(
+        self,
+        place: Path,
+        cloud: CloudT,
+        verifier: Callable[[str], Verifier],
+        name: CloudName = "local",
+    ) -> None:
         self.place = place
         self.cloud = cloud
+        self.name = name
+        self.verifier = verifier
         self.store = SqliteStore(place / "deployments.db")
         self.blobs = FileBlobs(place / "blobs")
         self.http = HttpClient(DirectDialer())
         config = GlobalConfig(image_search_paths=(str(place / "images"),))
         self._planner = Planner(config, place / "cache", ChainSettings(), local=True)
         self._ahead = 0
-        self.engine = Engine(self.store, self.blobs, {"local": cloud}, self, clock=self.clock, holder="test")
+        self.engine = Engine(self.store, self.blobs, {name: cloud}, self, clock=self.clock, holder="test")
 
     def clock(self) -> int:
         return now() + self._ahead
@@ -97,7 +110,7 @@ class World:
         return self._planner.ask_approval(work)
 
     def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
-        attester = Attester(self.cloud.verifier(platform_of(deployment), now), HttpChallenger(self.http))
+        attester = Attester(self.verifier(platform_of(deployment)), HttpChallenger(self.http))
         return attester.attest(deployment, evidence_url)
 
     # ---- what tests do ----
@@ -108,10 +121,10 @@ class World:
             name=name,
             uid=f"{name}-{time.monotonic_ns():x}",
             version=1,
-            cloud="local",
+            cloud=self.name,
             goal=Goal.RUNNING,
             step=Step.PREPARE,
-            files=Files(project={}),
+            files=Files(project={"app.json": self.blobs.put((project / "app.json").read_bytes())}),
             created_at=now(),
             updated_at=now(),
             since=now(),
@@ -174,9 +187,9 @@ def until_done(step: Callable[[LeasedWork], Any], work: LeasedWork) -> Any:
 
 
 @contextmanager
-def world(place: Path, cloud: LocalCloud) -> Iterator[World]:
+def world(place: Path, cloud: LocalCloud) -> Iterator[World[LocalCloud]]:
     place.mkdir(exist_ok=True)
-    made = World(place, cloud)
+    made = World(place, cloud, lambda platform: cloud.verifier(platform, now))
     try:
         yield made
     finally:

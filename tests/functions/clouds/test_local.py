@@ -35,6 +35,7 @@ from tests.shared.refusal import refuses
 PLATFORMS = ["gcp", "nitro"]
 SECRET = "of-the-deployer"
 
+Here = World[LocalCloud]
 Machines = Callable[[str], tuple[LeasedWork, Machine]]
 
 
@@ -49,34 +50,34 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, cloud: LocalCloud) -> Iterator[World]:
+def here(tmp_path: Path, cloud: LocalCloud) -> Iterator[Here]:
     with world(tmp_path, cloud) as made:
         yield made
 
 
-def project(here: World, platform: str, name: str = "project") -> Path:
+def project(here: Here, platform: str, name: str = "project") -> Path:
     write = write_gcp_project if platform == "gcp" else write_nitro_project
     return write(here.place / name)
 
 
-def launched(here: World, platform: str) -> tuple[LeasedWork, Machine]:
+def launched(here: Here, platform: str) -> tuple[LeasedWork, Machine]:
     work = here.planned_work(project(here, platform))
     return work, until_done(here.cloud.launch, work)
 
 
-def place_of(here: World, deployment: Deployment) -> Path:
+def place_of(here: Here, deployment: Deployment) -> Path:
     return here.cloud._machines / deployment.uid
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, cloud: LocalCloud) -> Iterator[World]:
+def shared(tmp_path_factory: pytest.TempPathFactory, cloud: LocalCloud) -> Iterator[Here]:
     """For tests that only look: each platform's machine runs once."""
     with world(tmp_path_factory.mktemp("shared"), cloud) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def machines(shared: World) -> Machines:
+def machines(shared: Here) -> Machines:
     made: dict[str, tuple[LeasedWork, Machine]] = {}
 
     def machine(platform: str) -> tuple[LeasedWork, Machine]:
@@ -106,7 +107,7 @@ def pids(directory: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_deployment_comes_to_its_end_and_leaves_nothing(here: World, platform: str) -> None:
+def test_a_deployment_comes_to_its_end_and_leaves_nothing(here: Here, platform: str) -> None:
     made = here.create(project(here, platform))
     running = here.settle()
     assert running.step is Step.RUNNING, running.failure
@@ -130,7 +131,7 @@ def test_a_deployment_comes_to_its_end_and_leaves_nothing(here: World, platform:
     assert not place.exists()
 
 
-def test_a_redeploy_replaces_the_machine(here: World) -> None:
+def test_a_redeploy_replaces_the_machine(here: Here) -> None:
     place = project(here, "gcp")
     made = here.create(place)
     first = here.settle()
@@ -148,7 +149,7 @@ def test_a_redeploy_replaces_the_machine(here: World) -> None:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_machine_is_what_was_ordered(shared: World, machines: Machines, platform: str) -> None:
+def test_the_machine_is_what_was_ordered(shared: Here, machines: Machines, platform: str) -> None:
     work, machine = machines(platform)
     check_machine(work.plan, machine)
     assert machine.traits["simulated"] is True
@@ -159,7 +160,7 @@ def test_the_machine_is_what_was_ordered(shared: World, machines: Machines, plat
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_machine_gets_no_credential_of_its_deployer(
-    shared: World, machines: Machines, platform: str
+    shared: Here, machines: Machines, platform: str
 ) -> None:
     work, _ = machines(platform)
     running = pids(place_of(shared, work.deployment))
@@ -168,13 +169,13 @@ def test_a_machine_gets_no_credential_of_its_deployer(
         assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def envelope_of(here: World, machine: Machine) -> Attestation:
+def envelope_of(here: Here, machine: Machine) -> Attestation:
     body = msgspec.json.encode({"challenge": bytes(32).hex()})
     answer = here.http.request("POST", machine.evidence_url, body)
     return decode_envelope(bytes.fromhex(msgspec.json.decode(answer.body)["attestation"]))
 
 
-def test_evidence_is_of_the_whole_plan(shared: World, machines: Machines) -> None:
+def test_evidence_is_of_the_whole_plan(shared: Here, machines: Machines) -> None:
     """The guest records every event that the plan foretells, in its order."""
     work, machine = machines("gcp")
     recorded = [(event.event, event.payload.hex()) for event in envelope_of(shared, machine).runtime_events]
@@ -182,7 +183,7 @@ def test_evidence_is_of_the_whole_plan(shared: World, machines: Machines) -> Non
     assert recorded[: len(foretold)] == foretold
 
 
-def test_evidence_of_another_plan_is_refused(shared: World, machines: Machines) -> None:
+def test_evidence_of_another_plan_is_refused(shared: Here, machines: Machines) -> None:
     work, machine = machines("gcp")
     planned = work.deployment.planned
     assert planned is not None
@@ -193,7 +194,7 @@ def test_evidence_of_another_plan_is_refused(shared: World, machines: Machines) 
 
 
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: package swtpm")
-def test_a_stopped_machine_keeps_its_vtpm(here: World) -> None:
+def test_a_stopped_machine_keeps_its_vtpm(here: Here) -> None:
     """So it is the same instance afterwards; and nothing of the TPM's program outlives it."""
     cloud = LocalCloud(here.cloud._machines.parent, tpm="swtpm")
     work = here.planned_work(project(here, "gcp"))
@@ -215,7 +216,7 @@ def test_a_stopped_machine_keeps_its_vtpm(here: World) -> None:
         assert instance(until_done(cloud.start, work)) == first
 
 
-def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: World) -> None:
+def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: Here) -> None:
     write_whole_os_image(here.place / "images")
     place = project(here, "gcp")
     cloud = LocalCloud(
@@ -230,7 +231,7 @@ def test_the_boot_disk_of_an_image_that_is_at_hand_is_measured(here: World) -> N
     assert here.evidence(work, machine).simulated
 
 
-def test_a_killed_guest_is_noticed_and_started_again(here: World) -> None:
+def test_a_killed_guest_is_noticed_and_started_again(here: Here) -> None:
     work, _ = launched(here, "gcp")
     (pid,) = pids(place_of(here, work.deployment))
     os.kill(pid, signal.SIGKILL)
@@ -240,7 +241,7 @@ def test_a_killed_guest_is_noticed_and_started_again(here: World) -> None:
     assert here.cloud.describe(work).status == "RUNNING"
 
 
-def test_a_killed_forwarder_is_noticed_and_started_again(here: World) -> None:
+def test_a_killed_forwarder_is_noticed_and_started_again(here: Here) -> None:
     work, _ = launched(here, "nitro")
     forwarder = local_machine.LocalMachine(place_of(here, work.deployment), "")._forwarder
     for pid in forwarder.pids():
@@ -253,7 +254,7 @@ def test_a_killed_forwarder_is_noticed_and_started_again(here: World) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_runner_that_is_killed_anywhere_is_continued(
-    here: World, platform: str, monkeypatch: pytest.MonkeyPatch
+    here: Here, platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed behind each write of a file and of the record, and behind each start of a process."""
 
@@ -296,7 +297,7 @@ def test_a_runner_that_is_killed_anywhere_is_continued(
     assert [one.state for one in work.deployment.resources] == ["present"]
 
 
-def test_a_machine_that_cannot_boot_fails_with_its_last_words(here: World) -> None:
+def test_a_machine_that_cannot_boot_fails_with_its_last_words(here: Here) -> None:
     """An app-compose with a file for the agent, which is no agent's."""
     compose = (
         "services:\n  web:\n    image: web@sha256:" + "ab" * 32 + "\n    configs:\n"
@@ -311,7 +312,7 @@ def test_a_machine_that_cannot_boot_fails_with_its_last_words(here: World) -> No
     assert here.cloud.describe(work).status == "TERMINATED"
 
 
-def test_the_console_is_read_page_by_page(here: World) -> None:
+def test_the_console_is_read_page_by_page(here: Here) -> None:
     work, _ = launched(here, "gcp")
     whole = here.cloud.logs(work)
     assert "measured compose-hash" in whole.text
@@ -328,7 +329,7 @@ def test_the_console_is_read_page_by_page(here: World) -> None:
         here.cloud.logs(work, "-1")
 
 
-def test_no_page_cuts_a_character(here: World) -> None:
+def test_no_page_cuts_a_character(here: Here) -> None:
     work = here.planned_work(project(here, "gcp"))
     directory = place_of(here, work.deployment)
     directory.mkdir(parents=True)
@@ -347,7 +348,7 @@ def test_no_page_cuts_a_character(here: World) -> None:
     assert here.cloud.logs(work, cursor).text == "é"
 
 
-def test_firewall_rules_are_kept(here: World) -> None:
+def test_firewall_rules_are_kept(here: Here) -> None:
     work = here.planned_work(project(here, "gcp"))
     rule = FirewallRule(action="allow", protocol="tcp", port=443, sources=("203.0.113.0/24",))
     deny = msgspec.structs.replace(rule, action="deny")
@@ -363,7 +364,7 @@ def test_firewall_rules_are_kept(here: World) -> None:
     assert here.cloud.firewall(work) == ()
 
 
-def test_what_is_not_there_can_be_stopped_and_removed(here: World) -> None:
+def test_what_is_not_there_can_be_stopped_and_removed(here: Here) -> None:
     work = here.planned_work(project(here, "gcp"))
     assert here.cloud.describe(work).status == "NOT_FOUND"
     assert until_done(here.cloud.stop, work).status == "NOT_FOUND"
@@ -374,14 +375,14 @@ def test_what_is_not_there_can_be_stopped_and_removed(here: World) -> None:
         here.cloud.start(work)
 
 
-def test_a_uid_cannot_lead_elsewhere(here: World) -> None:
+def test_a_uid_cannot_lead_elsewhere(here: Here) -> None:
     work = here.planned_work(project(here, "gcp"))
     other = msgspec.structs.replace(work.deployment, uid="../../x")
     with refuses("local.uid", CloudError):
         here.cloud.remove(LeasedWork(here.store, here.blobs, other, here.clock))
 
 
-def test_another_enclave_image_than_the_blob_is_not_run(here: World) -> None:
+def test_another_enclave_image_than_the_blob_is_not_run(here: Here) -> None:
     work = here.planned_work(project(here, "nitro"))
     planned = work.deployment.planned
     assert planned is not None
