@@ -233,8 +233,8 @@ _STATUS: Final = {
 def status_of(error: DstackError) -> int:
     """Return the HTTP status of an error.
 
-    The caller's mistakes are 4xx; what the operator or a cloud has to mend is 503, with a Retry-After where
-    it may pass by itself.
+    The caller's mistakes are 4xx. What somebody has to change first, and a hint says what, is 409: the same
+    request fails again. What is busy or failing is 503, with a Retry-After where it may pass by itself.
     """
     if error.code in _STATUS:
         return _STATUS[error.code]
@@ -247,6 +247,7 @@ def status_of(error: DstackError) -> int:
         (PolicyDenied, 403),
         (NotFoundError, 404),
         (ConflictError, 409),
+        (DeniedError, 409),
     ):
         if isinstance(error, kind):
             return status
@@ -259,7 +260,7 @@ def refused(error: DstackError) -> Answer:
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
-    if status == 503 and not isinstance(error, DeniedError | ConfigError):
+    if status == 503 and not isinstance(error, ConfigError):
         headers["Retry-After"] = str(RETRY_AFTER)
     hint = error.hint if isinstance(error, DeniedError) else _HINTS.get(error.code, "")
     return _answer_error(status, error.code, error.message, headers, hint)

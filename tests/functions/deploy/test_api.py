@@ -488,7 +488,7 @@ def test_what_a_cloud_refuses_comes_with_its_hint(client: Client, bench: Bench) 
         "code": "gcp.denied",
         "hint": "grant roles/compute.viewer",
     }
-    assert (answer.status, answer.headers) == (503, {})
+    assert (answer.status, answer.headers) == (409, {})
 
 
 @pytest.mark.parametrize(
