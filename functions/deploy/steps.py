@@ -132,6 +132,7 @@ def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     calls = [msgspec.to_builtins(call) for call in approval.calls]
     work.say(f"governance must make {len(calls)} calls first", calls=calls)
     if work.deployment.settings.get("wait_for_approval") is False:
+        work.save(approved=approved)
         raise DeniedError(
             "deploy.approval.missing",
             f"governance must make {len(calls)} calls first, and nobody asked to wait for them",

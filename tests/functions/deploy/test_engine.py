@@ -137,6 +137,25 @@ def test_names_the_calls_that_governance_must_make(bench: Bench) -> None:
     assert event.data["calls"][0]["function"] == "addComposeHash"
 
 
+def test_ends_with_the_calls_where_nobody_waits_for_governance(bench: Bench) -> None:
+    found = bench.store.get("web")
+    settings = found.settings | {"wait_for_approval": False}
+    bench.store.replace(
+        msgspec.structs.replace(found, settings=settings, version=found.version + 1), found.version
+    )
+    bench.tools.missing = (CALL,)
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.FAILED, "deploy.approval.missing")
+    approved = bench.store.get("web").approved
+    assert approved is not None
+    assert approved.calls == 1
+    [event] = [
+        one for one in all_events(bench.store) if "governance must" in one.message and one.data.get("calls")
+    ]
+    assert event.data["calls"][0]["function"] == "addComposeHash"
+    assert bench.cloud.made == []
+
+
 def test_what_no_call_can_allow_fails(bench: Bench) -> None:
     bench.tools.blocked = ("the contract's owner renounced it",)
     bench.run()
