@@ -44,7 +44,9 @@ class GcpService(msgspec.Struct, frozen=True, kw_only=True):
 
 REGION: Final = Setting("REGION", "its region, for instance europe-west4")
 
-_PCCS: Final = Setting("DSTACK_VERIFIER_ATTESTATION__URLS__PCCS", "URL of a PCCS, Intel's where empty", "")
+_PCCS: Final = Setting(
+    "DSTACK_VERIFIER_ATTESTATION__URLS__PCCS", "URL of a PCCS, that of Intel where empty", ""
+)
 
 VERIFY: Final = GcpService(
     name="dstack-verify",
@@ -69,9 +71,7 @@ AUTHORIZE: Final = GcpService(
         Setting("KMS_CONTRACT_ADDR", "address of the DstackKms contract, in hex"),
         Setting("ETH_CHAIN_ID", "id of the chain; an endpoint that serves another is refused"),
     ),
-    secrets=(
-        Setting("ETH_RPC_URL", "name of the secret that holds the URL of the chain's JSON-RPC endpoint"),
-    ),
+    secrets=(Setting("ETH_RPC_URL", "name of the secret with the URL of a JSON-RPC endpoint of the chain"),),
 )
 
 _DEPLOY_INPUTS: Final = (
@@ -97,11 +97,11 @@ _DEPLOY_SETTINGS: Final = (
     Setting(
         "DSTACK_KMS_CONTRACT", "address of the DstackKms contract in hex, with DSTACK_RPC_URL_SECRET", ""
     ),
-    Setting("DSTACK_CHAIN_ID", "id of that contract's chain", ""),
+    Setting("DSTACK_CHAIN_ID", "id of the chain of that contract", ""),
     _PCCS,
 )
 _RPC_URL: Final = Setting(
-    "DSTACK_RPC_URL", "name of the secret that holds the URL of the chain's JSON-RPC endpoint", ""
+    "DSTACK_RPC_URL", "name of the secret with the URL of a JSON-RPC endpoint of the chain", ""
 )
 
 _LOOK: Final = (
@@ -179,12 +179,7 @@ gcloud iam service-accounts add-iam-policy-binding "dstack-tasks@$PROJECT.iam.gs
   --project="$PROJECT" --member="$MEMBER" --role=roles/iam.serviceAccountUser >/dev/null
 """
 
-# The queue's token is for WORKER_URL, which Cloud Run does not know as the worker's name by itself.
-_OPEN_TO_THE_QUEUE: Final = """
-gcloud run services update dstack-deploy-worker --project="$PROJECT" --region="$REGION" \\
-  --add-custom-audiences="$WORKER_URL"
-gcloud functions add-invoker-policy-binding dstack-deploy-worker --project="$PROJECT" --region="$REGION" \\
-  --member="serviceAccount:$TASKS_ACCOUNT"
+_SWEEP: Final = """
 sweep=create
 if gcloud scheduler jobs describe dstack-sweep --project="$PROJECT" --location="$REGION" >/dev/null 2>&1; then
   sweep=update
@@ -194,10 +189,12 @@ gcloud scheduler jobs "$sweep" http dstack-sweep --project="$PROJECT" --location
   --oidc-service-account-email="$TASKS_ACCOUNT" --oidc-token-audience="$WORKER_URL"
 """
 
+# Both are public to Google: whoever calls shows a token, of their CI or of the queue, and the function itself
+# verifies it. Cloud Run would take the signature off a token that it checked, and leave nothing to verify.
 DEPLOY_WORKER: Final = GcpService(
     name="dstack-deploy-worker",
     target="deploy",
-    public=False,
+    public=True,
     memory="4Gi",  # of which a step's files take a part: /tmp is memory
     seconds=1800,
     concurrency=1,
@@ -208,10 +205,9 @@ DEPLOY_WORKER: Final = GcpService(
     roles=("roles/datastore.user",),
     permissions=(*_LOOK, *_FIREWALL, *_LAUNCH),
     before=_SHARED + _USES_SHARED,
-    after=_OPEN_TO_THE_QUEUE,
+    after=_SWEEP,
 )
 
-# Public to Google: whoever calls shows a token of their CI, which the function itself verifies.
 DEPLOY: Final = GcpService(
     name="dstack-deploy",
     target="deploy",

@@ -18,9 +18,10 @@ from functions.packaging.own_code import REPOSITORY
 from functions.packaging.targets import AWS_FUNCTIONS, GCP_FUNCTIONS
 from shared.errors import StorageError
 from tests.functions.authorize.conftest import allowed_body, golden_chain, goldens
+from tests.functions.conftest import aws, aws_server
 from tests.packaging.runtime_api import runtime_directory
 
-__all__ = ["allowed_body", "golden_chain", "goldens"]
+__all__ = ["allowed_body", "aws", "aws_server", "golden_chain", "goldens"]
 
 
 class Artefacts:

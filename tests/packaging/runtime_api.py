@@ -54,6 +54,11 @@ class RuntimeApi(ThreadingHTTPServer):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, address
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over connections of a process that was ended while it asked for work."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -44,11 +44,16 @@ def _intrinsic(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
 _Loader.add_multi_constructor("!", _intrinsic)
 
 
+def read_template() -> dict[str, Any]:
+    """Return the template as it is written."""
+    read: dict[str, Any] = yaml.load(TEMPLATE.read_text(), _Loader)  # noqa: S506 - a safe loader
+    return read
+
+
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
     """The template as it is written."""
-    read: dict[str, Any] = yaml.load(TEMPLATE.read_text(), _Loader)  # noqa: S506 - a safe loader
-    return read
+    return read_template()
 
 
 @pytest.fixture(scope="module")
