@@ -14,7 +14,7 @@ import yaml
 
 from functions.authorize.service import _ROUTES
 from functions.packaging.own_code import REPOSITORY
-from functions.packaging.targets import AWS_SERVICES, PYTHONS
+from functions.packaging.targets import AWS_FUNCTIONS, AWS_SERVICES, MB, PYTHONS
 from tests.packaging.conftest import Artefacts
 
 TEMPLATE = REPOSITORY / "template.yaml"
@@ -332,3 +332,32 @@ class TestData:
         for name in (*PUBLIC, "WorkerFunction"):
             assert [metric for metric, dimensions in watched if metric == "Throttles" and name in dimensions]
         assert {metric for metric, _ in watched} >= {"ApproximateAgeOfOldestMessage", "5xx"}
+
+
+class TestPage:
+    """docs/deploy-functions.md."""
+
+    PAGE = (REPOSITORY / "docs" / "deploy-functions.md").read_text()
+
+    def test_its_command_gives_each_parameter_that_has_no_default(self, template: dict[str, Any]) -> None:
+        command = re.search(r"sam deploy .*?```", self.PAGE, re.DOTALL)
+        assert command is not None
+        _, _, overrides = command[0].partition("--parameter-overrides")
+        given = dict(re.findall(r"(\w+)=(\S+)", overrides))
+        parameters = template["Parameters"]
+        assert {name for name, one in parameters.items() if "Default" not in one} <= set(given)
+        for name, value in given.items():
+            assert value in parameters[name].get("AllowedValues", [value])
+            assert re.fullmatch(parameters[name].get("AllowedPattern", ".*"), value), name
+
+    def test_its_outputs_are_those_of_the_stack(self, template: dict[str, Any]) -> None:
+        _, _, table = self.PAGE.partition("| Output |")
+        named = set(re.findall(r"`(\w+)`[,|]? ?(?=[^|]*\|)", table.partition("\n\n")[0]))
+        assert {"PublicUrl", "GitHubDeployUrl", "GitLabDeployUrl", "BucketName"} <= named
+        assert {name for name in named if name[0].isupper()} <= set(template["Outputs"])
+
+    def test_its_budgets_are_those_that_are_enforced(self) -> None:
+        said = dict(re.findall(r"\| `(\w+)\.zip` \| \d+ MB \| (\d+) MB \|", self.PAGE))
+        assert {name: int(budget) for name, budget in said.items()} == {
+            function.name: function.budget // MB for function in AWS_FUNCTIONS
+        }
