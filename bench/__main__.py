@@ -10,6 +10,7 @@ import msgspec
 
 from bench import (
     attested_request,
+    deploy_engine,
     eif_hash,
     image_build,
     import_budget,
@@ -31,6 +32,11 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "eif-hash": eif_hash.measure,
     "import-verify": import_budget.verify,
     "import-authorize": import_budget.authorize,
+    "import-deploy-aws": import_budget.deploy_aws,
+    "import-deploy-gcp": import_budget.deploy_gcp,
+    "advance": deploy_engine.advance,
+    "converge": deploy_engine.converge,
+    "cli-help": deploy_engine.show_help,
     "key-dispatch": key_dispatch.dispatch,
     "image-build": image_build.image_build,
     "attested-request": attested_request.end_to_end,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from functions.clouds.making import (
     Clouds,
@@ -28,16 +28,17 @@ from functions.clouds.making import (
 )
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
-from functions.deploy.evidence import Attester, HttpChallenger, Verifier
-from functions.deploy.planning import ChainSettings, Planner
 from functions.deploy.runner import this_holder
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import BlobStore, DeploymentStore, Schedule
-from functions.deploy.tools import Tools
-from functions.verify.settings import parse_settings
 from shared.compose.project import GlobalConfig, read_global_config
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
+
+if TYPE_CHECKING:
+    from functions.deploy.evidence import Attester
+    from functions.deploy.planning import ChainSettings
+    from functions.deploy.tools import Tools
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
 CLOUDS: Final = ("gcp-tdx", "aws-nitro")
@@ -142,8 +143,11 @@ class Runtime:
         return Engine(self.store, self.blobs, self.clouds, self.tools, clock=self.clock, holder=this_holder())
 
     @cached_property
-    def tools(self) -> Tools:
-        """Planner and attester."""
+    def tools(self) -> "Tools":
+        """Planner and attester; an API alone loads neither."""
+        from functions.deploy.planning import Planner  # noqa: PLC0415
+        from functions.deploy.tools import Tools  # noqa: PLC0415
+
         cache = Path(self._environ.get("DSTACK_CACHE_DIR") or DEFAULT_CACHE)
         cache.mkdir(parents=True, exist_ok=True)
         planner = Planner(self.config, cache / "images", self._chain(), workspace=cache)
@@ -158,7 +162,9 @@ class Runtime:
             )
         return nitro_cloud(self._environ, self.clock, self.config.nitro)
 
-    def _chain(self) -> ChainSettings:
+    def _chain(self) -> "ChainSettings":
+        from functions.deploy.planning import ChainSettings  # noqa: PLC0415
+
         url = self._environ.get("DSTACK_RPC_URL", "")
         if not url:
             return ChainSettings()
@@ -173,7 +179,9 @@ class Runtime:
             raise _unset("DSTACK_CHAIN_ID", "the number of the chain that DSTACK_RPC_URL serves")
         return chain_settings(url, contract, int(text))
 
-    def _attester(self) -> Attester:
+    def _attester(self) -> "Attester":
+        from functions.deploy.evidence import Attester, HttpChallenger, Verifier  # noqa: PLC0415
+        from functions.verify.settings import parse_settings  # noqa: PLC0415
         from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most requests attest nothing
         from shared.net.endorsement_source import production_source  # noqa: PLC0415
         from shared.net.fetch import HttpClient  # noqa: PLC0415
@@ -195,8 +203,9 @@ class Runtime:
         return kind, place
 
 
-def chain_settings(rpc_url: str, kms_contract: bytes, chain_id: int | None) -> ChainSettings:
+def chain_settings(rpc_url: str, kms_contract: bytes, chain_id: int | None) -> "ChainSettings":
     """Return how to ask a chain about the contracts under `kms_contract` (20 bytes)."""
+    from functions.deploy.planning import ChainSettings  # noqa: PLC0415
     from shared.net.contract_reader import ContractReader  # noqa: PLC0415 - only where a chain is asked
     from shared.net.dialer import DirectDialer  # noqa: PLC0415
     from shared.net.fetch import HttpClient  # noqa: PLC0415
