@@ -61,7 +61,7 @@ class NitroAws(AwsServer):
         self.commands: dict[str, Command] = {}
         self.orders: list[dict[str, str]] = []
         self.lies: dict[str, str] = {}
-        self.pending = self.offline = self.slow = 1
+        self.pending = self.offline = self.slow = 0
         self.is_dead = self.is_mute = self.is_quick = False
         self.measured: dict[str, dict[str, str]] = {}
         self.public_ip = ""

@@ -103,6 +103,7 @@ class Chaos:
 @pytest.fixture
 def chaos(tmp_path: Path, nitro_server: NitroAws) -> Iterator[Chaos]:
     with world(tmp_path, nitro_server, ports=("8443:443",)) as nitro:
+        nitro_server.pending = nitro_server.offline = nitro_server.slow = 1
         made = Chaos(nitro, tmp_path / "deployments.db")
         try:
             yield made
@@ -145,7 +146,7 @@ def test_a_life_with_a_kill_after_every_change_ends_as_one_without(chaos: Chaos)
     }
 
 
-@pytest.mark.parametrize("kills", [1, 3, 5, 8, 11, 14])
+@pytest.mark.parametrize("kills", [3, 7, 10, 14])
 def test_a_launch_that_was_killed_and_is_not_wanted_any_more_leaves_nothing(chaos: Chaos, kills: int) -> None:
     nitro, cloud = chaos.nitro, chaos.nitro.cloud
     while len(chaos.fuse.kills) < kills:
