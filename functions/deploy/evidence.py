@@ -12,7 +12,8 @@ from functions.deploy.record import Deployment
 from functions.deploy.steps import Attested
 from shared.attestation.endorsements import NO_ENDORSEMENTS
 from shared.attestation.envelope import Attestation, decode_envelope
-from shared.attestation.identity import app_info
+from shared.attestation.identity import info_of
+from shared.attestation.image import check_image
 from shared.attestation.policy import DEFAULT_POLICY, Policy
 from shared.attestation.report_data import deploy_challenge
 from shared.attestation.trust import TrustAnchors
@@ -67,9 +68,12 @@ class Verifier:
     def verify_workload(
         self, evidence: bytes, report_data: bytes, *, os_image_hash: bytes, compose_hash: bytes, code: str
     ) -> VerifiedAttestation:
-        """Do the same for a workload that was planned; another one is `InvalidEvidence(code)`."""
-        verified = self.verify(evidence, report_data)
-        info = app_info(verified)
+        """Do the same for a workload that was planned; another one is `InvalidEvidence(code)`.
+
+        The image is checked, and the verdict that is returned says so.
+        """
+        verified = check_image(self.verify(evidence, report_data))
+        info = info_of(verified)
         for name, found, planned in (
             ("os_image_hash", info.os_image_hash, os_image_hash),
             ("compose_hash", info.compose_hash, compose_hash),
@@ -160,7 +164,7 @@ class Attester:
             compose_hash=bytes.fromhex(planned.compose_hash),
             code="deploy.evidence.workload",
         )
-        found = app_info(verified).app_id
+        found = info_of(verified).app_id
         if planned.app_id and found != app_id:
             raise InvalidEvidence(
                 "deploy.evidence.app_id", f"evidence is of app {found.hex()}, planned was {planned.app_id}"

@@ -77,6 +77,7 @@ def test_fresh_evidence_of_the_planned_image_is_a_proof() -> None:
     attested = enclave.attester().attest(planned(), URL)
     assert attested.simulated
     assert attested.verdict["simulated"] is True
+    assert attested.verdict["lanes"]["os_image"]["status"] == "verified"
     assert len(enclave.asked[0]) == 32
 
 
