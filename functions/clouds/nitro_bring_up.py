@@ -25,8 +25,8 @@ def bring_up(work: Work, site: Site, found: Instance) -> Wait | Machine:
         case "stopped":
             ec2_instances.start_instance(site.ec2, found.instance_id)
             # what was asked before the stop would be answered by a machine that is no more
-            facts = {"since": str(site.clock()), "status_command": "", "run_command": "", "ran": ""}
-            work.present(recorded_instance(work), **facts)
+            asked = dict.fromkeys(("status_command", "run_command", "terminate_command", "ran"), "")
+            work.present(recorded_instance(work), since=str(site.clock()), **asked)
             return Wait(10, "the instance to start")
         case "pending" | "running" if not is_ordered(site.settings, found):
             return claimed_machine(found)
@@ -64,7 +64,11 @@ def claimed_machine(
         external_ip=found.public_ip,
         internal_ip=found.private_ip,
         evidence_url=f"http://{address}:{EVIDENCE_PORT}/evidence" if address else "",
-        traits={"debug": is_debug, "enclave_options": found.enclave},
+        traits={
+            "debug": is_debug,
+            "enclave_options": found.enclave,
+            "forwarder": "unknown" if status is None else status.forwarder[:20],
+        },
     )
 
 
