@@ -12,16 +12,17 @@ from functions.deploy.record import Deployment
 from functions.deploy.request import materialise
 from functions.deploy.steps import BuiltPlan
 from functions.deploy.work import LeasedWork
-from functions.plan.assembly import AskChain, Asked, ask_again, make_plan
+from functions.plan.assembly import AskChain, Asked, ImageFacts, ask_again, make_plan
 from functions.plan.enclave_builder import CachedBuilder
+from functions.plan.enclave_image import EnclaveBuilder
 from functions.plan.model import ApprovalPlan, ChainPlan
 from functions.plan.project_files import APP_JSON, read_file
 from functions.plan.service import PlanOptions, gather_facts
-from shared.compose.project import GlobalConfig, read_app_json, with_defaults
+from shared.compose.project import GlobalConfig, NitroConfig, read_app_json, with_defaults
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 from shared.measurement.config_disk import MAX_BYTES
-from shared.measurement.image_reference import ImageReference
+from shared.measurement.image_reference import ImageReference, parse_reference, pinned_digest
 from shared.net.registry import RegistryClient
 
 OS_IMAGE: Final = "os-image/"
@@ -72,7 +73,9 @@ class Planner:
         with TemporaryDirectory(dir=self._workspace) as temporary:
             directory, config = self._project(work, Path(temporary))
             output = Path(temporary) / "image.eif"
-            builder = CachedBuilder(self._cache, self._connect, output=output)
+            builder: EnclaveBuilder = CachedBuilder(self._cache, self._connect, output=output)
+            if directory.is_relative_to(temporary):
+                builder = _from_registry(builder)
             facts = gather_facts(directory, config, _options(work.deployment), build_enclave=builder)
             plan = make_plan(facts, None)
             image = work.blobs.put_file(output) if output.exists() and plan.outcome != "refused" else ""
@@ -107,6 +110,16 @@ class Planner:
                 (search / name / file.removeprefix(OS_IMAGE)).write_bytes(content)
         paths = (str(search), *self._config.image_search_paths)
         return directory, msgspec.structs.replace(self._config, image_search_paths=paths)
+
+
+def _from_registry(builder: EnclaveBuilder) -> EnclaveBuilder:
+    """Let a builder build images of a registry alone: a path would be one of the machine that plans."""
+
+    def build(image: str, settings: NitroConfig, directory: Path) -> ImageFacts:
+        pinned_digest(parse_reference(image))
+        return builder(image, settings, directory)
+
+    return build
 
 
 def _check_unchanged(directory: Path, stored: Mapping[str, str]) -> None:
