@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.guests import Roots
+from tests.packaging.conftest import artefacts
+
+__all__ = ["artefacts"]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,10 +45,10 @@ class GcpSite:
 
 
 @contextmanager
-def gcp_site(place: Path, roots: Roots) -> Iterator[GcpSite]:
-    """Give a site that has nothing in it; leaving ends its machines."""
+def gcp_site(place: Path, roots: Roots, apis: Sequence[str] = ()) -> Iterator[GcpSite]:
+    """Give a site that has nothing in it, with more `apis` for a test to serve; leaving ends its machines."""
     with (
-        GoogleRest(["compute.v1", "storage.v1"]) as rest,
+        GoogleRest(["compute.v1", "storage.v1", *apis]) as rest,
         SimulatedGuests(place / "guests", roots) as guests,
     ):
         yield GcpSite(place, rest, roots, guests)

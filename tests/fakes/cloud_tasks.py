@@ -30,7 +30,7 @@ class CloudTasks:
     def due(self) -> list[dict[str, Any]]:
         """Return the tasks that are due, in order, and count them as sent."""
         found = sorted(
-            (task for task in self.tasks.values() if _seconds(task["scheduleTime"]) <= self.now),
+            (task for task in list(self.tasks.values()) if due_at(task) <= self.now),
             key=lambda task: task["scheduleTime"],
         )
         for task in found:
@@ -40,6 +40,10 @@ class CloudTasks:
     def finish(self, name: str) -> None:
         """Let a task have been answered with 2xx: it is gone, its name stays taken."""
         del self.tasks[name]
+
+    def postpone(self, name: str, seconds: int) -> None:
+        """Let a task have been answered with something else: it is sent again in so many seconds."""
+        self.tasks[name]["scheduleTime"] = _text(self.now + seconds)
 
     def bodies(self) -> list[bytes]:
         """Return the bodies of all tasks that wait, in order of when they are due."""
@@ -65,9 +69,9 @@ class CloudTasks:
         if not 15 <= int(task.get("dispatchDeadline", "600s")[:-1]) <= 1800:
             raise Refusal(400, "Task.dispatchDeadline must be between [15s, 30m]")
         task.setdefault("scheduleTime", _text(self.now))
-        if _seconds(task["scheduleTime"]) > self.now + 30 * 86_400:
+        if due_at(task) > self.now + 30 * 86_400:
             raise Refusal(400, "The maximum schedule time is 30 days from now")
-        if _seconds(task["scheduleTime"]) < self.now:
+        if due_at(task) < self.now:
             task["scheduleTime"] = _text(self.now)
         self._used.add(name)
         self.tasks[name] = task
@@ -79,8 +83,9 @@ class CloudTasks:
         return Answer(200, self.tasks[request.params["name"]])
 
 
-def _seconds(text: str) -> int:
-    return int(dt.datetime.fromisoformat(text).timestamp())
+def due_at(task: dict[str, Any]) -> int:
+    """Return when a task is to be sent, in unix seconds."""
+    return int(dt.datetime.fromisoformat(task["scheduleTime"]).timestamp())
 
 
 def _text(seconds: int) -> str:

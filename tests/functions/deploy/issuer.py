@@ -45,18 +45,22 @@ def sign(claims: dict[str, Any], key: PrivateKey, key_id: str, **headers: Any) -
 
 
 class Issuer:
-    """`documents` are by path, and can be changed; `asked` lists the paths that were asked for."""
+    """`documents` are by path, and can be changed; `asked` lists the paths that were asked for.
 
-    def __init__(self, directory: Path) -> None:
-        self.certificate, chain = _certificate(directory)
+    With a `host`, it is that host's issuer, and serves whoever is sent to its `port` for it.
+    """
+
+    def __init__(self, directory: Path, host: str = "") -> None:
+        self.certificate, self.chain = _certificate(directory, host or "localhost")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(chain)
+        context.load_cert_chain(self.chain)
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         # the handshake is made in a connection's own thread
         self._server.socket = context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False
         )
-        self.url = f"https://localhost:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.url = f"https://{host}" if host else f"https://localhost:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.reset()
@@ -102,9 +106,9 @@ def _handler(issuer: Issuer) -> Callable[..., BaseHTTPRequestHandler]:
     return Handler
 
 
-def _certificate(directory: Path) -> tuple[bytes, Path]:
+def _certificate(directory: Path, host: str) -> tuple[bytes, Path]:
     key = ec_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = dt.datetime.now(dt.UTC)
     made = (
         x509.CertificateBuilder()
@@ -117,7 +121,7 @@ def _certificate(directory: Path) -> tuple[bytes, Path]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
             x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+                [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             ),
             critical=False,
         )

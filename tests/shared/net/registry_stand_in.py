@@ -1,6 +1,7 @@
 """A registry on a loopback port: one repository, tokens as real ones have them, misbehaviour on demand."""
 
 import base64
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,10 +36,11 @@ class Seen(msgspec.Struct, frozen=True):
 class Registry:
     """Serves `blobs` and `manifests` by digest; `answers` by path come first.
 
-    With `user`, both need a token, which the Basic credentials of `user` (name:password) give.
+    With `user`, both need a token, which the Basic credentials of `user` (name:password) give. With `tls` it
+    speaks https.
     """
 
-    def __init__(self, *, user: str | None = None) -> None:
+    def __init__(self, *, user: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.blobs: dict[str, bytes] = {}
         self.answers: dict[str, Answer | Callable[[str | None], Answer]] = {}
@@ -48,6 +50,11 @@ class Registry:
         self.token = Answer(200, {}, b'{"token": "%b"}' % TOKEN.encode())
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
+        if tls is not None:
+            # the handshake is made in a connection's own thread
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property
