@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from cli.compose import print_findings
 from cli.deploy_options import Chosen, chain_options, take_chosen
 from cli.places import cache_path, config_path, project_option
 from functions.plan.project_files import read_config
@@ -53,8 +54,7 @@ def doctor(directory: Path, *, local: bool, as_json: bool, **given: Any) -> None
     if as_json:
         click.echo(json.dumps({"ok": not wrong, "findings": msgspec.to_builtins(found)}, indent=2))
     else:
-        for one in found:
-            click.echo(f"{one.severity.value:<8} {one.where}: {one.message} [{one.code}]")
+        print_findings(tuple(found))
         click.echo("something would stop this deployment" if wrong else "nothing would stop this deployment")
     sys.exit(ExitCode.REFUSED if wrong else ExitCode.OK)
 
@@ -118,4 +118,4 @@ def _environment(directory: Path, config: GlobalConfig, chosen: Chosen) -> Itera
         kms_contract=chosen.contract,
     )
     sealed = with_env(project_upload(directory, config), directory, config, sealing)
-    yield note("doctor.env", ".env", f"can be encrypted: {len(sealed.env_names)} variables")
+    yield note("doctor.env", ".env", f"can be encrypted, variables: {len(sealed.env_names)}")

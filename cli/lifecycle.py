@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cli.deploy_options import Chosen, api_options, deployments_of
+from cli.deploy_options import Chosen, api_options, chain_options, deployments_of, take_chosen
 from cli.deploy_output import Progress, lines, outcome
 from cli.deployments import Deployments, View
 from cli.places import config_path, project_option
@@ -43,12 +43,12 @@ def _deployment_options(command: Command) -> Command:
 class _Target:
     """The deployment that a command means."""
 
-    def __init__(self, directory: Path, api: str, name: str | None) -> None:
+    def __init__(self, directory: Path, chosen: Chosen, name: str | None) -> None:
         self.directory = directory
         self.config = read_config(config_path(os.environ))
         self.is_project = name is None
         self.name = name or deployment_name(directory, self.config)
-        self.deployments: Deployments = deployments_of(Chosen(api=api), self.config)
+        self.deployments: Deployments = deployments_of(chosen, self.config)
 
     def record(self, found: View) -> None:
         """Write state.json, where the project is at hand."""
@@ -73,7 +73,7 @@ def status(directory: Path, api: str, name: str | None, *, as_json: bool) -> Non
 
     Exit codes: 0 known, 1 failed, 2 usage or nothing deployed.
     """
-    target = _Target(directory, api, name)
+    target = _Target(directory, Chosen(api=api), name)
     found = target.deployments.get(target.name)
     machine: View | None = None
     try:
@@ -100,7 +100,7 @@ def logs(directory: Path, api: str, name: str | None, *, follow: bool, count: in
 
     Exit codes: 0 printed, 1 failed, 2 usage or nothing deployed.
     """
-    target = _Target(directory, api, name)
+    target = _Target(directory, Chosen(api=api), name)
     tail, cursor = last_lines(target.deployments, target.name, count)
     if as_json:
         click.echo(json.dumps({"text": tail, "cursor": cursor}, indent=2))
@@ -141,6 +141,7 @@ def stop(**given: Any) -> None:  # noqa: ANN401 - click passes options by name
 
 @click.command()
 @_deployment_options
+@chain_options
 @click.option("--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="Wait no longer than this.")
 def start(**given: Any) -> None:  # noqa: ANN401 - as above
     """Start the machine again, and prove by its evidence that it still runs what was planned.
@@ -186,9 +187,15 @@ def list_deployments(api: str, *, everything: bool, as_json: bool) -> None:
 
 
 def _act(
-    verb: str, *, directory: Path, api: str, name: str | None, timeout: int | None, as_json: bool
+    verb: str,
+    *,
+    directory: Path,
+    name: str | None,
+    timeout: int | None,
+    as_json: bool,
+    **given: Any,  # noqa: ANN401 - as above
 ) -> None:
-    target = _Target(directory, api, name)
+    target = _Target(directory, take_chosen(given), name)
     target.deployments.act(target.name, verb, secrets.token_hex(16))
     progress = Progress(quiet=as_json)
     try:

@@ -25,9 +25,26 @@ if TYPE_CHECKING:
 @click.command()
 @project_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, which --against reads.")
-@click.option("--rpc", "rpc_url", metavar="URL", help="Ask this chain what it allows now.")
-@click.option("--chain-id", type=click.IntRange(min=1), help="Refuse the answers of another chain.")
-@click.option("--kms-contract", metavar="ADDR", help="Address of the DstackKms contract.")
+@click.option(
+    "--rpc",
+    "rpc_urls",
+    envvar="DSTACK_RPC_URL",
+    multiple=True,
+    metavar="URL",
+    help="Ask this chain what it allows now; of several, the first.",
+)
+@click.option(
+    "--chain-id",
+    type=click.IntRange(min=1),
+    envvar="DSTACK_CHAIN_ID",
+    help="Refuse the answers of another chain.",
+)
+@click.option(
+    "--kms-contract",
+    envvar="DSTACK_KMS_CONTRACT",
+    metavar="ADDR",
+    help="Address of the DstackKms contract.",
+)
 @click.option("--app-id", metavar="HEX", help="Plan for this app id instead of app.json's.")
 @click.option("--app-owner", metavar="ADDR", help="Who shall own an app contract that has to be made.")
 @click.option("--device-id", metavar="HEX", help="The device id that the app contract must allow.")
@@ -47,7 +64,7 @@ if TYPE_CHECKING:
 )
 def plan(  # noqa: PLR0913, PLR0917 - click passes each option by its name
     directory: Path,
-    rpc_url: str | None,
+    rpc_urls: tuple[str, ...],
     chain_id: int | None,
     kms_contract: str | None,
     app_id: str | None,
@@ -70,7 +87,7 @@ def plan(  # noqa: PLR0913, PLR0917 - click passes each option by its name
         app_id=_hex(app_id, "--app-id", 20) or b"",
         device_id=_hex(device_id, "--device-id", 32),
         app_owner=address_option(app_owner, "--app-owner"),
-        kms_contract=address_option(kms_contract, "--kms-contract"),
+        kms_contract=address_option(kms_contract or None, "--kms-contract"),
         against=against,
         may_drop=may_drop,
     )
@@ -79,7 +96,7 @@ def plan(  # noqa: PLR0913, PLR0917 - click passes each option by its name
         read_config(config_path(os.environ)),
         options,
         build_enclave=_builder(),
-        ask_chain=_chain(rpc_url, options.kms_contract, chain_id),
+        ask_chain=_chain(rpc_urls[0] if rpc_urls else None, options.kms_contract, chain_id),
     )
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(made), indent=2))

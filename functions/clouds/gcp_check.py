@@ -63,7 +63,7 @@ class Check:
             check_name(site.name)
         except ConfigError as error:
             yield _finding(
-                error.code, "name", error.message, "choose another name: dstack-cloud deploy --name"
+                error.code, "name", error.message, "choose another name: instance_name in gcp_config"
             )
         for field in ("project", "zone", "machine_type"):
             if not getattr(site.settings, field):

@@ -75,8 +75,8 @@ class Engine:
         self._holder = holder
         self._is_gone = is_gone
 
-    def advance(self, name: str) -> Next:
-        """Run one step of a deployment, if it is time for one.
+    def advance(self, name: str, *, early: bool = False) -> Next:
+        """Run one step of a deployment, if it is time for one, or with `early` before its time.
 
         Raises `NotFoundError` for an unknown name and `StorageError` of the store; what a step raises ends in
         the record.
@@ -88,7 +88,7 @@ class Engine:
         redirected = redirect(found)
         if redirected.is_resting:
             return self._rest(found, redirected)
-        if redirected.step is found.step and found.due > now:
+        if redirected.step is found.step and found.due > now and not early:
             return Next(found.due - now, found.step, written_at=found.updated_at)
         lease = Lease(self._holder, secrets.token_hex(8), now + LEASE_SECONDS)
         claimed = msgspec.structs.replace(redirected, lease=lease, version=found.version + 1, updated_at=now)

@@ -34,10 +34,13 @@ def run_until_settled(
 ) -> Next:
     """Advance a deployment until there is nothing to do, or its step is one of `stop_at`.
 
+    The first look is at once, whatever an earlier run waited for: what it missed may be there now.
     `deadline` is a time of `clock`. Raises `WaitOver` behind it, and as `Engine.advance` does.
     """
+    early = True
     while True:
-        after = engine.advance(name)
+        after = engine.advance(name, early=early)
+        early = False
         report(after)
         if after.seconds is None or after.step in stop_at:
             return after

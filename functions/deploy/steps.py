@@ -130,12 +130,12 @@ def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
         work.say("governance allows this deployment", block=approved.block_number)
         return Outcome(Step.RETIRE, changes={"approved": approved})
     calls = [msgspec.to_builtins(call) for call in approval.calls]
-    work.say(f"governance must make {len(calls)} calls first", calls=calls)
+    work.say(f"calls that governance must make first: {len(calls)}", calls=calls)
     if work.deployment.settings.get("wait_for_approval") is False:
         work.save(approved=approved)
         raise DeniedError(
             "deploy.approval.missing",
-            f"governance must make {len(calls)} calls first, and nobody asked to wait for them",
+            f"calls that governance must make first: {len(calls)}, and nobody asked to wait for them",
             "have the calls made that the events list, then deploy again",
         )
     return Outcome(Step.AWAIT_APPROVAL, APPROVAL_POLL, changes={"approved": approved})
@@ -147,7 +147,7 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
     approval, chain = tools.ask_approval(work)
     approved = _approved(approval, chain, work.now)
     if approval.calls or approval.blocked or not approval.checked:
-        why = f"waiting for {len(approval.calls)} governance calls"
+        why = f"waiting for governance, calls missing: {len(approval.calls)}"
         return Outcome(Step.AWAIT_APPROVAL, APPROVAL_POLL, why, changes={"approved": approved})
     work.say("governance allows this deployment now", block=approved.block_number)
     return Outcome(Step.RETIRE, changes={"approved": approved})

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -144,9 +145,9 @@ def test_what_governance_must_do_is_printed(site: Site) -> None:
     assert "call 1: addComposeHash" in result.stdout
     assert "NEEDS APPROVAL" in result.stdout
     assert site.cloud.made == []
+    assert site.run("deploy", code=5).stdout == result.stdout
     site.tools.missing = ()
-    site.now += 100
-    assert "running" in site.run("deploy").stdout
+    assert "running" in site.run("deploy").stdout  # at once, not when the next look was due
 
 
 def test_the_calls_stand_in_the_json_too(site: Site) -> None:
@@ -358,6 +359,12 @@ def test_doctor_shows_what_the_cloud_lacks(site: Site) -> None:
     site.cloud.findings = (error("gcp.quota", "CPUS", "has 0 of 4 left: ask for more"),)
     result = site.run("doctor", code=3)
     assert "gcp.quota" in result.stdout
+
+
+def test_doctor_prints_the_command_that_mends_it(site: Site) -> None:
+    missing = error("gcp.bucket", "gcp_config.bucket", "is not there")
+    site.cloud.findings = (msgspec.structs.replace(missing, detail="make it"),)
+    assert "| make it\n" in site.run("doctor", code=3).stdout
 
 
 def test_doctor_goes_on_behind_the_first_problem(site: Site) -> None:
