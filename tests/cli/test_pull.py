@@ -1,11 +1,7 @@
 """`dstack-cloud pull` from a server that may serve anything."""
 
-import io
 import json
-import tarfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,47 +10,14 @@ from click.testing import CliRunner, Result
 from cli.main import cli
 from cli.pull import source_of
 from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError, UnavailableError
+from tests.fakes.file_server import FileServer, archive
 from tests.functions.plan.projects import write_os_image
 from tests.shared.refusal import refuses
 
 
-class Server:
-    """Answers by path: bytes, a status, or where it has moved to."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, bytes | int | str] = {}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                answer = outer.answers.get(self.path, 404)
-                self.send_response(
-                    200 if isinstance(answer, bytes) else 302 if isinstance(answer, str) else answer
-                )
-                if isinstance(answer, str):
-                    self.send_header("Location", answer)
-                body = answer if isinstance(answer, bytes) else b""
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
+def server() -> Iterator[FileServer]:
+    made = FileServer()
     yield made
     made.close()
 
@@ -66,14 +29,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config.write_text(json.dumps({"image_search_paths": [str(tmp_path / "images")]}))
     monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(config))
     return tmp_path
-
-
-def archive(directory: Path, prefix: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as tar:
-        for path in sorted(directory.iterdir()):
-            tar.add(path, f"{prefix}{path.name}")
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -89,7 +44,9 @@ def pull(*arguments: str) -> Result:
     return result
 
 
-def test_pulls_an_image_and_prints_its_hash(place: Path, server: Server, image: tuple[bytes, str]) -> None:
+def test_pulls_an_image_and_prints_its_hash(
+    place: Path, server: FileServer, image: tuple[bytes, str]
+) -> None:
     server.answers["/dstack-0.6.0-uki.tar.gz"] = image[0]
     result = pull(f"{server.url}/dstack-0.6.0-uki.tar.gz")
     assert result.exit_code == 0
@@ -98,34 +55,34 @@ def test_pulls_an_image_and_prints_its_hash(place: Path, server: Server, image: 
     assert [path.name for path in (place / "images").iterdir()] == ["dstack-0.6.0"]
 
 
-def test_an_archive_without_a_directory_is_taken_too(place: Path, server: Server, tmp_path: Path) -> None:
+def test_an_archive_without_a_directory_is_taken_too(place: Path, server: FileServer, tmp_path: Path) -> None:
     write_os_image(tmp_path / "source")
     server.answers["/dstack-0.6.0.tar.gz"] = archive(tmp_path / "source" / "dstack-0.6.0", "./")
     assert pull(f"{server.url}/dstack-0.6.0.tar.gz").exit_code == 0
     assert (place / "images" / "dstack-0.6.0" / "sha256sum.txt").exists()
 
 
-def test_follows_where_it_has_moved_to(place: Path, server: Server, image: tuple[bytes, str]) -> None:
+def test_follows_where_it_has_moved_to(place: Path, server: FileServer, image: tuple[bytes, str]) -> None:
     server.answers |= {"/dstack-0.6.0.tar.gz": "/elsewhere", "/elsewhere": image[0]}
     assert pull(f"{server.url}/dstack-0.6.0.tar.gz").exit_code == 0
     assert (place / "images" / "dstack-0.6.0").is_dir()
 
 
-def test_an_endless_redirect_ends(place: Path, server: Server) -> None:
+def test_an_endless_redirect_ends(place: Path, server: FileServer) -> None:
     server.answers["/dstack-0.6.0.tar.gz"] = "/dstack-0.6.0.tar.gz"
     with refuses("pull.redirects", ProtocolError):
         pull(f"{server.url}/dstack-0.6.0.tar.gz")
     assert list((place / "images").iterdir()) == []
 
 
-def test_a_status_is_told(place: Path, server: Server) -> None:
+def test_a_status_is_told(place: Path, server: FileServer) -> None:
     with refuses("pull.status", UnavailableError):
         pull(f"{server.url}/dstack-0.6.0.tar.gz")
     assert list((place / "images").iterdir()) == []
 
 
 def test_n19_an_image_of_another_hash_is_refused(
-    place: Path, server: Server, image: tuple[bytes, str]
+    place: Path, server: FileServer, image: tuple[bytes, str]
 ) -> None:
     server.answers["/dstack-0.6.0.tar.gz"] = image[0]
     with refuses("pull.hash", ProtocolError):
@@ -134,14 +91,14 @@ def test_n19_an_image_of_another_hash_is_refused(
 
 
 def test_an_image_of_the_expected_hash_is_taken(
-    place: Path, server: Server, image: tuple[bytes, str]
+    place: Path, server: FileServer, image: tuple[bytes, str]
 ) -> None:
     server.answers["/dstack-0.6.0.tar.gz"] = image[0]
     assert pull(f"{server.url}/dstack-0.6.0.tar.gz", "--hash", image[1]).exit_code == 0
     assert (place / "images" / "dstack-0.6.0").is_dir()
 
 
-def test_files_that_disagree_are_refused(place: Path, server: Server, tmp_path: Path) -> None:
+def test_files_that_disagree_are_refused(place: Path, server: FileServer, tmp_path: Path) -> None:
     write_os_image(tmp_path / "source")
     source = tmp_path / "source" / "dstack-0.6.0"
     (source / "measurement.gcp.cbor").write_bytes(b"another")
@@ -151,20 +108,20 @@ def test_files_that_disagree_are_refused(place: Path, server: Server, tmp_path: 
     assert list((place / "images").iterdir()) == []
 
 
-def test_what_is_no_archive_is_refused(place: Path, server: Server) -> None:
+def test_what_is_no_archive_is_refused(place: Path, server: FileServer) -> None:
     server.answers["/dstack-0.6.0.tar.gz"] = b"no archive"
     with refuses("os_image.archive", ProtocolError):
         pull(f"{server.url}/dstack-0.6.0.tar.gz")
     assert list((place / "images").iterdir()) == []
 
 
-def test_an_image_that_is_here_is_kept(place: Path, server: Server) -> None:
+def test_an_image_that_is_here_is_kept(place: Path, server: FileServer) -> None:
     (place / "images" / "dstack-0.6.0").mkdir(parents=True)
     with refuses("pull.exists", ConfigError):
         pull(f"{server.url}/dstack-0.6.0.tar.gz")
 
 
-def test_an_image_is_replaced_when_told_to(place: Path, server: Server, image: tuple[bytes, str]) -> None:
+def test_an_image_is_replaced_when_told_to(place: Path, server: FileServer, image: tuple[bytes, str]) -> None:
     (place / "images" / "dstack-0.6.0").mkdir(parents=True)
     server.answers["/dstack-0.6.0.tar.gz"] = image[0]
     assert pull(f"{server.url}/dstack-0.6.0.tar.gz", "--yes").exit_code == 0
