@@ -6,7 +6,6 @@ parts: `gcp_resources` makes and removes, `gcp_images` and `gcp_instance` say wh
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from functions.clouds.gcp_check import Check, moved_data
@@ -32,16 +31,14 @@ from functions.deploy.cloud import (
     Work,
 )
 from functions.deploy.record import Resource
-from functions.plan.cloud_image import find_image
-from functions.plan.model import Plan
+from functions.deploy.store import NotFoundError
 from shared.compose.findings import Finding, error
 from shared.compose.project import GcpConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, StorageError
 
 NOT_FOUND: Final = "NOT_FOUND"
 _UP: Final = "RUNNING"
 _DOWN: Final = frozenset({"TERMINATED", "STOPPED"})
-_DISK_RAW: Final = "disk.raw"
 
 
 class GcpTdxCloud:
@@ -92,26 +89,28 @@ class GcpTdxCloud:
 
     def start(self, work: Work) -> Wait | Machine:
         """See `Cloud`. Raises `DeniedError("gcp.instance.missing")`."""
-        site = planned_site(work)
+        resources = Resources(self._compute, work)
+        settled = resources.settle(self._recorded(work, self._place(work)))
+        if isinstance(settled, Wait):
+            return settled
         found = self._look(work)
         if found is None:
-            raise no_instance(site.name)
-        return self._up(Resources(self._compute, work), self._recorded(work, site.place), found)
+            raise no_instance(work.deployment.name)
+        return _up(resources, settled, found)
 
     def stop(self, work: Work) -> Wait | Machine:
         """See `Cloud`. Where there is no machine, there is none to stop."""
+        resources = Resources(self._compute, work)
+        settled = resources.settle(self._recorded(work, self._place(work)))
+        if isinstance(settled, Wait):
+            return settled
         found = self._look(work)
         if found is None:
             return Machine(status=NOT_FOUND)
-        resources = Resources(self._compute, work)
-        resource = self._recorded(work, self._place(work))
-        settled = resources.settle(resource)
-        if isinstance(settled, Wait):
-            return settled
         if found.status in _DOWN:
             return machine_of(found)
         if found.status != _UP:
-            return Wait(POLL, f"until instance {resource.name} is no longer {found.status}")
+            return Wait(POLL, f"until instance {settled.name} is no longer {found.status}")
         return resources.act(settled, "stop_unary", "stop")
 
     def retire(self, work: Work) -> Wait | None:
@@ -197,17 +196,7 @@ class GcpTdxCloud:
         )
         if isinstance(found, Wait):
             return found
-        return self._up(resources, self._recorded(work, site.place), found)
-
-    def _up(self, resources: Resources, resource: Resource, found: Any) -> Wait | Machine:  # noqa: ANN401
-        settled = resources.settle(resource)
-        if isinstance(settled, Wait):
-            return settled
-        if found.status in _DOWN:
-            return resources.act(settled, "start_unary", "start")
-        if found.status != _UP:
-            return Wait(POLL, f"until instance {resource.name} is no longer {found.status}")
-        return machine_of(found)
+        return _up(resources, self._recorded(work, site.place), found)
 
     def _look(self, work: Work) -> Any:  # noqa: ANN401 - Google's types
         """Return the instance of this deployment, None where there is none of ours."""
@@ -284,22 +273,18 @@ class GcpTdxCloud:
         found = {Place.of(one.place).project for one in work.deployment.resources if one.kind != OBJECT}
         try:
             site = wanted_site(work, self._defaults)
-        except ConfigError:
-            return found  # it never got further than being refused
+        except (ConfigError, StorageError, NotFoundError):
+            return found  # whatever was made is in the places that were recorded
         return found | ({site.place.project} if site.place.project else set())
 
 
-def boot_disks_below(search_paths: Sequence[str], directory: Path) -> BootDisks:
-    """Return a finder of `disk.raw` in the OS image directories of this machine."""
-
-    def find(plan: Plan) -> Path | None:
-        try:
-            disk = find_image(plan.image.source, search_paths, directory) / _DISK_RAW
-        except ConfigError:
-            return None
-        return disk if disk.is_file() else None
-
-    return find
+def _up(resources: Resources, resource: Resource, found: Any) -> Wait | Machine:  # noqa: ANN401 - Google's types
+    """Return the machine once it runs; start it where it does not. No operation of it is under way."""
+    if found.status in _DOWN:
+        return resources.act(resource, "start_unary", "start")
+    if found.status != _UP:
+        return Wait(POLL, f"until instance {resource.name} is no longer {found.status}")
+    return machine_of(found)
 
 
 def _live(work: Work) -> list[Resource]:

@@ -15,7 +15,7 @@ from functions.clouds.gcp_images import (
     sparse_disk,
     upload_boot_disk,
 )
-from functions.clouds.gcp_tdx import GcpTdxCloud, boot_disks_below
+from functions.clouds.gcp_tdx import GcpTdxCloud
 from functions.deploy.cloud import DeniedError
 from shared.errors import CloudError, ConfigError, InvalidEvidence
 from shared.measurement.boot_disk import gcp_boot_disk, measure_boot_disk
@@ -69,8 +69,7 @@ def test_a_boot_disk_at_hand_is_uploaded(gcp: World, os_image: tuple[Path, str])
     directory, uki_auth = os_image
     gcp.storage.objects.clear()
     replan(gcp, uki_auth)
-    finder = boot_disks_below([str(directory.parent)], directory.parent)
-    gcp.cloud = GcpTdxCloud(gcp.compute, gcp.bucket, boot_disks=finder)
+    gcp.cloud = GcpTdxCloud(gcp.compute, gcp.bucket, boot_disks=lambda _: directory / "disk.raw")
     gcp.launch()
     stored = gcp.storage.objects[BUCKET, BOOT_KEY]
     assert stored.metadata == {"dstack-os-image-hash": OS_IMAGE_HASH}
@@ -100,13 +99,6 @@ def test_a_file_that_is_no_boot_disk_is_not_uploaded(gcp: World, tmp_path: Path)
         upload_boot_disk(gcp.bucket(BUCKET), tmp_path / "disk.raw", OS_IMAGE_HASH, "33" * 32)
     with refuses("gcp.boot_disk.read", CloudError):
         upload_boot_disk(gcp.bucket(BUCKET), tmp_path / "absent", OS_IMAGE_HASH, "33" * 32)
-
-
-def test_no_image_is_found_below_paths_that_have_none(tmp_path: Path) -> None:
-    plan = make_plan("d2" * 32)
-    (tmp_path / "dstack-0.6.0").mkdir()
-    assert boot_disks_below([str(tmp_path)], tmp_path)(plan) is None
-    assert boot_disks_below([], tmp_path)(plan) is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from functions.clouds.gcp_settings import config_digest
 from functions.deploy.cloud import DEPLOYMENT, EVIDENCE_PORT, MANAGED_BY, DeniedError, Machine
 from functions.deploy.machine_claims import check_machine
+from functions.deploy.record import Files
 from shared.errors import CloudError, ConfigError
 from shared.measurement.config_disk import config_disk
 from shared.measurement.disk_image import MIB, range_of
@@ -234,6 +235,13 @@ def test_a_removal_reads_every_page(gcp: World) -> None:
     for number in range(3):
         gcp.fake.put("image", f"stray-{number}", labels=labels)
         gcp.fake.put("disk", f"stray-{number}", zone="us-central1-b", labels=labels, sizeGb="10")
+    gcp.until_done(gcp.cloud.remove)
+    assert gcp.left() == {}
+
+
+def test_a_removal_needs_neither_the_project_nor_its_plan(gcp: World) -> None:
+    gcp.launch()
+    gcp.change(files=Files(project={"app.json": "00" * 32}), planned=None)
     gcp.until_done(gcp.cloud.remove)
     assert gcp.left() == {}
 
