@@ -93,14 +93,20 @@ class JournalPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def status_command() -> str:
     """Return the command that says how far the parent is; before its user data ran it says `pending`."""
-    return f"""set -u
+    return f"""#!/bin/bash
+set -u
 bringup=pending; step=; forwarder=unknown; enclaves='[]'
 [ -e {STATE}/bringup.done ] && bringup=done
 if [ -e {STATE}/bringup.failed ]; then bringup=failed; step=$(head -c 20 {STATE}/bringup.failed); fi
 code=$(head -c 3 {STATE}/enclave.exit 2>/dev/null || true)
-if [ "$bringup" = done ]; then
+if [ "$bringup" != pending ] && command -v nitro-cli >/dev/null; then
   forwarder=$(systemctl is-active {FORWARDER_UNIT} || true)
-  enclaves=$(nitro-cli describe-enclaves) || exit $?
+  # its unit may have started the enclave after the first attempt, and with it the set-up, failed
+  enclaves=$(nitro-cli describe-enclaves); failed=$?
+  if [ "$failed" != 0 ]; then
+    [ "$bringup" = failed ] || exit "$failed"
+    enclaves='[]'
+  fi
 fi
 error=$({{ tail -c {_ERROR_BYTES} {STATE}/bringup.log; tail -c {_ERROR_BYTES} {STATE}/enclave.err; }} \\
   2>/dev/null | base64 -w0)
@@ -111,12 +117,13 @@ printf '{{"bringup":"%s","step":"%s","enclave_exit":"%s","forwarder":"%s","encla
 
 def run_command() -> str:
     """Return the command that starts the enclave again after it ended by itself."""
-    return f"systemctl reset-failed {ENCLAVE_UNIT} || true\nsystemctl restart {ENCLAVE_UNIT}\n"
+    return f"#!/bin/bash\nsystemctl reset-failed {ENCLAVE_UNIT} || true\nsystemctl restart {ENCLAVE_UNIT}\n"
 
 
 def terminate_command() -> str:
     """Return the command that ends the enclave; it prints nothing where none runs."""
-    return f"""set -euo pipefail
+    return f"""#!/bin/bash
+set -euo pipefail
 nitro-cli describe-enclaves | grep '"EnclaveID"' >/dev/null || exit 0
 nitro-cli terminate-enclave --enclave-name {shlex.quote(ENCLAVE_NAME)}
 """
@@ -132,7 +139,8 @@ def journal_command(cursor: str, limit: int) -> str:
         raise ConfigError("nitro.logs.cursor", f"got cursor {cursor[:40]!a}, expected one of an earlier page")
     after = f"--after-cursor={shlex.quote(cursor)}" if cursor else ""
     size = max(1, min(limit, LOG_PAGE))
-    return f"""journalctl --no-pager --output=json {after} \\
+    return f"""#!/bin/bash
+journalctl --no-pager --output=json {after} \\
   _SYSTEMD_UNIT={FORWARDER_UNIT} + _SYSTEMD_UNIT={ENCLAVE_UNIT} + SYSLOG_IDENTIFIER={BRINGUP_LOG} \\
   | /usr/bin/python3 -c '
 import json, sys, time

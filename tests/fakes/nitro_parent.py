@@ -97,8 +97,9 @@ class ParentInstance:
         """Run a script as root would, with the machine's own directories in the place of this one's."""
         path = self.root / "tmp" / "script"
         path.write_text(self.located(script))
+        path.chmod(0o755)
         ran = subprocess.run(
-            ["bash", path],
+            ["sh", "-c", path],  # as the agent does: what needs bash has to say so itself
             capture_output=True,
             text=True,
             env=self._environment,

@@ -185,6 +185,17 @@ def test_nitro_clis_failure_ends_the_launch_with_what_to_change(nitro: World) ->
     assert f"E{code}" in caught.value.message
 
 
+def test_an_enclave_that_came_up_at_the_second_attempt_is_up(nitro: World) -> None:
+    _one_step(nitro)
+    nitro.parent.fail("run-enclave", 39)
+    with refuses("nitro.enclave.e39", TransientCloudError):
+        nitro.launch()
+    nitro.parent.fail("run-enclave", 0)
+    assert nitro.parent.run(f"systemctl start {nitro_parent.ENCLAVE_UNIT}").exit_code == 0
+    assert nitro.parent.file("/var/lib/dstack/bringup.failed").exists()
+    check_machine(nitro.work().plan, nitro.launch())
+
+
 def test_an_image_that_is_not_the_planned_one_any_more_is_not_run(nitro: World) -> None:
     nitro.launch()
     parent = nitro.parent
