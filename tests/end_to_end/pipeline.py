@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jwt
 import msgspec
 import pytest
 
@@ -64,6 +65,11 @@ class Identities:
         now = self._clock()
         wanted = github_claims(iat=now, nbf=now, exp=now + TOKEN_SECONDS, **claims)
         return sign(wanted, self.key, "k1")
+
+    def forged(self) -> str:
+        """Return a token that says the same, signed by somebody else."""
+        claims = jwt.decode(self.job(), options={"verify_signature": False})
+        return sign(claims, rsa_key(), "k1")
 
     def task(self, audience: str, email: str) -> str:
         """Return the token with which Google's queue calls."""

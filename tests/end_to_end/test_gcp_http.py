@@ -82,9 +82,14 @@ def test_a_whole_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned["plan_id"] == plan["plan_id"]
     assert rival.codes == [("deploy.exists", 409), ("deploy.busy", 409)]
 
-    with monkeypatch.context() as stranger, refuses("deploy.forbidden", ApiError):
+    with monkeypatch.context() as stranger, refuses("deploy.forbidden", ApiError) as refused:
         stranger.setenv("DSTACK_CLOUD_TOKEN", job.who.job(repository_id="9"))
         job.asks("stop")
+    assert refused.value.status == 403
+    with monkeypatch.context() as forger, refuses("deploy.token.signature", ApiError) as refused:
+        forger.setenv("DSTACK_CLOUD_TOKEN", job.who.forged())
+        job.asks("stop")
+    assert refused.value.status == 401
 
     machine = job.gets("status")["machine"]
     assert isinstance(machine, dict)
@@ -93,6 +98,8 @@ def test_a_whole_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hello from the guest" in job.asks("logs -n 3")
     job.asks("fw allow 443 --source 192.0.2.0/24")
     assert "allow  tcp 443" in job.asks("fw list")
+
+    assert "dstack-web" in run(f"dstack-cloud list --api {job.api}")
 
     assert job.gets("stop --timeout 120")["status"] == "stopped"
     assert not site.guests.is_running("dstack-web")
