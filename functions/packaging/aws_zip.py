@@ -132,7 +132,7 @@ def install_command(lock: Path, target: Path, runtime: Runtime) -> list[str]:
     wheels = f"{ARCHITECTURES[runtime.architecture]}-{PYTHONS[runtime.version]}"
     version = "{}.{}".format(*runtime.version)
     return [
-        *(_uv(), "pip", "install", "--quiet", "--no-config", "--target", str(target)),
+        *(_uv(), "pip", "install", "--quiet", "--target", str(target)),
         *("--require-hashes", "--only-binary", ":all:", "--no-compile", "--link-mode", "copy"),
         *("--python", runtime.interpreter, "--python-version", version, "--python-platform", wheels),
         *("--requirement", str(lock)),
@@ -183,7 +183,7 @@ def write_zip(tree: Path, path: Path, below: str = "") -> None:
             entry.create_system = 3  # Unix, whose modes the next line is of
             entry.external_attr = 0o100644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, file.read_bytes(), compresslevel=9)
+            archive.writestr(entry, file.read_bytes(), compresslevel=6)
 
 
 def _add_forwarder(stage: Path) -> None:

@@ -86,7 +86,7 @@ class Artefacts:
         command = [*install_command(lock, target, runtime), "--dry-run"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 and _unreachable(done.stderr):
-            pytest.skip(f"the package registry is unreachable: {done.stderr[-300:]}")
+            pytest.skip(f"the package registry is unreachable: {' '.join(done.stderr.split())[-300:]}")
         assert done.returncode == 0, done.stderr
 
     @contextmanager

@@ -96,6 +96,7 @@ def test_every_module_of_a_zip_has_bytecode_that_is_used_unchecked(artefacts: Ar
 
 
 def test_the_same_zip_comes_out_elsewhere_at_another_time(artefacts: Artefacts, tmp_path: Path) -> None:
+    wanted = artefacts.zip("authorize")[0].sha256
     script = (
         "from pathlib import Path; from functions.packaging import aws_zip, targets; "
         f"one = next(one for one in targets.AWS_FUNCTIONS if one.name == 'authorize'); "
@@ -116,7 +117,7 @@ def test_the_same_zip_comes_out_elsewhere_at_another_time(artefacts: Artefacts, 
         umask=0o077,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == artefacts.zip("authorize")[0].sha256
+    assert done.stdout.strip() == wanted
 
 
 @pytest.mark.parametrize("name", ZIPS)
@@ -175,6 +176,13 @@ def loaded_modules(path: list[Path], modules: tuple[str, ...] | list[str]) -> se
     return set(done.stdout.split())
 
 
+@pytest.fixture
+def wheels(artefacts: Artefacts) -> None:
+    """The wheels of one package, in uv's cache: without them there is nothing to refuse."""
+    artefacts.zip("authorize")
+
+
+@pytest.mark.usefixtures("wheels")
 class TestRefusals:
     def test_of_a_package_beyond_its_budget_nothing_is_left(self, tmp_path: Path) -> None:
         small = msgspec.structs.replace(AUTHORIZE, budget=10**6)
