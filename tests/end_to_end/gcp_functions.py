@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -12,8 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from functions.deploy.internal_api import ADVANCE, SWEEP
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, verifier_environment
 from tests.end_to_end.pipeline import GRANTS, Identities, Pump
 from tests.end_to_end.shared_clock import PRELUDE, SharedClock
@@ -23,10 +24,14 @@ from tests.packaging.conftest import Artefacts
 
 APIS = ("firestore.v1", "cloudtasks.v2")
 QUEUE = f"projects/{PROJECT}/locations/europe-west4/queues/dstack"
-WORKER_URL = f"https://europe-west4-{PROJECT}.cloudfunctions.net/dstack-deploy-worker/internal/advance"
+WORKER_URL = f"https://europe-west4-{PROJECT}.cloudfunctions.net/dstack-deploy-worker{ADVANCE}"
+"""The platform's front takes the function's name off the path."""
+
 ACCOUNT = f"dstack-tasks@{PROJECT}.iam.gserviceaccount.com"
 BLOBS = f"{PROJECT}-blobs"
-BACKOFF = 5  # the queue's own least one, in seconds
+BACKOFF, ATTEMPTS = 5, 20
+"""Of the queue: seconds before a task is sent again, and how often it is sent."""
+
 START_SECONDS = 60
 
 _SERVE = """
@@ -89,7 +94,7 @@ class Service:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> int:
+    def post(self, path: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, bytes]:
         """Send a request as the platform's front does: a new instance is started where the last one ended."""
         if self._process.poll() is not None:
             self.start()
@@ -97,17 +102,18 @@ class Service:
         try:
             connection.request("POST", path, body, dict(headers))
             answer = connection.getresponse()
-            answer.read()
+            return answer.status, answer.read()
         except (OSError, http.client.HTTPException):
-            return 503
-        else:
-            return answer.status
+            return 503, b""
         finally:
             connection.close()
 
 
 class GcpFunctions:
-    """`api` and `worker` over the site's fakes. `answers` is what the queue got, in order."""
+    """`api` and `worker` over the site's fakes. `answers` is what the queue got, in order.
+
+    The queue sends a task up to `attempts` times.
+    """
 
     def __init__(
         self, site: GcpSite, artefacts: Artefacts, place: Path, who: Identities, clock: SharedClock
@@ -115,6 +121,7 @@ class GcpFunctions:
         self._who = who
         self._clock = clock
         self.answers: list[int] = []
+        self.attempts = ATTEMPTS
         self.firestore = Firestore(site.rest, PROJECT)
         self.tasks = CloudTasks(site.rest, [QUEUE], now=clock())
         site.storage.buckets.add(BLOBS)
@@ -164,10 +171,10 @@ class GcpFunctions:
 
     def _dispatch(self, task: dict[str, Any]) -> None:
         target, retries = task["httpRequest"], task["dispatchCount"] - 1
-        token = target["oidcToken"]
+        assert target["url"] == WORKER_URL
         headers = {
             **target["headers"],
-            "Authorization": f"Bearer {self._who.task(token['audience'], token['serviceAccountEmail'])}",
+            **self._bearer(target["oidcToken"]["audience"], target["oidcToken"]["serviceAccountEmail"]),
             "User-Agent": "Google-Cloud-Tasks",
             "X-CloudTasks-QueueName": QUEUE.rpartition("/")[2],
             "X-CloudTasks-TaskName": task["name"].rpartition("/")[2],
@@ -175,16 +182,21 @@ class GcpFunctions:
             "X-CloudTasks-TaskExecutionCount": str(retries),
             "X-CloudTasks-TaskETA": f"{due_at(task)}.000000",
         }
-        url = urlsplit(target["url"])
-        assert target["url"] == WORKER_URL
-        # the platform's front takes the function's name off the path
-        path = url.path.removeprefix("/dstack-deploy-worker")
-        status = self.worker.post(path, headers, base64.b64decode(target["body"]))
+        status, _ = self.worker.post(ADVANCE, headers, base64.b64decode(target["body"]))
         self.answers.append(status)
-        if 200 <= status < 300:
+        if 200 <= status < 300 or task["dispatchCount"] >= self.attempts:
             self.tasks.finish(task["name"])
         else:
             self.tasks.postpone(task["name"], BACKOFF)
+
+    def sweep(self) -> Any:
+        """Call the sweep as the scheduler does, and return the answer."""
+        status, body = self.worker.post(SWEEP, self._bearer(WORKER_URL, ACCOUNT))
+        assert status == 200, body
+        return json.loads(body)
+
+    def _bearer(self, audience: str, email: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._who.task(audience, email)}"}
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from cli.upload import project_upload
 from functions.plan.project_files import read_config
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
-from tests.end_to_end.commands import become
+from tests.end_to_end.commands import become, run, shown
 from tests.end_to_end.gcp_site import user_environment
 from tests.end_to_end.shared_clock import SharedClock
 from tests.functions.deploy.issuer import Issuer, jwk, rsa_key, sign
@@ -105,6 +105,36 @@ def become_job(monkeypatch: pytest.MonkeyPatch, who: Identities, place: Path) ->
     defaults = RemoteDeployments.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "sleep", lambda _seconds: time.sleep(PAUSE))
+
+
+class Job:
+    """A job of the repository at `place`, where its project `web` is, that deploys by the API at `url`."""
+
+    def __init__(self, place: Path, url: str, who: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place = place
+        self.url = url
+        self.who = who
+        self._monkeypatch = monkeypatch
+
+    def asks(self, command: str, code: int = 0) -> str:
+        """Run a command on the project, and return what it printed."""
+        return run(f"dstack-cloud -C web {command} --api {self.url}", code)
+
+    def gets(self, command: str, code: int = 0) -> dict[str, Any]:
+        """Run a command on the project with --json, and return the object."""
+        return shown(f"dstack-cloud -C web {command} --api {self.url}", code)
+
+    def refusal(self, command: str, token: str) -> tuple[str, int]:
+        """Run a command with another token, and return the API's refusal: code and status."""
+        with self._monkeypatch.context() as other:
+            other.setenv("DSTACK_CLOUD_TOKEN", token)
+            with pytest.raises(ApiError) as caught:
+                self.asks(command)
+        return caught.value.code, caught.value.status
+
+    def rival(self) -> "Rival":
+        """Return another job, which deploys other files of this project."""
+        return Rival(self.url, self.who, self.place / "web", self.place / "config.json")
 
 
 class Rival:

@@ -4,39 +4,31 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
 
-from cli.remote import ApiError
 from shared.measurement.oci import OCI_MANIFEST
 from tests.end_to_end.aws_functions import AwsFunctions, WatchedAws, aws_functions
 from tests.end_to_end.aws_site import PROFILE, AwsSite, aws_site
 from tests.end_to_end.commands import run, shown
-from tests.end_to_end.pipeline import Identities, Rival, become_job, identities
+from tests.end_to_end.pipeline import Job, become_job, identities
 from tests.end_to_end.shared_clock import SharedClock
 from tests.fakes.guests import Roots
 from tests.packaging.conftest import Artefacts
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
 from tests.shared.net.registry_stand_in import REPOSITORY, Answer, Registry
-from tests.shared.refusal import refuses
 
 APP_ID = "22" * 20
 COMPOSE = "services:\n  web:\n    image: demo-web\n    ports: ['8443:443']\n"
 
 
-class Job:
-    """A job of the repository, with the project `web` in its directory."""
+class Stage(msgspec.Struct):
+    """A job, and where what it deploys ends up."""
 
-    def __init__(self, place: Path, site: AwsSite, functions: AwsFunctions, who: Identities) -> None:
-        self.place, self.site, self.functions, self.who = place, site, functions, who
-        self.api = functions.url
-
-    def asks(self, command: str, code: int = 0) -> str:
-        return run(f"dstack-cloud -C web {command} --api {self.api}", code)
-
-    def gets(self, command: str, code: int = 0) -> dict[str, Any]:
-        return shown(f"dstack-cloud -C web {command} --api {self.api}", code)
+    job: Job
+    site: AwsSite
+    functions: AwsFunctions
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +38,9 @@ def aws() -> Iterator[WatchedAws]:
 
 
 @pytest.fixture
-def job(
+def stage(
     tmp_path: Path, aws: WatchedAws, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Job]:
+) -> Iterator[Stage]:
     clock = SharedClock(tmp_path / "clock")
     with (
         Roots(clock) as roots,
@@ -62,7 +54,7 @@ def job(
         become_job(monkeypatch, who, tmp_path)
         run(f"dstack-cloud new web --platform nitro --app-id {APP_ID}")
         name_image(tmp_path / "web", registry)
-        yield Job(tmp_path, site, functions, who)
+        yield Stage(Job(tmp_path, functions.url, who, monkeypatch), site, functions)
     aws.after = lambda _action: None
 
 
@@ -83,51 +75,50 @@ def name_image(project: Path, registry: Registry) -> None:
     (project / "app.json").write_text(json.dumps(document))
 
 
-def test_a_whole_life(job: Job, aws: WatchedAws, monkeypatch: pytest.MonkeyPatch) -> None:
-    rival = Rival(job.api, job.who, job.place / "web", job.place / "config.json")
+def test_a_whole_life(stage: Stage, aws: WatchedAws) -> None:
+    job = stage.job
+    rival = job.rival()
     aws.after = lambda action: rival() if action == "RunInstances" else None
     plan = shown("dstack-cloud -C web plan", 4)
     deployed = job.gets("deploy --timeout 120")
     assert (deployed["status"], deployed["cloud"]) == ("running", "aws-nitro")
-    assert (deployed["running"]["external_ip"], deployed["running"]["simulated"]) == (job.site.address, True)
+    assert (deployed["running"]["external_ip"], deployed["running"]["simulated"]) == (
+        stage.site.address,
+        True,
+    )
     assert deployed["planned"]["plan_id"] == plan["plan_id"]
     assert rival.codes == [("deploy.exists", 409), ("deploy.busy", 409)]
 
-    with monkeypatch.context() as stranger, refuses("deploy.forbidden", ApiError) as refused:
-        stranger.setenv("DSTACK_CLOUD_TOKEN", job.who.job(repository_id="9"))
-        job.asks("stop")
-    assert refused.value.status == 403
-    with monkeypatch.context() as forger, refuses("api.status", ApiError) as refused:
-        forger.setenv("DSTACK_CLOUD_TOKEN", job.who.forged())
-        job.asks("stop")
-    assert refused.value.status == 401
+    assert job.refusal("stop", job.who.job(repository_id="9")) == ("deploy.forbidden", 403)
+    assert job.refusal("stop", job.who.forged()) == ("api.status", 401)
 
     assert job.gets("status")["machine"]["confidential"] == "NITRO_ENCLAVE"
     job.asks("logs")
     job.asks("fw allow 8443 --source 192.0.2.0/24")
     assert "tcp 8443" in job.asks("fw list")
 
-    assert "dstack-web" in run(f"dstack-cloud list --api {job.api}")
+    assert "dstack-web" in run(f"dstack-cloud list --api {job.url}")
 
     assert job.gets("stop --timeout 120")["status"] == "stopped"
     assert job.gets("start --timeout 120")["status"] == "running"
 
     assert job.gets("remove --yes --timeout 120")["status"] == "removed"
-    assert job.functions.left(deployed["uid"]) == {}
-    assert (job.functions.failed, job.functions.worker.starts) == (0, 1)
+    assert stage.functions.left(deployed["uid"]) == {}
+    assert (stage.functions.failed, stage.functions.worker.starts) == (0, 1)
 
 
 def test_a_worker_that_is_killed_in_a_call_of_the_cloud_leaves_one_machine_that_runs(
-    job: Job, aws: WatchedAws
+    stage: Stage, aws: WatchedAws
 ) -> None:
     def kill(action: str) -> None:
-        if action == "RunInstances" and job.functions.worker.starts == 1:
-            job.functions.worker.kill()
+        if action == "RunInstances" and stage.functions.worker.starts == 1:
+            stage.functions.worker.kill()
 
     aws.after = kill
+    job = stage.job
     deployed = job.gets("deploy --timeout 120")
-    assert (deployed["status"], job.functions.worker.starts, job.functions.failed) == ("running", 2, 1)
-    assert len(job.functions.left(deployed["uid"])["instance"]) == 1
+    assert (deployed["status"], stage.functions.worker.starts, stage.functions.failed) == ("running", 2, 1)
+    assert len(stage.functions.left(deployed["uid"])["instance"]) == 1
     assert len(aws.orders) == 1
     assert job.gets("remove --yes --timeout 120")["status"] == "removed"
-    assert job.functions.left(deployed["uid"]) == {}
+    assert stage.functions.left(deployed["uid"]) == {}

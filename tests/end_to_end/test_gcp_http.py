@@ -1,47 +1,42 @@
 """A project on Google Cloud by the deploy function's HTTP API, its built source at work over the fakes."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 
-from cli.remote import ApiError
+from functions.deploy.engine import LEASE_SECONDS
+from functions.deploy.reconcile import OVERDUE_SECONDS
 from tests.end_to_end.commands import run, shown
 from tests.end_to_end.gcp_functions import APIS, GcpFunctions, gcp_functions
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, gcp_site
-from tests.end_to_end.pipeline import Identities, Rival, become_job, identities
+from tests.end_to_end.pipeline import Job, become_job, identities
 from tests.end_to_end.shared_clock import SharedClock
 from tests.fakes.google_rest import ApiRequest
 from tests.fakes.guests import Roots
 from tests.fakes.os_images import write_whole_os_image
 from tests.packaging.conftest import Artefacts
-from tests.shared.refusal import refuses
 
 INSERT = "compute.instances.insert"
 PINNED = "nginx@sha256:" + "ab" * 32
 
 
-class Job:
-    """A job of the repository, with the project `web` in its directory."""
+class Stage(msgspec.Struct):
+    """A job, and where what it deploys ends up."""
 
-    def __init__(self, place: Path, site: GcpSite, functions: GcpFunctions, who: Identities) -> None:
-        self.place, self.site, self.functions, self.who = place, site, functions, who
-        self.api = functions.api.url
-        run("dstack-cloud new web --kp tpm")
-        compose = place / "web" / "docker-compose.yaml"
-        compose.write_text(compose.read_text().replace("nginx:alpine", PINNED))
-
-    def asks(self, command: str, code: int = 0) -> str:
-        return run(f"dstack-cloud -C web {command} --api {self.api}", code)
-
-    def gets(self, command: str, code: int = 0) -> dict[str, object]:
-        return shown(f"dstack-cloud -C web {command} --api {self.api}", code)
+    job: Job
+    site: GcpSite
+    functions: GcpFunctions
+    clock: SharedClock
 
 
 @pytest.fixture
-def job(tmp_path: Path, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+def stage(tmp_path: Path, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     clock = SharedClock(tmp_path / "clock")
     with (
         Roots(clock) as roots,
@@ -59,12 +54,15 @@ def job(tmp_path: Path, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch) -
         with monkeypatch.context() as operator:
             operator.setenv("DSTACK_GCP_ENDPOINT", site.rest.url)
             run(f"dstack-cloud image push dstack-0.6.0 --bucket {BUCKET}")
-        yield Job(tmp_path, site, functions, who)
+        run("dstack-cloud new web --kp tpm")
+        compose = tmp_path / "web" / "docker-compose.yaml"
+        compose.write_text(compose.read_text().replace("nginx:alpine", PINNED))
+        yield Stage(Job(tmp_path, functions.api.url, who, monkeypatch), site, functions, clock)
 
 
-def test_a_whole_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = job.site
-    rival = Rival(job.api, job.who, job.place / "web", job.place / "config.json")
+def test_a_whole_life(stage: Stage) -> None:
+    job, site = stage.job, stage.site
+    rival = job.rival()
 
     def while_it_launches(phase: Literal["before", "after"], request: ApiRequest) -> None:
         if phase == "before" and request.method_id == INSERT:
@@ -75,31 +73,21 @@ def test_a_whole_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     deployed = job.gets("deploy --timeout 120")
     site.rest.hook = None
     assert deployed["status"] == "running"
-    running, planned = deployed["running"], deployed["planned"]
-    assert isinstance(running, dict)
-    assert isinstance(planned, dict)
-    assert (running["external_ip"], running["simulated"]) == (site.address, True)
-    assert planned["plan_id"] == plan["plan_id"]
+    assert (deployed["running"]["external_ip"], deployed["running"]["simulated"]) == (site.address, True)
+    assert deployed["planned"]["plan_id"] == plan["plan_id"]
     assert rival.codes == [("deploy.exists", 409), ("deploy.busy", 409)]
 
-    with monkeypatch.context() as stranger, refuses("deploy.forbidden", ApiError) as refused:
-        stranger.setenv("DSTACK_CLOUD_TOKEN", job.who.job(repository_id="9"))
-        job.asks("stop")
-    assert refused.value.status == 403
-    with monkeypatch.context() as forger, refuses("deploy.token.signature", ApiError) as refused:
-        forger.setenv("DSTACK_CLOUD_TOKEN", job.who.forged())
-        job.asks("stop")
-    assert refused.value.status == 401
+    assert job.refusal("stop", job.who.job(repository_id="9")) == ("deploy.forbidden", 403)
+    assert job.refusal("stop", job.who.forged()) == ("deploy.token.signature", 401)
 
     machine = job.gets("status")["machine"]
-    assert isinstance(machine, dict)
     assert (machine["status"], machine["confidential"]) == ("RUNNING", "TDX")
     site.compute.write_console("dstack-web", b"hello from the guest\n")
     assert "hello from the guest" in job.asks("logs -n 3")
     job.asks("fw allow 443 --source 192.0.2.0/24")
     assert "allow  tcp 443" in job.asks("fw list")
 
-    assert "dstack-web" in run(f"dstack-cloud list --api {job.api}")
+    assert "dstack-web" in run(f"dstack-cloud list --api {job.url}")
 
     assert job.gets("stop --timeout 120")["status"] == "stopped"
     assert not site.guests.is_running("dstack-web")
@@ -107,23 +95,48 @@ def test_a_whole_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert job.gets("remove --yes --timeout 120")["status"] == "removed"
     assert site.left() == {}
-    assert set(job.functions.answers) == {200}
+    assert set(stage.functions.answers) == {200}
     assert len(site.rest.called(INSERT)) == 1
 
 
-def test_a_worker_that_is_killed_in_a_call_of_the_cloud_leaves_one_machine_that_runs(job: Job) -> None:
-    site = job.site
+def test_a_worker_that_is_killed_in_a_call_of_the_cloud_leaves_one_machine_that_runs(stage: Stage) -> None:
+    job, site = stage.job, stage.site
 
     def kill(phase: Literal["before", "after"], request: ApiRequest) -> None:
-        if phase == "after" and request.method_id == INSERT and job.functions.worker.starts == 1:
+        if phase == "after" and request.method_id == INSERT and stage.functions.worker.starts == 1:
             site.rest.hook = None
-            job.functions.worker.kill()
+            stage.functions.worker.kill()
             raise ConnectionError
 
     site.rest.hook = kill
     deployed = job.gets("deploy --timeout 120")
-    assert (deployed["status"], job.functions.worker.starts) == ("running", 2)
-    assert 503 in job.functions.answers
+    assert (deployed["status"], stage.functions.worker.starts) == ("running", 2)
+    assert 503 in stage.functions.answers
     assert site.compute.names("instance") == ["dstack-web"]
     assert job.gets("remove --yes --timeout 120")["status"] == "removed"
     assert site.left() == {}
+
+
+def test_a_deployment_whose_task_is_lost_is_found_by_the_sweep(stage: Stage) -> None:
+    job, functions = stage.job, stage.functions
+    functions.attempts = 1
+    killed = threading.Event()
+
+    def kill(phase: Literal["before", "after"], request: ApiRequest) -> None:
+        if phase == "before" and request.method_id == INSERT:
+            stage.site.rest.hook = None
+            functions.worker.kill()
+            killed.set()
+            raise ConnectionError
+
+    stage.site.rest.hook = kill
+    job.gets("deploy --timeout 3", 6)
+    assert killed.wait(60)
+    while functions.tasks.tasks:
+        time.sleep(0.01)
+    assert functions.sweep() == {"scheduled": []}
+    stage.clock.skip(LEASE_SECONDS + OVERDUE_SECONDS)
+    assert functions.sweep() == {"scheduled": ["dstack-web"]}
+    assert job.gets("deploy --timeout 120")["status"] == "running"
+    job.gets("remove --yes --timeout 120")
+    assert stage.site.left() == {}
