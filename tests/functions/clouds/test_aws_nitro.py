@@ -10,8 +10,8 @@ from enclave.vsock.config import parse_config
 from functions.clouds import nitro_parent
 from functions.clouds.aws_nitro import GRACE_SECONDS
 from functions.clouds.ec2_group import group_name
-from functions.clouds.ec2_instances import find_instances
-from functions.clouds.nitro_bring_up import AGENT_SECONDS
+from functions.clouds.ec2_instances import find_instances, tag_filters
+from functions.clouds.nitro_bring_up import AGENT_SECONDS, ENCLAVE_SECONDS
 from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
 from functions.clouds.nitro_launch import SHOW_SECONDS
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
@@ -21,6 +21,7 @@ from shared.compose.findings import Severity
 from shared.errors import CloudError, ConfigError, DstackError, StorageError
 from tests.fakes.aws import REGION
 from tests.fakes.nitro_aws import NitroAws, user_data
+from tests.fakes.nitro_parent import Ran
 from tests.functions.clouds.nitro_world import NAME, World, world
 from tests.shared.refusal import refuses
 
@@ -579,3 +580,78 @@ def test_an_instance_that_somebody_ended_is_replaced(quick_nitro: World) -> None
 def test_a_lost_process_is_passing_and_an_unknown_code_is_not() -> None:
     assert isinstance(enclave_failure(39, "", 512), TransientCloudError)
     assert enclave_failure(99, "odd", 512).code == "nitro.enclave.failed"
+
+
+def test_an_instance_is_put_into_the_projects_subnet(tmp_path: Path, nitro_server: NitroAws) -> None:
+    ec2 = nitro_server.lasting_client("ec2")
+    subnet = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"][0]
+    with world(tmp_path, nitro_server, subnet_id=subnet["SubnetId"], no_public_ip=True) as placed:
+        placed.launch()
+        assert placed.order()["NetworkInterface.1.SubnetId"] == subnet["SubnetId"]
+        assert placed.until_done(placed.cloud.remove) is None
+    with world(tmp_path / "other", nitro_server, subnet_id="subnet-0123456789abcdef0") as lost:
+        with refuses("aws.request", CloudError):
+            lost.launch()
+        assert lost.until_done(lost.cloud.remove) is None
+        assert lost.left() == {}
+
+
+def test_a_start_that_aws_has_no_room_for_says_so(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    quick_nitro.until_done(quick_nitro.cloud.stop)
+    quick_nitro.fake.fail("EC2 StartInstances", "InsufficientInstanceCapacity", status=500)
+    with refuses("aws.capacity", DeniedError):
+        quick_nitro.until_done(quick_nitro.cloud.start)
+    check_machine(quick_nitro.work().plan, quick_nitro.until_done(quick_nitro.cloud.start))
+
+
+def test_a_removal_takes_a_disk_that_was_left_and_waits_for_a_group_in_use(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    tags = [{"Key": one["Name"][4:], "Value": one["Values"][0]} for one in tag_filters(quick_nitro.uid)]
+    quick_nitro.ec2.create_volume(
+        AvailabilityZone=f"{REGION}a", Size=8, TagSpecifications=[{"ResourceType": "volume", "Tags": tags}]
+    )
+    quick_nitro.fake.fail("EC2 DeleteSecurityGroup", "DependencyViolation", times=2)
+    answers = []
+    while (answer := quick_nitro.cloud.remove(quick_nitro.work())) is not None:
+        answers.append(answer.what)
+    assert answers == [
+        "the instance to end",
+        "the security group to be free",
+        "the security group to be free",
+    ]
+    assert quick_nitro.left() == {}
+
+
+def test_a_set_up_without_an_end_is_given_up(quick_nitro: World) -> None:
+    assert isinstance(quick_nitro.cloud.launch(quick_nitro.work()), Wait)
+    quick_nitro.parent.boot = lambda: Ran(0, "", "")  # type: ignore[method-assign]
+    for _ in range(4):
+        assert isinstance(quick_nitro.cloud.launch(quick_nitro.work()), Wait)
+    quick_nitro.now += ENCLAVE_SECONDS + 1
+    with refuses("nitro.parent.slow", DeniedError):
+        quick_nitro.launch()
+
+
+def test_a_look_at_a_silent_instance_is_for_later(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    quick_nitro.fake.is_dead = True
+    with refuses("nitro.ssm.offline", TransientCloudError):
+        quick_nitro.cloud.describe(quick_nitro.work())
+    # and it can be stopped all the same
+    assert quick_nitro.until_done(quick_nitro.cloud.stop).status == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "status", "expected"),
+    [
+        ("AmazonSSM GetParameter", "ParameterNotFound", 400, "nitro.ami"),
+        ("HEAD /artifacts", "403", 403, "nitro.bucket"),
+    ],
+)
+def test_what_is_missing_in_the_account_is_found_before(
+    quick_nitro: World, call: str, code: str, status: int, expected: str
+) -> None:
+    quick_nitro.fake.fail(call, code, status=status)
+    found = [one for one in quick_nitro.cloud.check(quick_nitro.work()) if one.severity is Severity.ERROR]
+    assert [one.code for one in found] == [expected]
