@@ -57,7 +57,7 @@ def _settings(work: Work, default_bucket: str, defaults: NitroConfig) -> NitroSe
 
 def _exposure(settings: NitroSettings) -> Iterator[Finding]:
     if not settings.security_group_ids and not _WORLD.isdisjoint(settings.ingress):
-        ports = ", ".join(str(port.listen) for port in settings.ports) or "no app port"
+        ports = ", ".join(str(port.listen) for port in settings.ports) or "what the compose file publishes"
         yield note(
             "nitro.ingress", "nitro_config.ingress", f"lets everybody reach the evidence port and {ports}"
         )

@@ -400,7 +400,8 @@ class DeploymentService:
     def _hold(self, name: str) -> Iterator[LeasedWork]:
         """Keep the engine away while rules change: the cloud writes down what it makes."""
         found = self._planned(name)
-        self._check_rests(found)
+        # an app whose evidence nobody reaches may want a rule before it can be attested
+        self._check_rests(found, or_at=Step.AWAIT_ATTESTATION)
         lease = Lease("service", secrets.token_hex(8), self._clock() + FIREWALL_LEASE)
         held = msgspec.structs.replace(
             found, lease=lease, version=found.version + 1, updated_at=self._clock()

@@ -205,7 +205,8 @@ def _await_attestation(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outc
         waited = work.now - work.deployment.since
         if waited >= ATTESTATION_SECONDS:
             raise InvalidEvidence(
-                "deploy.attestation.timeout", f"no evidence in {waited} s: {error.message}"
+                "deploy.attestation.timeout",
+                f"no evidence in {waited} s: {error.message}; can this machine reach {running.evidence_url}?",
             ) from error
         check_machine(work.plan, _still_up(cloud.describe(work)))
         return Outcome(Step.AWAIT_ATTESTATION, ATTESTATION_POLL, f"waiting for the app: {error.message}")

@@ -470,6 +470,14 @@ def test_rules_are_made_under_a_lease_that_is_given_back(bench: Bench) -> None:
     assert bench.store.get("web").lease is None
 
 
+def test_a_port_can_be_opened_while_the_app_is_waited_for(bench: Bench) -> None:
+    bench.service.create(upload())
+    bench.settle("web", Step.AWAIT_ATTESTATION)
+    bench.service.set_firewall("web", RULE)
+    found = bench.store.get("web")
+    assert (found.step, found.lease) == (Step.AWAIT_ATTESTATION, None)
+
+
 def test_rules_wait_for_a_runner_at_work(bench: Bench) -> None:
     bench.service.create(upload())
     bench.settle("web", lease=Lease("runner", "1", NOW + 60))
