@@ -37,6 +37,10 @@ class Command:
     shown: list[str] = field(default_factory=list)
 
 
+Transcript = list[tuple[Command, list[str]]]
+"""Commands, each with the lines that came."""
+
+
 def steps(page: str, *others: str) -> list[File | Command]:
     """Return a page's files and commands, in its order.
 
@@ -52,14 +56,20 @@ def steps(page: str, *others: str) -> list[File | Command]:
     return found
 
 
-def commands(page: str, *others: str) -> list[Command]:
-    """Return a page's commands alone."""
-    return [step for step in steps(page, *others) if isinstance(step, Command)]
+def wrong(transcript: Transcript) -> list[tuple[str, list[str], list[str]]]:
+    """Return the commands whose output the page does not show: each with what is shown, and what came."""
+    return [
+        (command.text, command.shown, came)
+        for command, came in transcript
+        if not matches(command.shown, came)
+    ]
 
 
-def files(page: str) -> list[File]:
-    """Return a page's files alone."""
-    return [step for step in steps(page) if isinstance(step, File)]
+def table_codes(page: str, heading: str) -> list[str]:
+    """Return the error codes in the first column of the table below a heading."""
+    section = page.partition(heading)[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE)
+    return [code for row in rows for code in re.findall(r"`([a-z0-9_.]+)`", row)]
 
 
 def matches(shown: Sequence[str], came: Sequence[str]) -> bool:
@@ -90,7 +100,7 @@ class Session:
         self._words = dict(words or {})
         self._others = dict(others or {})
 
-    def take(self, page: str) -> list[tuple[Command, list[str]]]:
+    def take(self, page: str) -> Transcript:
         """Write a page's files and run its commands; return each command with the lines that came."""
         done = []
         for step in steps(page, *self._others):
@@ -165,10 +175,12 @@ def shell(text: str) -> str:
     return ran.stdout
 
 
-def send_planned(owner: Governance, *options: str) -> None:
-    """Send the calls that a plan of the project here lists, as its owner would with a wallet."""
+def send_planned(owner: Governance, *options: str, function: str = "") -> None:
+    """Send the calls that a plan of the project here lists, or those of one function, as with a wallet."""
     output, _ = call(["plan", "--json", *options])
-    for one in json.loads(output)["approval"]["calls"]:
+    calls = [one for one in json.loads(output)["approval"]["calls"] if one["function"].startswith(function)]
+    assert calls, output
+    for one in calls:
         owner.settle(owner.send(RawCall(one["to"], one["calldata"])))
 
 

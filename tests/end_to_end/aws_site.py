@@ -34,7 +34,6 @@ class AwsSite:
             on_stop_forwarder=lambda parent: guests.stop_forwarder(parent.instance_id),
         )
         self._ec2, self._s3 = aws.lasting_client("ec2"), aws.lasting_client("s3")
-        self._s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
         iam = aws.lasting_client("iam")
         profiles = iam.list_instance_profiles()["InstanceProfiles"]
         if PROFILE not in [one["InstanceProfileName"] for one in profiles]:
@@ -47,6 +46,9 @@ class AwsSite:
             "AWS_SECRET_ACCESS_KEY": "throw-away",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+    def make_bucket(self) -> None:
+        self._s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def left(self, uid: str) -> dict[str, list[str]]:
         """Return all that is in the cloud of a deployment, or of its bucket."""
@@ -63,8 +65,16 @@ class AwsSite:
 
 
 @contextmanager
-def aws_site(place: Path, aws: NitroAws, roots: Roots, app_id: bytes) -> Iterator[AwsSite]:
-    """Give a site that has nothing in it; its enclaves are of `app_id` where their image names none."""
+def aws_site(
+    place: Path, aws: NitroAws, roots: Roots, app_id: bytes, *, bucket: bool = True
+) -> Iterator[AwsSite]:
+    """Give a site that has nothing in it but an empty bucket.
+
+    Its enclaves are of `app_id` where their image names none.
+    """
     aws.reset(place / "parents")
     with SimulatedGuests(place / "guests", roots, app_id=app_id) as guests:
-        yield AwsSite(place, aws, roots, guests)
+        site = AwsSite(place, aws, roots, guests)
+        if bucket:
+            site.make_bucket()
+        yield site
