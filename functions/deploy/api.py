@@ -18,7 +18,7 @@ from functions.deploy.cloud import DeniedError
 from functions.deploy.grants import Claims, Grants, Verb, caller
 from functions.deploy.record import Deployment
 from functions.deploy.request import MAX_BODY_BYTES, read_rule, read_upload
-from functions.deploy.service import MAX_PAGE, DeploymentService
+from functions.deploy.service import MAX_CURSOR, MAX_PAGE, DeploymentService
 from functions.deploy.store import ConflictError, NotFoundError
 from functions.lambda_event import HttpRequest
 from shared.errors import ConfigError, DstackError, InvalidEvidence, PolicyDenied, ProtocolError
@@ -33,6 +33,7 @@ LOG_PAGE: Final = 256 << 10
 _NAME: Final = r"([^/]{1,80})"
 _ROOT: Final = "/v1/deployments"
 _MAX_QUERY: Final = 4096
+_MAX_DIGITS: Final = 10
 
 Report = Callable[[Mapping[str, Any]], object]
 """Takes the facts of one answered request, for the log."""
@@ -74,9 +75,18 @@ class _Call(msgspec.Struct, frozen=True):
         text = self.query.get(name, "")
         if not text:
             return default
-        if not text.isascii() or not text.isdigit() or not least <= int(text[:10]) <= most:
+        # its length is bounded first: what is looked at must be the number that is used
+        is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+        if not is_number or not least <= int(text) <= most:
             _refuse("query", f"{name} is {text[:20]!a}, expected a number from {least} to {most}")
         return int(text)
+
+    def place(self, name: str) -> str:
+        """Return where to read on: no store takes a key of more than a kilobyte."""
+        text = self.query.get(name, "")
+        if len(text) > MAX_CURSOR or not text.isascii() or (text and not text.isprintable()):
+            _refuse("cursor", f"{name} is none that was handed out")
+        return text
 
 
 class DeployApi:
@@ -137,13 +147,19 @@ class DeployApi:
         return _accepted(self._service.redeploy(upload, key=call.key, caller=call.who))
 
     def _list(self, call: _Call, grants: Grants, _: object) -> Answer:
-        page = self._service.list(call.query.get("after", ""), call.number("limit", 100, 1, MAX_PAGE))
-        shown = [
-            views.summary(one)
-            for one in page.deployments
-            if grants.decide(call.claims, "read", one.name).allowed
-        ]
-        return Answer(200, {"deployments": shown, "after": page.after})
+        after, limit = call.place("after"), call.number("limit", 100, 1, MAX_PAGE)
+        held = grants.held(call.claims, "read")
+        shown: list[Deployment] = []
+        more = bool(held)
+        # a page's end is a name: it must be one that the caller may read, so what others have is passed over
+        while more and len(shown) <= limit:
+            page = self._service.list(after, MAX_PAGE)
+            shown += [one for one in page.deployments if any(grant.covers(one.name) for grant in held)]
+            after, more = page.after, bool(page.after)
+        more = len(shown) > limit
+        shown = shown[:limit]
+        listed = [views.summary(one) for one in shown]
+        return Answer(200, {"deployments": listed, "after": shown[-1].name if more else ""})
 
     def _get(self, call: _Call, *_: object) -> Answer:
         found = self._service.get(call.name)
@@ -154,7 +170,7 @@ class DeployApi:
 
     def _events(self, call: _Call, *_: object) -> Answer:
         limit = call.number("limit", 100, 1, MAX_PAGE)
-        page = self._service.events(call.name, call.query.get("after", ""), limit)
+        page = self._service.events(call.name, call.place("after"), limit)
         return Answer(200, {"events": [views.event(one) for one in page.events], "after": page.after})
 
     def _logs(self, call: _Call, *_: object) -> Answer:
@@ -224,6 +240,8 @@ _STATUS: Final = {
     "deploy.request.key": 400,
     "deploy.request.query": 400,
     "deploy.request.cursor": 400,
+    "gcp.logs.cursor": 400,
+    "nitro.logs.cursor": 400,
     "deploy.blob": 503,
     "deploy.cloud": 422,
 }

@@ -123,6 +123,14 @@ class Grants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             _mismatch(grant, claims) is None for grant in self.grants
         )
 
+    def held(self, claims: Claims, verb: Verb) -> tuple[Grant, ...]:
+        """Return the grants by which these claims may do `verb`, for whoever looks at many apps."""
+        if self._refusal(claims) is not None:
+            return ()
+        return tuple(
+            grant for grant in self.grants if verb in grant.verbs and _mismatch(grant, claims) is None
+        )
+
     def _refusal(self, claims: Claims) -> str | None:
         audience = claims.get("aud")
         if isinstance(audience, list | tuple) and len(audience) == 1:

@@ -227,8 +227,38 @@ def test_lists_what_the_caller_may_read(client: Client, bench: Bench) -> None:
     page = client("GET", _ROOT, query="limit=3")
     assert page.body is not None
     assert [one["name"] for one in page.body["deployments"]] == ["web", "web-1"]
-    rest = client("GET", _ROOT, query=f"after={page.body['after']}&limit=3")
-    assert rest.body == {"deployments": [], "after": ""}
+    assert page.body["after"] == ""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_pages_of_a_list_name_nothing_that_the_caller_may_not_read(
+    client: Client, bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    ours, theirs = ["web", "web-1", "web-2", "web-3"], ["api", "db", "web0", "webx", "z"]
+    for name in ours + theirs:
+        bench.service.create(upload(name))
+    monkeypatch.setattr("functions.deploy.api.MAX_PAGE", 5)  # several pages of the store
+    found: list[str] = []
+    after = ""
+    for _ in range(len(ours)):
+        page = client("GET", _ROOT, query=f"limit={limit}&after={after}").body
+        assert page is not None
+        names = [one["name"] for one in page["deployments"]]
+        assert 1 <= len(names) <= limit
+        found += names
+        after = page["after"]
+        if not after:
+            break
+        assert after == names[-1]
+    assert (found, after) == (ours, "")
+
+
+def test_nothing_is_looked_through_for_a_caller_who_may_read_nothing(
+    client: Client, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.service, "list", None)
+    client.grants = parse_grants(grants_file(github_grant(verbs=["deploy"])))
+    assert client("GET", _ROOT).body == {"deployments": [], "after": ""}
 
 
 def test_the_same_key_gets_the_same_answer(client: Client, bench: Bench) -> None:
@@ -433,6 +463,8 @@ def test_a_body_is_json_by_its_type(client: Client, content_type: str) -> None:
         "limit=x",
         "limit=٣",
         "limit=1&limit=2",
+        "limit=00000000019999",  # whose first ten digits are 1
+        "limit=" + "9" * 4000,
         "a=1&" * 17,
         "x" * 5000,
         "a=%ff",
@@ -441,6 +473,14 @@ def test_a_body_is_json_by_its_type(client: Client, content_type: str) -> None:
 def test_refuses_queries_that_are_malformed(client: Client, query: str) -> None:
     answer = client("GET", _ROOT, query=query)
     assert (answer.status, code(answer)) == (400, "deploy.request.query")
+
+
+@pytest.mark.parametrize("after", ["x" * 1025, "%C3%A9", "%00", "a%0Ab"])
+def test_refuses_places_to_read_on_that_no_store_would_take(client: Client, bench: Bench, after: str) -> None:
+    bench.service.create(upload())
+    for path in (_ROOT, f"{WEB}/events"):
+        answer = client("GET", path, query=f"after={after}")
+        assert (answer.status, code(answer)) == (400, "deploy.request.cursor")
 
 
 @pytest.mark.parametrize("name", ["Web", "web%2f..", "..", "web ", "a" * 80])
@@ -500,6 +540,8 @@ def test_what_a_cloud_refuses_comes_with_its_hint(client: Client, bench: Bench) 
         (ConfigError("deploy.settings", "x"), 503),
         (ProtocolError("net.response.malformed", "x"), 503),
         (ConfigError("project.app_json.field", "x"), 422),
+        (ConfigError("gcp.logs.cursor", "x"), 400),
+        (ConfigError("nitro.logs.cursor", "x"), 400),
         (PolicyDenied("deploy.forbidden", "x"), 403),
     ],
 )
