@@ -9,6 +9,7 @@ DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; 
 DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
 DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what their parents run (aws-nitro)
 DSTACK_CACHE_DIR   where images are built
+DSTACK_INTERNAL_HOSTS   names of registries and file servers in our own network that projects may name
 """
 
 import os
@@ -150,7 +151,13 @@ class Runtime:
 
         cache = Path(self._environ.get("DSTACK_CACHE_DIR") or DEFAULT_CACHE)
         cache.mkdir(parents=True, exist_ok=True)
-        planner = Planner(self.config, cache / "images", self._chain(), workspace=cache)
+        planner = Planner(
+            self.config,
+            cache / "images",
+            self._chain(),
+            workspace=cache,
+            internal=self._listed("DSTACK_INTERNAL_HOSTS"),
+        )
         return Tools(planner, self._attester())
 
     def _cloud(self, name: str) -> Cloud:
@@ -195,6 +202,10 @@ class Runtime:
         )
         verifier = Verifier(settings.anchors(), self.clock, source, settings.policy())
         return Attester(verifier, HttpChallenger(HttpClient(DirectDialer())))
+
+    def _listed(self, variable: str) -> frozenset[str]:
+        names = (name.strip().lower() for name in self._environ.get(variable, "").split(","))
+        return frozenset(name for name in names if name)
 
     def _split(self, variable: str, *kinds: str) -> tuple[str, str]:
         kind, _, place = self._environ.get(variable, "").partition(":")

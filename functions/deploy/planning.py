@@ -1,6 +1,7 @@
 """From the files of a deployment to its plan: the same planner as `dstack-cloud plan`, on stored bytes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +17,22 @@ from functions.plan.assembly import AskChain, Asked, ImageFacts, ask_again, make
 from functions.plan.enclave_builder import CachedBuilder
 from functions.plan.enclave_image import EnclaveBuilder
 from functions.plan.model import ApprovalPlan, ChainPlan
-from functions.plan.project_files import APP_JSON, read_file
+from functions.plan.project_files import APP_JSON, read_file, read_project
 from functions.plan.service import PlanOptions, gather_facts
-from shared.compose.project import GlobalConfig, NitroConfig, read_app_json, with_defaults
-from shared.errors import ConfigError
+from shared.compose.project import (
+    GlobalConfig,
+    NitroConfig,
+    nitro_settings,
+    read_app_json,
+    with_defaults,
+)
+from shared.compose.services import read_compose_file
+from shared.errors import ConfigError, ProtocolError
 from shared.hex import decode_hex_setting
 from shared.measurement.config_disk import MAX_BYTES
-from shared.measurement.image_reference import ImageReference, parse_reference, pinned_digest
+from shared.measurement.image_reference import parse_reference, pinned_digest
+from shared.net.dialer import Dialer, DirectDialer
+from shared.net.public_dialer import PublicDialer
 from shared.net.registry import RegistryClient
 
 OS_IMAGE: Final = "os-image/"
@@ -42,9 +52,10 @@ class ChainSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Planner:
     """Plans and builds. `cache` is a directory for built images, `workspace` one for a project's files.
 
-    With `local` a project may lie on this machine (`settings["directory"]`) and name images by their paths;
-    elsewhere it has what was handed in, and nothing else. The OS images of `config` count beside those that a
-    project brings.
+    With `local` a project may lie on this machine (`settings["directory"]`), name images by their paths and
+    have docker build one; elsewhere it has what was handed in, and nothing else. What it names is fetched
+    from the public internet alone there, and from hosts that the operator listed (`internal`). The OS images
+    of `config` count beside those that a project brings.
     """
 
     def __init__(
@@ -54,27 +65,34 @@ class Planner:
         chain: ChainSettings,
         *,
         workspace: Path | None = None,
-        connect: Callable[[ImageReference], RegistryClient] = RegistryClient,
+        internal: Collection[str] = frozenset(),
         local: bool = False,
     ) -> None:
         self._config = config
         self._cache = cache
         self._chain = chain
         self._workspace = workspace
-        self._connect = connect
+        direct = DirectDialer()
+        self._dialer: Dialer = direct if local else PublicDialer(direct, internal=internal)
         self._local = local
 
     def build(self, work: LeasedWork) -> BuiltPlan:
         """Plan the project of the record, and build its enclave image where it has one.
 
-        Raises `ConfigError("deploy.project.changed")`, what `gather_facts` and `make_plan` raise, and the
-        blob store.
+        Raises `ConfigError`: `deploy.project.changed`, `deploy.project.build` (a service that docker would
+        have to build here); what `gather_facts` and `make_plan` raise, and the blob store.
         """
         with TemporaryDirectory(dir=self._workspace) as temporary:
             directory, config = self._project(work, Path(temporary))
             output = Path(temporary) / "image.eif"
-            builder: EnclaveBuilder = CachedBuilder(self._cache, self._connect, output=output)
+            builder: EnclaveBuilder = CachedBuilder(
+                self._cache,
+                partial(RegistryClient, dialer=self._dialer),
+                dialer=self._dialer,
+                output=output,
+            )
             if directory.is_relative_to(temporary):
+                _check_no_build(directory, config)
                 builder = _from_registry(builder)
             facts = gather_facts(directory, config, _options(work.deployment), build_enclave=builder)
             plan = make_plan(facts, None)
@@ -116,10 +134,29 @@ def _from_registry(builder: EnclaveBuilder) -> EnclaveBuilder:
     """Let a builder build images of a registry alone: a path would be one of the machine that plans."""
 
     def build(image: str, settings: NitroConfig, directory: Path) -> ImageFacts:
-        pinned_digest(parse_reference(image))
-        return builder(image, settings, directory)
+        reference = parse_reference(image)
+        pinned_digest(reference)
+        # written out it begins with its host: `name@sha256:...` could be a file where this process runs
+        return builder(str(reference), settings, directory)
 
     return build
+
+
+def _check_no_build(directory: Path, config: GlobalConfig) -> None:
+    """Refuse a service that is built: its file would choose what docker reads and runs on this machine."""
+    files = read_project(directory)
+    if files.project.platform != "nitro" or nitro_settings(files.project, config).image:
+        return
+    try:
+        services = read_compose_file(files.docker_compose or "").services
+    except ProtocolError:
+        return  # the planner says what is wrong with it
+    if any(service.has_build for service in services):
+        raise ConfigError(
+            "deploy.project.build",
+            "the service is built from a Dockerfile, which a request cannot hand in: push the image to a"
+            " registry, and name it by its digest",
+        )
 
 
 def _check_unchanged(directory: Path, stored: Mapping[str, str]) -> None:

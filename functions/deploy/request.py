@@ -266,6 +266,7 @@ def _check_names(project: AppProject, files: Mapping[str, bytes]) -> None:
             _refuse("file", f"{_shown(name)} is no file that this project names")
         if len(content) > limits[name]:
             _refuse("size", f"{_shown(name)} has {len(content)} bytes, expected at most {limits[name]}")
+    _check_apart(files.keys() | named.keys() | {str(project.env_file)} - {""})
     needed = str(project.app_compose_file or project.docker_compose_file)
     if needed not in files:
         _refuse("missing", f"app.json names {_shown(needed)}, which is not among the files")
@@ -274,6 +275,14 @@ def _check_names(project: AppProject, files: Mapping[str, bytes]) -> None:
 def _check_file(name: str) -> None:
     if len(name) > MAX_NAME or not _FILE.fullmatch(name) or {".", ".."} & set(name.split("/")):
         _refuse("file", f"got the file name {_shown(name)}, expected a plain name below the project")
+
+
+def _check_apart(names: Collection[str]) -> None:
+    """Refuse a name below another one: no file is a directory too."""
+    for name in names:
+        for above in PurePosixPath(name).parents:
+            if str(above) in names:
+                _refuse("file", f"{_shown(str(above))} is a file, and {_shown(name)} would be below it")
 
 
 def _is_env(name: str) -> bool:

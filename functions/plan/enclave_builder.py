@@ -21,7 +21,7 @@ from shared.compose.project import NitroConfig
 from shared.errors import ConfigError
 from shared.measurement.image_reference import ImageReference
 from shared.measurement.oci import Arch
-from shared.net.dialer import DirectDialer
+from shared.net.dialer import Dialer, DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.registry import RegistryClient
 
@@ -31,8 +31,8 @@ _BLOBS: Final = ("kernel", "init", "nsm_ko")
 class CachedBuilder:
     """Builds into the cache below `directory`, which is made when it is first needed.
 
-    `connect` opens a registry for a reference; the default is https without credentials. With `output` the
-    image is left there too.
+    `connect` opens a registry for a reference; the default is https without credentials. `dialer` opens the
+    connections that boot files are downloaded over. With `output` the image is left there too.
     """
 
     def __init__(
@@ -40,16 +40,18 @@ class CachedBuilder:
         directory: Path,
         connect: Callable[[ImageReference], RegistryClient] = RegistryClient,
         *,
+        dialer: Dialer | None = None,
         output: Path | None = None,
     ) -> None:
         self._directory = directory
         self._connect = connect
+        self._dialer = dialer or DirectDialer()
         self._output = output
 
     def __call__(self, image: str, settings: NitroConfig, directory: Path) -> ImageFacts:
         """See `EnclaveBuilder`. Raises `ConfigError("plan.nitro.blob")` where a boot file is not named."""
         cache = BuildCache(self._directory)
-        http = HttpClient(DirectDialer())
+        http = HttpClient(self._dialer)
         arch: Arch = settings.arch or "x86_64"
         argv_mode: ArgvMode = settings.argv or "oci"
         kernel, init, nsm_ko = (

@@ -1,12 +1,13 @@
-"""Connections to hosts that a peer named: only to addresses of the public internet.
+"""Connections to hosts that somebody else named: only to addresses of the public internet.
 
-A server that we ask may answer with a redirect or a token service of its choosing. Were that an address
-of the machine's own network, we would carry its requests there: cloud metadata services answer anyone who
-asks from within.
+A server that we ask may answer with a redirect or a token service of its choosing, and a project that is
+handed in names registries. Were that an address of the machine's own network, we would carry their requests
+there: cloud metadata services answer anyone who asks from within.
 """
 
 import ipaddress
 import socket
+from collections.abc import Collection
 
 from shared.errors import PolicyDenied, UnavailableError
 from shared.net.dialer import Dialer
@@ -22,15 +23,21 @@ _PROTOCOLS = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.
 class PublicDialer:
     """Dials names whose every address is public, by the address that was checked.
 
-    With `loopback`, addresses of this machine are taken too.
+    With `loopback`, addresses of this machine are taken too. The names in `internal` (lower case) are the
+    operator's own, and dialed wherever they lead.
     """
 
-    def __init__(self, dialer: Dialer, *, loopback: bool = False) -> None:
+    def __init__(
+        self, dialer: Dialer, *, loopback: bool = False, internal: Collection[str] = frozenset()
+    ) -> None:
         self._dialer = dialer
         self._loopback = loopback
+        self._internal = internal
 
     def dial(self, host: str, port: int, timeout: float) -> socket.socket:
         """See `Dialer.dial`. Raises `PolicyDenied("net.address.private")` too."""
+        if host in self._internal:
+            return self._dialer.dial(host, port, timeout)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -40,8 +47,8 @@ class PublicDialer:
             if not is_public(address) and not (self._loopback and _is_loopback(address)):
                 raise PolicyDenied(
                     "net.address.private",
-                    f"{host[:80]!r} has the address {address}, expected one of the public internet: a server"
-                    " named it",
+                    f"{host[:80]!r} has the address {address}, expected one of the public internet: this"
+                    " machine's own networks are not for others to name",
                 )
         return self._dialer.dial(addresses[0], port, timeout)
 

@@ -228,6 +228,7 @@ class AwsFunctions:
             "DSTACK_ARTIFACT_BUCKET": site.bucket,
             "DSTACK_FORWARDER": str(package / "forwarder.tar.gz"),
             "DSTACK_CACHE_DIR": str(place / "cache"),
+            "DSTACK_INTERNAL_HOSTS": "localhost",  # where the registry is
         }
         given = resources["DeployFunction"]["Properties"]["Environment"]["Variables"]
         assert {name for name in given if not name.startswith("DSTACK_VERIFIER_")} <= set(variables), given

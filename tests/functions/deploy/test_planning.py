@@ -1,24 +1,28 @@
 """Plans of stored files: what was handed in is planned, and nothing else of the machine that plans."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from functions.builder.blobs import BootBlob
 from functions.deploy.planning import OS_IMAGE, ChainSettings, Planner
 from functions.deploy.record import Deployment, Files, Lease
 from functions.deploy.steps import BuiltPlan
 from functions.deploy.work import LeasedWork
+from functions.plan.enclave_builder import CachedBuilder
 from functions.plan.service import PlanOptions, plan_deployment
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.compose.project import GlobalConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PolicyDenied, UnavailableError
 from shared.measurement.eif import measure_eif
 from tests.functions.clouds.local_deployments import write_nitro_project
 from tests.functions.deploy.memory_cloud import NOW, some_deployment
 from tests.functions.plan.projects import PINNED, FakeBuilder, write_os_image, write_project
+from tests.shared.net.registry_stand_in import Registry
 from tests.shared.refusal import refuses
 
 
@@ -141,6 +145,92 @@ def test_n06_a_function_builds_from_no_path_of_its_own(desk: Desk, tmp_path: Pat
     }
     with refuses("image.reference.syntax", ConfigError):
         desk.build(desk.work(files))
+
+
+BUILT = b"services:\n  web:\n    build: {context: /}\n    image: web\n"
+
+
+def nitro_files(compose: bytes, **settings: str) -> dict[str, bytes]:
+    document = {"name": "web", "platform": "nitro", "nitro_config": settings}
+    return {"app.json": json.dumps(document).encode(), "docker-compose.yaml": compose}
+
+
+def test_nothing_is_built_by_docker_for_a_request(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with refuses("deploy.project.build", ConfigError):
+        desk.build(desk.work(nitro_files(BUILT)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_compose_file_that_does_not_read_is_the_planners_to_refuse(desk: Desk) -> None:
+    with refuses("lint.services.missing", PolicyDenied):
+        desk.build(desk.work(nitro_files(b"{}")))
+
+
+def test_an_image_of_a_request_is_no_directory_where_the_function_runs(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def seen(image: str, *_: object) -> None:
+        asked.append(image)
+        raise ConfigError("test.seen", "enough was seen")
+
+    monkeypatch.setattr(CachedBuilder, "__call__", lambda _, *given: seen(*given))
+    write_nitro_project(tmp_path / "web")
+    monkeypatch.chdir(tmp_path / "web")
+    image = f"layout@sha256:{'ab' * 32}"
+    with refuses("test.seen", ConfigError):
+        desk.build(desk.work(nitro_files(f"services:\n  web:\n    image: {image}\n".encode())))
+    assert asked == [f"docker.io/library/{image}"]
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as found:
+        yield found
+
+
+def named(host: str, *, blob: bool) -> dict[str, bytes]:
+    """Return a project that names a host as its registry, or as where its boot files are."""
+    digest = "sha256:" + "ab" * 32
+    boot = {name: f"https://{host}/{name}@{digest}" for name in ("kernel", "init", "nsm_ko")} if blob else {}
+    return nitro_files(f"services:\n  web:\n    image: {host}/web@{digest}\n".encode(), **boot)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "169.254.169.254", "10.0.0.1"])
+def test_a_request_names_no_host_of_the_functions_own_network(desk: Desk, name: str) -> None:
+    with refuses("net.address.private", PolicyDenied):
+        desk.build(desk.work(named(f"{name}:9", blob=True)))
+
+
+def test_a_registry_is_no_host_of_the_functions_own_network_either(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = BootBlob(b"boot", bytes(32))
+    monkeypatch.setattr("functions.plan.enclave_builder.load_blob", lambda *_: blob)
+    monkeypatch.setattr("functions.plan.enclave_builder._place", lambda *_: "")
+    with refuses("net.address.private", PolicyDenied):
+        desk.build(desk.work(named("127.0.0.1:9", blob=False)))
+
+
+def test_hosts_that_the_operator_listed_are_asked(desk: Desk, registry: Registry) -> None:
+    place = registry.host.replace("127.0.0.1", "localhost")
+    planner = Planner(
+        GlobalConfig(image_search_paths=()),
+        desk.place / "cache",
+        ChainSettings(),
+        workspace=desk.place,
+        internal={"localhost"},
+    )
+    # it is reached, and speaks no TLS
+    with refuses("net.tls.refused", UnavailableError):
+        planner.build(desk.work(named(place, blob=True)))
 
 
 def test_options_of_a_request_are_the_plans(desk: Desk, tmp_path: Path) -> None:

@@ -113,6 +113,21 @@ def test_app_json_names_no_place_outside_of_the_project(field: str, name: str) -
         read_upload(body(files=project(**{field: name})))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"docker_compose_file": "a", "prelaunch_script": "a/b"},
+        {"docker_compose_file": "a/b", "prelaunch_script": "a"},
+        {"docker_compose_file": "a/b/c", "env_file": "a"},
+        {"docker_compose_file": "a", "env_file": "a/.env"},
+    ],
+)
+def test_refuses_files_of_which_one_would_be_a_directory(names: dict[str, str]) -> None:
+    files = {"app.json": app_json(**names)} | {names[field]: COMPOSE for field in names.keys() - {"env_file"}}
+    with refuses("deploy.request.file", ProtocolError):
+        read_upload(body(files=files, encrypted_env=encoded(CIPHERTEXT), env_names=["TOKEN"]))
+
+
 def test_a_file_of_variables_has_no_other_name() -> None:
     with refuses("deploy.request.plaintext_env", ProtocolError):
         read_upload(body(files=project(env_file="secrets.txt") | {"secrets.txt": b"A=1"}))
