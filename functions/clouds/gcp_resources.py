@@ -11,7 +11,7 @@ from uuid import uuid4
 from functions.clouds.gcp_compute import KINDS, Compute, Place
 from functions.clouds.gcp_errors import BUSY, operation_error
 from functions.clouds.gcp_settings import is_ours, name_taken
-from functions.deploy.cloud import DeniedError, TransientCloudError, Wait, Work
+from functions.deploy.cloud import DEPLOYMENT, DeniedError, TransientCloudError, Wait, Work
 from functions.deploy.record import Resource
 from functions.google_api.errors import GoogleError
 from shared.errors import CloudError
@@ -49,7 +49,8 @@ class Resources:
         """Return the resource as Google describes it, or `Wait`. `make` returns the body to create it with.
 
         A resource of ours that is not `is_current` is removed first and made anew. A `shared` one is taken
-        over whoever made it. Raises `DeniedError("gcp.name_taken")` for one that is not ours.
+        over whoever made it, but from another deployment. Raises `DeniedError("gcp.name_taken")` for one that
+        is not ours.
         """
         facts = {_REQUEST: str(uuid4())} | ({SHARED: "yes"} if shared else {})
         resource = self._work.intend(kind, name, place.path, keep=keep or shared, facts=facts)
@@ -59,7 +60,8 @@ class Resources:
         if isinstance(ended, CloudError):
             raise self._failed(resource, ended)
         found = self._compute.look(kind, name, place)
-        if found is not None and not shared and not is_ours(found.labels, self._uid):
+        is_foreign = found is not None and not is_ours(found.labels, self._uid)
+        if is_foreign and (not shared or DEPLOYMENT in found.labels):
             raise name_taken(kind, KINDS[kind].group, name, place)
         if found is not None and is_current is not None and not is_current(found):
             waiting = self.drop(resource)

@@ -13,6 +13,7 @@ from functions.clouds.gcp_compute import KINDS, Compute, Place
 from functions.clouds.gcp_firewall import Firewall, no_instance
 from functions.clouds.gcp_images import OBJECT, BootDisks, Buckets, Images, drop_object
 from functions.clouds.gcp_instance import data_disk_body, data_gb, instance_body, machine_of
+from functions.clouds.gcp_limits import Limits
 from functions.clouds.gcp_resources import POLL, SHARED, Resources
 from functions.clouds.gcp_settings import (
     CONFIG_LABEL,
@@ -32,7 +33,7 @@ from functions.deploy.cloud import (
 )
 from functions.deploy.record import Resource
 from functions.deploy.store import NotFoundError
-from shared.compose.findings import Finding, error
+from shared.compose.findings import Finding, Severity, error
 from shared.compose.project import GcpConfig
 from shared.errors import ConfigError, StorageError
 
@@ -45,7 +46,8 @@ class GcpTdxCloud:
     """See `functions.deploy.cloud.Cloud`.
 
     `buckets` opens a bucket by its name, `boot_disks` finds the boot disk of a plan's OS image where one is
-    at hand, and `defaults` are the operator's settings for projects that do not say otherwise.
+    at hand, and `defaults` are the operator's settings for projects that do not say otherwise. `limits` hold
+    for projects that somebody else handed in; None takes what a project says.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class GcpTdxCloud:
         *,
         boot_disks: BootDisks = lambda _: None,
         defaults: GcpConfig | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self._compute = compute
         self._buckets = buckets
         self._boot_disks = boot_disks
@@ -67,15 +71,22 @@ class GcpTdxCloud:
             site = wanted_site(work, self._defaults)
         except ConfigError as problem:
             return [error(problem.code, "app.json", problem.message)]
+        if self._limits is not None and (denied := list(self._limits.refusals(site))):
+            return [
+                Finding(one.code, Severity.ERROR, f"gcp_config.{field}", one.message, one.hint)
+                for field, one in denied
+            ]
         return Check(self._compute, self._buckets, work, site).findings()
 
     def launch(self, work: Work) -> Wait | Machine:
         """See `Cloud`.
 
         1. The images: boot, data, config. 2. The data disk, which outlives machines. 3. The instance; one of
-        ours that was made from another plan or configuration is replaced.
+        ours that was made from another plan or configuration is replaced. Nothing beyond the limits.
         """
         site = planned_site(work)
+        if self._limits is not None:
+            self._limits.check(site)
         _check_data_zone(work, site)
         resources = Resources(self._compute, work)
         images = Images(resources, work, site, self._buckets, self._boot_disks)

@@ -9,6 +9,7 @@ DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; 
 DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
 DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what their parents run (aws-nitro)
 DSTACK_CACHE_DIR   where images are built
+DSTACK_SERVICE_ACCOUNTS   service accounts that projects may give to their machines (gcp-tdx)
 DSTACK_INTERNAL_HOSTS   names of registries and file servers in our own network that projects may name
 """
 
@@ -162,10 +163,14 @@ class Runtime:
 
     def _cloud(self, name: str) -> Cloud:
         if name == "gcp-tdx":
+            from functions.clouds.gcp_limits import Limits  # noqa: PLC0415
             from functions.clouds.gcp_tdx import GcpTdxCloud  # noqa: PLC0415
 
             return GcpTdxCloud(
-                google_compute(self._environ), partial(google_bucket, self._environ), defaults=self.config.gcp
+                google_compute(self._environ),
+                partial(google_bucket, self._environ),
+                defaults=self.config.gcp,
+                limits=Limits(operator=self.config.gcp, accounts=self._listed("DSTACK_SERVICE_ACCOUNTS")),
             )
         return nitro_cloud(self._environ, self.clock, self.config.nitro)
 

@@ -94,6 +94,7 @@ _DEPLOY_SETTINGS: Final = (
     ),
     Setting("DSTACK_GRANTS", "who may do what: JSON text, or where it is", "gcs:$BUCKET/grants.json"),
     Setting("DSTACK_CONFIG", "defaults for projects, as JSON text", ""),
+    Setting("DSTACK_SERVICE_ACCOUNTS", "accounts that projects may give to machines, with commas", ""),
     Setting(
         "DSTACK_KMS_CONTRACT", "address of the DstackKms contract in hex, with DSTACK_RPC_URL_SECRET", ""
     ),

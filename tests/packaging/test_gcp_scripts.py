@@ -109,6 +109,7 @@ def test_the_deploy_functions_settings_follow_from_project_region_and_bucket(
             "DSTACK_QUEUE": f"tasks:projects/p1/locations/europe-west4/queues/dstack|{worker}|{account}",
             "DSTACK_GRANTS": "gcs:p1-dstack/grants.json",
             "DSTACK_CONFIG": config,
+            "DSTACK_SERVICE_ACCOUNTS": "",
             "DSTACK_KMS_CONTRACT": "",
             "DSTACK_CHAIN_ID": "",
             "DSTACK_VERIFIER_ATTESTATION__URLS__PCCS": "",
