@@ -56,6 +56,11 @@ def steps(page: str, *others: str) -> list[File | Command]:
     return found
 
 
+def files(page: str) -> dict[str, str]:
+    """Return a page's files by their names; of two the last."""
+    return {name: text for _, name, text in _BLOCK.findall(page) if name}
+
+
 def wrong(transcript: Transcript) -> list[tuple[str, list[str], list[str]]]:
     """Return the commands whose output the page does not show: each with what is shown, and what came."""
     return [
@@ -202,6 +207,8 @@ def _commands(text: str, others: Sequence[str]) -> list[Command]:
             found.append(Command(line.removeprefix("$ ")))
         elif line.startswith("> ") and found and not found[-1].shown:
             found[-1].text += "\n" + line[2:]
-        else:
+        elif found:
             found[-1].shown.append(line)
+        else:
+            raise ValueError(f"a block begins with {line!r}, which is no command")
     return found
