@@ -132,16 +132,20 @@ class Job:
                 self.asks(command)
         return caught.value.code, caught.value.status
 
+    def deployments(self) -> RemoteDeployments:
+        """Return what the commands of a job speak through."""
+        return RemoteDeployments(self.url, self.who.job, HttpClient(DirectDialer()))
+
     def rival(self) -> "Rival":
         """Return another job, which deploys other files of this project."""
-        return Rival(self.url, self.who, self.place / "web", self.place / "config.json")
+        return Rival(self.deployments(), self.place / "web", self.place / "config.json")
 
 
 class Rival:
     """Another job that deploys other files under the same name, when it is called; `codes` is what it got."""
 
-    def __init__(self, url: str, who: Identities, project: Path, config: Path) -> None:
-        self._api = RemoteDeployments(url, who.job, HttpClient(DirectDialer()))
+    def __init__(self, api: RemoteDeployments, project: Path, config: Path) -> None:
+        self._api = api
         found = project_upload(project, read_config(config))
         files = found.files | {"docker-compose.yaml": found.files["docker-compose.yaml"] + b"# other\n"}
         self._upload = msgspec.structs.replace(found, files=files, directory="")

@@ -17,6 +17,7 @@ from tests.end_to_end.gcp_functions import APIS, GcpFunctions, gcp_functions
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, gcp_site
 from tests.end_to_end.pipeline import Job, become_job, identities
 from tests.end_to_end.shared_clock import SharedClock
+from tests.fakes.cloud_tasks import CREATE
 from tests.fakes.google_rest import ApiRequest
 from tests.fakes.guests import Roots
 from tests.fakes.os_images import write_whole_os_image
@@ -138,5 +139,23 @@ def test_a_deployment_whose_task_is_lost_is_found_by_the_sweep(stage: Stage) -> 
     stage.clock.skip(LEASE_SECONDS + OVERDUE_SECONDS)
     assert functions.sweep() == {"scheduled": ["dstack-web"]}
     assert job.gets("deploy --timeout 120")["status"] == "running"
+    job.gets("remove --yes --timeout 120")
+    assert stage.site.left() == {}
+
+
+def test_a_request_whose_task_was_not_made_is_sent_again_and_done_once(stage: Stage) -> None:
+    job, functions = stage.job, stage.functions
+
+    def kill(phase: Literal["before", "after"], request: ApiRequest) -> None:
+        if phase == "before" and request.method_id == CREATE:
+            stage.site.rest.hook = None
+            functions.api.kill()
+            raise ConnectionError
+
+    stage.site.rest.hook = kill
+    assert job.gets("deploy --timeout 120")["status"] == "running"
+    assert functions.api.starts == 2
+    events, _ = job.deployments().events("dstack-web", "")
+    assert [event["message"] for event in events].count("deploy was asked for") == 1
     job.gets("remove --yes --timeout 120")
     assert stage.site.left() == {}
