@@ -19,7 +19,7 @@ from cli.remote import ApiError
 from cli.state_file import record_deployment
 from cli.upload import Sealing, project_upload, whitelist_path, with_env
 from functions.deploy.record import Step
-from functions.deploy.request import Options, Upload
+from functions.deploy.request import Options, Upload, check_upload
 from functions.deploy.runner import WaitOver
 from functions.deploy.store import NotFoundError
 from functions.plan.project_files import read_config
@@ -77,7 +77,7 @@ def deploy(directory: Path, *, as_json: bool, **given: Any) -> None:  # noqa: AN
     except WaitOver:
         found, code = deployments.get(upload.name), ExitCode.TIMED_OUT
     else:
-        code = outcome(found)
+        code = outcome(found, Step.RUNNING)
     record_deployment(directory, found)
     if as_json:
         calls = progress.calls if code is ExitCode.NEEDS_APPROVAL else []
@@ -106,6 +106,7 @@ def _is_under_way(deployments: Deployments, upload: Upload) -> bool:
     """Tell whether the same files are being deployed already: then that is gone on with."""
     from hashlib import sha256  # noqa: PLC0415 - only here
 
+    names, upload = upload.env_names, msgspec.structs.replace(upload, env_names=())
     try:
         found = deployments.get(upload.name)
     except NotFoundError:
@@ -114,7 +115,8 @@ def _is_under_way(deployments: Deployments, upload: Upload) -> bool:
         if error.code == "deploy.unknown":
             return False
         raise
-    if found["settled"]:
+    others = found["cloud"] != check_upload(upload) or found["env_names"] != sorted(set(names))
+    if found["settled"] or others:
         return False
     files = {name: sha256(content).hexdigest() for name, content in upload.files.items()}
     return bool(found["files"] == files and found["goal"] == "running")

@@ -29,8 +29,8 @@ class Progress:
         click.echo(f"{event['step']:<18} {event['message']}{code}", file=self._stream)
 
 
-def outcome(found: View) -> ExitCode:
-    """Return the exit code for where a deployment is."""
+def outcome(found: View, wanted: Step) -> ExitCode:
+    """Return the exit code for where a deployment is: only where it was `wanted` is a success."""
     failure = found.get("failure")
     if found["step"] == Step.FAILED and failure is not None:
         if failure["code"] == "deploy.approval.missing":
@@ -38,7 +38,7 @@ def outcome(found: View) -> ExitCode:
         return ExitCode.REFUSED if failure["refused"] else ExitCode.FAILED
     if found["step"] == Step.AWAIT_APPROVAL:
         return ExitCode.NEEDS_APPROVAL
-    return ExitCode.OK
+    return ExitCode.OK if found["step"] == wanted else ExitCode.FAILED
 
 
 def lines(found: View) -> list[str]:

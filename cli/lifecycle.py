@@ -16,6 +16,7 @@ from cli.deploy_output import Progress, lines, outcome
 from cli.deployments import Deployments, View
 from cli.places import config_path, project_option
 from cli.state_file import record_deployment
+from functions.deploy.record import Step
 from functions.deploy.runner import WaitOver
 from functions.plan.project_files import read_config, read_project
 from shared.compose.project import GlobalConfig, gcp_settings, nitro_settings
@@ -24,6 +25,7 @@ from shared.errors import DstackError, ExitCode
 FOLLOW_SECONDS = 2
 """Between two looks at a console; upstream's rhythm."""
 
+_ENDS = {"stop": Step.STOPPED, "start": Step.RUNNING, "remove": Step.REMOVED}
 _UNKNOWN = frozenset({"deploy.unknown", "deploy.nothing_there"})
 
 Command = Callable[..., None]
@@ -200,7 +202,7 @@ def _act(
     progress = Progress(quiet=as_json)
     try:
         found = target.deployments.follow(target.name, progress, timeout=timeout)
-        code = outcome(found)
+        code = outcome(found, _ENDS[verb])
     except WaitOver:
         found, code = target.deployments.get(target.name), ExitCode.TIMED_OUT
     target.record(found)

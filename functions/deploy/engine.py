@@ -5,6 +5,7 @@ holds: a record changes only by compare-and-swap; one runner at a time works on 
 is recorded before it is created; and each step finds out for itself what is done already.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -33,12 +34,17 @@ FIRST_RETRY: Final = 2
 LAST_RETRY: Final = 120
 """Seconds between attempts at a step that failed for the moment: doubled each time up to the last."""
 
+LEFT_ALONE: Final = LEASE_SECONDS
+"""After so many seconds in which nobody called, nobody was at work: they count for no step's time."""
+
 _IN_CLOUD: Final = frozenset({Step.LAUNCH, Step.AWAIT_ATTESTATION})
 """Steps whose failure leaves a machine that must not go on running."""
 
 _NOTHING_LAUNCHED: Final = frozenset({Step.PREPARE, Step.BUILD, Step.PROPOSE, Step.AWAIT_APPROVAL})
 _STOPPABLE: Final = frozenset({Step.RUNNING, Step.START, Step.AWAIT_ATTESTATION})
 _TO_REMOVE: Final = frozenset({Step.REMOVE, Step.REMOVED})
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Next(msgspec.Struct, frozen=True):
@@ -91,7 +97,13 @@ class Engine:
         if redirected.step is found.step and found.due > now and not early:
             return Next(found.due - now, found.step, written_at=found.updated_at)
         lease = Lease(self._holder, secrets.token_hex(8), now + LEASE_SECONDS)
-        claimed = msgspec.structs.replace(redirected, lease=lease, version=found.version + 1, updated_at=now)
+        claimed = msgspec.structs.replace(
+            redirected,
+            lease=lease,
+            version=found.version + 1,
+            updated_at=now,
+            since=_since(found, redirected, now),
+        )
         try:
             self._store.replace(claimed, found.version)
         except ConflictError:
@@ -106,7 +118,11 @@ class Engine:
         """Write where a deployment rests without having to do anything: stopped before it was launched."""
         if resting.step is not found.step:
             moved = msgspec.structs.replace(
-                resting, version=found.version + 1, updated_at=self._clock(), lease=None
+                resting,
+                version=found.version + 1,
+                updated_at=(now := self._clock()),
+                since=now,
+                lease=None,
             )
             try:
                 self._store.replace(moved, found.version)
@@ -125,6 +141,12 @@ class Engine:
             outcome = self._retry(work, error)
         except DstackError as error:
             outcome = self._give_up(work, error)
+        except Exception as error:  # noqa: BLE001 - unrecorded, it would be tried for ever, and nobody told
+            _log.exception("deployment %s: %s failed", work.deployment.name, step.value)
+            kind = type(error).__name__
+            outcome = self._retry(
+                work, DstackError("deploy.internal", f"{step.value} ended in an unexpected {kind}")
+            )
         return self._settle(work, outcome)
 
     def _cloud(self, deployment: Deployment) -> Cloud:
@@ -149,15 +171,21 @@ class Engine:
     def _give_up(self, work: LeasedWork, error: DstackError) -> Outcome:
         step = work.deployment.step
         work.report(error.message, error.code, {"failed": step.value})
+        refused = error.exit_code is ExitCode.REFUSED
         failure = Failure(
             code=error.code,
             message=error.message,
             hint=_hint(error),
             step=step,
             at=self._clock(),
-            refused=error.exit_code is ExitCode.REFUSED,
+            refused=refused,
         )
-        rolls_back = step in _IN_CLOUD
+        first = work.deployment.failure
+        if step is Step.ROLLBACK and first is not None:
+            # what it was that failed still counts; what is to be done comes of this one
+            left = f"{first.message}; what was launched is still there: {error.message}"
+            failure = msgspec.structs.replace(first, message=left, hint=failure.hint)
+        rolls_back = step in _IN_CLOUD or (step is Step.START and refused)
         return Outcome(Step.ROLLBACK if rolls_back else Step.FAILED, 0, changes={"failure": failure})
 
     def _settle(self, work: LeasedWork, outcome: Outcome) -> Next:
@@ -189,17 +217,25 @@ def redirect(deployment: Deployment) -> Deployment:
 def _redirected(deployment: Deployment) -> Step:
     step, goal = deployment.step, deployment.goal
     if goal is Goal.REMOVED:
-        return step if step in _TO_REMOVE else Step.REMOVE
+        return step if step in _TO_REMOVE or deployment.is_removal_refused else Step.REMOVE
     if step in {Step.ROLLBACK, Step.FAILED}:
         return step
     if goal is Goal.STOPPED:
-        if step in _NOTHING_LAUNCHED and deployment.running is None:
+        if step in _NOTHING_LAUNCHED and not deployment.may_have_machine:
             return Step.STOPPED
         # a machine that is being made is stopped when it is there
         return Step.STOP if step in _STOPPABLE | _NOTHING_LAUNCHED else step
     if step in {Step.STOPPED, Step.STOP, Step.REMOVED, Step.REMOVE}:
         return Step.START if deployment.is_current else Step.PREPARE
     return step
+
+
+def _since(found: Deployment, redirected: Deployment, now: int) -> int:
+    """Return when the step began that is run now, without the time in which everybody was away."""
+    if redirected.step is not found.step:
+        return now
+    away = now - max(found.due, found.updated_at)
+    return found.since + away if away > LEFT_ALONE else found.since
 
 
 def _hint(error: DstackError) -> str:

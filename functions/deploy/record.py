@@ -154,7 +154,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are unix seconds; `version` grows by one with each write.
 
     `uid` is new each time the name is used and stands in every tag. `since` is when the present step began,
-    `attempt` counts its failures, `due` is when it is to be tried next.
+    put off by the time in which nobody carried it forward. `attempt` counts its failures, `due` is when it is
+    to be tried next.
     """
 
     name: str
@@ -184,8 +185,18 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def is_resting(self) -> bool:
         """Whether nothing is to be done: the place to rest is the one that was asked for."""
         if self.step is Step.FAILED:
-            return self.goal is not Goal.REMOVED
+            return self.goal is not Goal.REMOVED or self.is_removal_refused
         return self.step in RESTING and self.step.value == self.goal.value
+
+    @property
+    def is_removal_refused(self) -> bool:
+        """Whether a removal failed, and somebody must act before it is asked for again."""
+        return self.step is Step.FAILED and self.failure is not None and self.failure.step is Step.REMOVE
+
+    @property
+    def may_have_machine(self) -> bool:
+        """Whether a machine is known, or something of a launch that may be one was not taken away."""
+        return self.running is not None or any(one.state != "gone" and not one.keep for one in self.resources)
 
     @property
     def is_current(self) -> bool:

@@ -180,11 +180,13 @@ class DeploymentService:
     def retry(self, name: str, *, key: str = "", caller: str = "") -> Deployment:
         """Try again what failed, with the files that are there.
 
-        Raises `ConflictError("deploy.not_failed")`.
+        Raises `ConflictError`: `deploy.not_failed`, `deploy.removed`.
         """
 
         def again(found: Deployment) -> Deployment:
-            if found.step is not Step.FAILED or found.goal is Goal.REMOVED:
+            if found.goal is Goal.REMOVED:
+                raise _removed(found)
+            if found.step is not Step.FAILED:
                 raise ConflictError(
                     "deploy.not_failed", f"deployment {name} is {found.status}, nothing of it failed"
                 )
@@ -276,15 +278,19 @@ class DeploymentService:
         return self._answer(made)
 
     def _redeployed(self, found: Deployment, upload: Upload) -> Deployment:
-        if not upload.replace:
+        is_nothing = found.step is Step.FAILED and not found.may_have_machine
+        if not upload.replace and not is_nothing:
             raise ConflictError(
-                "deploy.exists", f"there is a deployment {found.name} already: use replace to deploy over it"
+                "deploy.exists",
+                f"there is a deployment {found.name} already: use replace, or --delete, to deploy over it",
             )
         if found.cloud != upload.cloud:
             raise ConflictError(
                 "deploy.cloud_change",
                 f"deployment {found.name} is on {found.cloud}, not {upload.cloud}: remove it first",
             )
+        if found.goal is Goal.REMOVED:
+            raise _removed(found)
         # while governance is waited for nothing of the earlier files has been made
         self._check_rests(found, or_at=Step.AWAIT_APPROVAL)
         return msgspec.structs.replace(
@@ -320,7 +326,9 @@ class DeploymentService:
     def _want(self, name: str, goal: Goal, key: str, caller: str) -> Deployment:
         def want(found: Deployment) -> Deployment | None:
             if goal is not Goal.REMOVED and found.goal is Goal.REMOVED:
-                raise ConflictError("deploy.removed", f"deployment {name} is {found.status}: create it anew")
+                raise _removed(found)
+            if found.is_removal_refused:
+                return msgspec.structs.replace(self._from_the_start(found), step=Step.REMOVE)
             if found.step is Step.FAILED and goal is not Goal.REMOVED:
                 return msgspec.structs.replace(self._from_the_start(found), goal=goal)
             return None if found.goal is goal else msgspec.structs.replace(found, goal=goal)
@@ -482,6 +490,14 @@ def _bounded(requests: dict[str, str]) -> dict[str, str]:
 
 def _page(limit: int) -> int:
     return min(max(limit, 1), MAX_PAGE)
+
+
+def _removed(found: Deployment) -> ConflictError:
+    if found.step is Step.REMOVED:
+        return ConflictError("deploy.removed", f"deployment {found.name} is removed: create it anew")
+    return ConflictError(
+        "deploy.removed", f"deployment {found.name} is to be removed: once it is, create it anew"
+    )
 
 
 def _overtaken(name: str) -> ConflictError:

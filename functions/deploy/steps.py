@@ -156,7 +156,7 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
 def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Take away the machine of an earlier plan: both would have one name."""
     del tools
-    if work.deployment.running is None or work.deployment.is_current:
+    if not work.deployment.may_have_machine or work.deployment.is_current:
         return Outcome(Step.LAUNCH)
     if (waiting := cloud.retire(work)) is not None:
         return Outcome(Step.RETIRE, waiting.seconds, waiting.what)
@@ -167,19 +167,18 @@ def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _launch(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Have the cloud make the machine, and hold what it says of it against what was ordered."""
     del tools
-    _check_time(work, LAUNCH_SECONDS, "launch")
     return _machine_up(work, cloud.launch(work), Step.LAUNCH)
 
 
 def _start(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Start a stopped machine; it is attested again as if it were new."""
     del tools
-    _check_time(work, LAUNCH_SECONDS, "start")
     return _machine_up(work, cloud.start(work), Step.START)
 
 
 def _machine_up(work: LeasedWork, answer: Wait | Machine, step: Step) -> Outcome:
     if isinstance(answer, Wait):
+        _check_time(work, LAUNCH_SECONDS, step.value)
         return Outcome(step, answer.seconds, answer.what)
     check_machine(work.plan, answer)
     running = Running(

@@ -139,6 +139,44 @@ def test_other_files_may_take_the_place_of_those_that_wait_for_governance(site: 
     assert "running" in site.run("deploy", "--delete").stdout
 
 
+def test_another_cloud_is_not_taken_for_the_interrupted_one(site: Site) -> None:
+    site.cloud.boot_polls = 10**6
+    site.run("deploy", "--timeout", "1", code=6)
+    with refuses("deploy.cloud_change", ConflictError):
+        site.run("deploy", "--local", "--delete")
+
+
+def test_a_deployment_that_is_removed_meanwhile_is_no_success(site: Site) -> None:
+    def remove(call: str, when: str) -> None:
+        if call == "create instance" and when == "before":
+            service, _ = site.parts()
+            service.remove("web")
+
+    site.cloud.on_call = remove
+    assert site.json("deploy", code=1)["step"] == "removed"
+
+
+def test_what_failed_before_anything_was_made_is_deployed_again_as_the_hint_says(site: Site) -> None:
+    site.cloud.findings = (error("gcp.quota", "CPUS", "has 0 of 4 left"),)
+    assert "then deploy again" in site.run("deploy", code=1).stdout
+    site.cloud.findings = ()
+    assert "running" in site.run("deploy").stdout
+
+
+def test_a_removal_that_is_refused_ends_and_may_be_asked_for_again(site: Site) -> None:
+    site.run("deploy")
+
+    def deny(call: str, when: str) -> None:
+        if call.startswith("delete") and when == "before":
+            raise DeniedError("memory.denied", "the role may not delete", "let it")
+
+    site.cloud.on_call = deny
+    assert "let it" in site.run("remove", "--yes", code=1).stdout
+    site.cloud.on_call = lambda _call, _when: None
+    site.run("remove", "--yes")
+    assert site.cloud.things == {}
+
+
 def test_what_governance_must_do_is_printed(site: Site) -> None:
     site.tools.missing = (CALL,)
     result = site.run("deploy", code=5)

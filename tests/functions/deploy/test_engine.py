@@ -440,6 +440,125 @@ def test_a_failed_deployment_can_be_removed(bench: Bench) -> None:
     assert bench.step is Step.REMOVED
 
 
+def test_a_machine_that_was_stopped_for_a_day_has_its_time_to_start(bench: Bench) -> None:
+    bench.run()
+    want(bench.store, "web", Goal.STOPPED)
+    bench.run()
+    bench.clock.now += 86_400
+    want(bench.store, "web", Goal.RUNNING)
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.RUNNING, "")
+
+
+@pytest.mark.parametrize("until", [Step.LAUNCH, Step.AWAIT_ATTESTATION])
+def test_time_in_which_no_runner_was_there_counts_for_no_step(bench: Bench, until: Step) -> None:
+    bench.run(until=until)
+    bench.cloud.boot_polls = 3
+    bench.tools.attested = UnavailableError("net.timeout", "no answer")
+    bench.clock.now += 2 * LAUNCH_SECONDS
+    bench.engine().advance("web")
+    bench.tools.attested = MemoryTools().attested
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.RUNNING, "")
+
+
+def test_a_start_that_never_ends_is_given_up(bench: Bench) -> None:
+    bench.run()
+    want(bench.store, "web", Goal.STOPPED)
+    bench.run()
+    bench.cloud.boot_polls = 10**9
+    want(bench.store, "web", Goal.RUNNING)
+    bench.run(steps=LAUNCH_SECONDS)
+    assert (bench.step, bench.failure) == (Step.FAILED, "deploy.timeout")
+
+
+def test_n80_a_machine_that_starts_as_another_one_does_not_stay(bench: Bench) -> None:
+    bench.run()
+    want(bench.store, "web", Goal.STOPPED)
+    bench.run()
+    bench.cloud.machine = {"confidential": ""}
+    want(bench.store, "web", Goal.RUNNING)
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.FAILED, "deploy.machine.confidential")
+    assert list(bench.cloud.things) == [("disk", "web-disk")]
+
+
+def _deny_removal(call: str, when: str) -> None:
+    if call.startswith("delete") and when == "before":
+        raise DeniedError("memory.denied", "the role may not delete", "let it")
+
+
+def test_a_removal_that_is_refused_rests_and_says_what_to_do(bench: Bench) -> None:
+    bench.run()
+    bench.cloud.on_call = _deny_removal
+    want(bench.store, "web", Goal.REMOVED)
+    bench.run(steps=3)
+    found = bench.store.get("web")
+    assert (found.step, found.is_resting) == (Step.FAILED, True)
+    assert found.failure is not None
+    assert (found.failure.code, found.failure.hint) == ("memory.denied", "let it")
+    calls = len(bench.cloud.calls)
+    assert bench.engine().advance("web") == Next(None, Step.FAILED)
+    assert len(bench.cloud.calls) == calls
+
+
+@pytest.fixture
+def left(bench: Bench) -> Bench:
+    """A launch that was refused, and whose machine could not be taken away."""
+    bench.cloud.machine = {"confidential": ""}
+    bench.cloud.on_call = _deny_removal
+    bench.run()
+    bench.cloud.machine = {}
+    bench.cloud.on_call = lambda _call, _when: None
+    assert bench.cloud.things["instance", "web-instance"]["status"] == "RUNNING"
+    return bench
+
+
+def test_a_rollback_that_is_refused_hides_no_verdict(left: Bench) -> None:
+    failure = left.store.get("web").failure
+    assert failure is not None
+    assert (failure.code, failure.refused, failure.hint) == ("deploy.machine.confidential", True, "let it")
+    assert "still there: the role may not delete" in failure.message
+
+
+def test_what_a_refused_rollback_left_is_no_machine_of_the_next_plan(left: Bench) -> None:
+    found = left.store.get("web")
+    left.tools.plan = some_plan("b")
+    left.store.replace(
+        msgspec.structs.replace(found, step=Step.PREPARE, version=found.version + 1), found.version
+    )
+    left.run()  # the cloud in memory takes no machine of another plan
+    assert left.step is Step.RUNNING
+    assert left.cloud.made.count(("instance", "web-instance")) == 2
+
+
+def test_what_a_refused_rollback_left_is_stopped(left: Bench) -> None:
+    found = left.store.get("web")
+    left.store.replace(
+        msgspec.structs.replace(found, step=Step.PREPARE, goal=Goal.STOPPED, version=found.version + 1),
+        found.version,
+    )
+    left.run()
+    assert left.step is Step.STOPPED
+    assert left.cloud.things["instance", "web-instance"]["status"] == "TERMINATED"
+
+
+def test_what_nobody_foresaw_is_tried_again_and_then_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def build(_: object) -> None:
+        tries.append(1)
+        raise OSError(28, "no space left for a secret name")
+
+    monkeypatch.setattr(bench.tools, "build", build)
+    bench.run()
+    assert (bench.step, bench.failure, len(tries)) == (Step.FAILED, "deploy.internal", MAX_ATTEMPTS)
+    assert not any("secret" in event.message for event in all_events(bench.store))
+    assert caplog.records[0].exc_info is not None
+
+
 # ---- runners beside each other ----
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from functions.deploy.cloud import FirewallRule, TransientCloudError
-from functions.deploy.record import MAX_REQUESTS, Deployment, Failure, Goal, Lease, Step
+from functions.deploy.record import MAX_REQUESTS, Deployment, Failure, Goal, Lease, Resource, Step
 from functions.deploy.request import Options, RuleBody
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import ConflictError, NotFoundError
@@ -106,6 +106,39 @@ def test_a_deployment_at_rest_is_deployed_anew(bench: Bench, step: Step) -> None
     bench.settle("web", step, goal=Goal.STOPPED if step is Step.STOPPED else Goal.RUNNING)
     again = bench.service.redeploy(upload(files=project(name="other")))
     assert (again.goal, again.step) == (Goal.RUNNING, Step.PREPARE)
+
+
+def test_what_failed_and_left_nothing_is_deployed_over_without_a_word(bench: Bench) -> None:
+    bench.service.create(upload())
+    bench.settle("web", Step.FAILED, failure=FAILURE)
+    again = bench.service.create(upload(files=project(name="other")))
+    assert (again.step, again.failure) == (Step.PREPARE, None)
+
+    bench.settle("web", Step.FAILED, failure=FAILURE, resources=(Resource(kind="instance", name="web"),))
+    with refuses("deploy.exists", ConflictError):
+        bench.service.create(upload(files=project(name="third")))
+
+
+@pytest.mark.parametrize("step", [Step.AWAIT_APPROVAL, Step.REMOVE, Step.FAILED])
+def test_what_is_to_be_removed_is_not_deployed_over(bench: Bench, step: Step) -> None:
+    bench.service.create(upload())
+    failure = msgspec.structs.replace(FAILURE, step=Step.REMOVE) if step is Step.FAILED else None
+    bench.settle("web", step, goal=Goal.REMOVED, failure=failure)
+    with refuses("deploy.removed", ConflictError):
+        bench.service.redeploy(upload(files=project(name="other")))
+
+
+def test_a_removal_that_was_refused_is_tried_again_when_it_is_asked_for_again(bench: Bench) -> None:
+    bench.service.create(upload())
+    bench.settle(
+        "web", Step.FAILED, goal=Goal.REMOVED, failure=msgspec.structs.replace(FAILURE, step=Step.REMOVE)
+    )
+    with refuses("deploy.removed", ConflictError):
+        bench.service.retry("web")
+    calls = len(bench.calls)
+    after = bench.service.remove("web", key="again")
+    assert (after.step, after.goal, after.failure) == (Step.REMOVE, Goal.REMOVED, None)
+    assert len(bench.calls) == calls + 1
 
 
 @pytest.mark.parametrize(
