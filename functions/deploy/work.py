@@ -157,11 +157,22 @@ class LeasedWork:
         return found
 
     def _put(self, resource: Resource) -> None:
-        others = [one for one in self._current.resources if one.key != resource.key]
-        position = next(
-            (at for at, one in enumerate(self._current.resources) if one.key == resource.key), len(others)
-        )
-        self.save(resources=(*others[:position], resource, *others[position:]))
+        known = self._current.resources
+        position = next((at for at, one in enumerate(known) if one.key == resource.key), len(known))
+        changed = [*known[:position], resource, *known[position + 1 :]]
+        self.save(resources=tuple(one for one in changed if not _is_outlived(one, resource)))
+
+
+def _is_outlived(one: Resource, gone: Resource) -> bool:
+    """Whether a resource that is gone tells nothing beside one of its kind and place that is gone too.
+
+    Names may hold a hash: else each redeploy would leave another one, until no store takes the record.
+    """
+    return (
+        one.state == gone.state == "gone"
+        and (one.kind, one.place) == (gone.kind, gone.place)
+        and one.key != gone.key
+    )
 
 
 _NOBODY: Final = Lease("", "", 0)

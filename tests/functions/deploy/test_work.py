@@ -50,6 +50,21 @@ def test_no_write_has_more_events_than_a_store_takes(store: Counted, tmp_path: P
     assert store.get("web") == work.deployment
 
 
+def test_a_record_does_not_grow_with_each_redeploy(store: Counted, tmp_path: Path) -> None:
+    work = work_on(store, tmp_path)
+    for number in range(20):
+        for place in ("here", "there"):
+            image = work.present(work.intend("image", f"image-{number}", place))
+            work.intend("disk", f"disk-{number}", place)
+            work.gone(image)
+    found = store.get("web").resources
+    assert [(one.name, one.place) for one in found if one.kind == "image"] == [
+        ("image-19", "here"),
+        ("image-19", "there"),  # every place that was ever used is still known
+    ]
+    assert len([one for one in found if one.kind == "disk" and one.state == "intended"]) == 40
+
+
 def test_events_that_overflow_notice_a_lost_lease(store: Counted, tmp_path: Path) -> None:
     work = work_on(store, tmp_path)
     found = store.get("web")
