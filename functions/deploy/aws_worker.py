@@ -41,6 +41,16 @@ def sweep_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, An
     return {"overdue": len(found)}
 
 
+def _sent_at(attributes: Mapping[str, str]) -> int | None:
+    """Return when a message was sent; None for one that is delivered again.
+
+    The runner of an earlier delivery may have died before it saw to the next message.
+    """
+    if attributes["ApproximateReceiveCount"] != "1":
+        return None
+    return int(attributes["SentTimestamp"]) // 1000
+
+
 def _advanced(record: Mapping[str, Any]) -> bool:
     try:
         after = handle_message(
@@ -48,7 +58,7 @@ def _advanced(record: Mapping[str, Any]) -> bool:
             runtime().schedule,
             record["body"].encode(),
             lambda code, message: logger.error(message, extra={"code": code}),
-            int(record["attributes"]["SentTimestamp"]) // 1000,
+            _sent_at(record["attributes"]),
         )
     except DstackError as error:
         logger.warning(error.message, extra={"code": error.code, "message_id": record["messageId"]})

@@ -221,6 +221,15 @@ def test_messages_too_many_end_at_the_first_one_that_is_early(account: Account) 
     assert len(account.messages()) == 1
 
 
+def test_a_message_that_is_delivered_again_is_not_dropped_for_being_early(account: Account) -> None:
+    """Its first delivery wrote the record, and died before it sent the next one."""
+    account.store.create(some_deployment(due=NOW + 60, updated_at=NOW))
+    again = record("1", encode_message("web").decode(), NOW - 100)
+    again["attributes"]["ApproximateReceiveCount"] = "2"
+    assert aws_worker.handler({"Records": [again]}, CONTEXT) == {"batchItemFailures": []}
+    assert len(account.messages()) == 1
+
+
 def test_a_sweep_brings_back_what_lost_its_message(account: Account) -> None:
     account.store.create(some_deployment())
     assert aws_worker.sweep_handler({}, CONTEXT) == {"overdue": 0}
