@@ -181,5 +181,6 @@ def _check_address(url: str) -> None:
         raise ProtocolError(
             "deploy.evidence.address", f"evidence would be asked of {host[:80]!a}, expected an ip address"
         ) from error
+    address = getattr(address, "ipv4_mapped", None) or address  # ::ffff:a.b.c.d goes to a.b.c.d
     if address.is_link_local or address.is_multicast or address.is_unspecified:
         raise ProtocolError("deploy.evidence.address", f"evidence would be asked of {address}")

@@ -193,7 +193,16 @@ def test_an_answer_that_is_none_is_refused(status: str, body: bytes, code: str, 
 
 
 @pytest.mark.parametrize(
-    "host", ["169.254.169.254", "[fe80::1]", "0.0.0.0", "224.0.0.1", "metadata.google.internal", ""]
+    "host",
+    [
+        "169.254.169.254",
+        "[::ffff:169.254.169.254]",
+        "[fe80::1]",
+        "0.0.0.0",
+        "224.0.0.1",
+        "metadata.google.internal",
+        "",
+    ],
 )
 def test_an_address_that_is_no_machine_is_not_asked(host: str) -> None:
     with refuses("deploy.evidence.address", ProtocolError):
