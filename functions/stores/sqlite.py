@@ -4,11 +4,12 @@ import hashlib
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import local
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -28,8 +29,7 @@ CREATE TABLE IF NOT EXISTS event (
 ) STRICT, WITHOUT ROWID;
 """
 _CHUNK: Final = 1 << 20
-
-ResultT = TypeVar("ResultT")
+_PAUSE: Final = 0.01
 
 
 class SqliteStore:
@@ -125,7 +125,7 @@ class SqliteStore:
         if connection is None:
             try:
                 connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
-                connection.execute("PRAGMA journal_mode = WAL")
+                _log_ahead(connection)
                 connection.execute("PRAGMA synchronous = FULL")  # a resource is recorded before it is made
             except sqlite3.Error as error:
                 raise StorageError("deploy.store", f"cannot open {self._path}: {error}") from error
@@ -193,6 +193,20 @@ class FileBlobs:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Have the file written ahead; of several that make a new one SQLite lets all but one fail at once."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def _row(deployment: Deployment) -> tuple[str, str, int, str, bytes]:

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +69,28 @@ def test_processes_lose_no_update_of_a_thousand_deployments(tmp_path: Path) -> N
     assert [process.exitcode for process in processes] == [0, 0]
     check_all_marks(store, writers, names)
     store.close()
+
+
+def test_a_new_file_that_somebody_writes_to_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(tmp_path / "d.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE other (one TEXT)")
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        other.execute("COMMIT")
+
+    monkeypatch.setattr(
+        "functions.stores.sqlite.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    )
+    store = SqliteStore(tmp_path / "d.db")
+    assert len(pauses) == 1
+    assert list(store.list()) == []
+    store.close()
+    other.close()
 
 
 def test_says_when_the_file_is_no_database(tmp_path: Path) -> None:
