@@ -76,13 +76,15 @@ def cli(directory: Path | None, *, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; turn our errors into one line on standard error and an exit code."""
+    """Run the command; turn our errors into a line on standard error, what to do, and an exit code."""
     try:
         cli()
     except DstackError as error:
         if _is_verbose(sys.argv[1:]):
             traceback.print_exc()
         click.echo(f"dstack-cloud: {error} [{error.code}]", err=True)
+        if hint := getattr(error, "hint", ""):
+            click.echo(f"what to do: {hint}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -64,6 +64,7 @@ class RemoteDeployments:
         self._token = token
         self._http = http
         self._sleep = sleep
+        self._has_answered = False
 
     def deploy(self, upload: Upload, key: str) -> View:
         """See `Deployments`."""
@@ -138,11 +139,20 @@ class RemoteDeployments:
                 headers["Content-Type"] = "application/json"
             if key:
                 headers["Idempotency-Key"] = key
-            answer = self._http.request(method, url, body, headers, timeout=TIMEOUT, max_bytes=MAX_ANSWER)
+            try:
+                answer = self._http.request(method, url, body, headers, timeout=TIMEOUT, max_bytes=MAX_ANSWER)
+            except UnavailableError:
+                # one that never answered may be no api; of one that did, a lost connection is nothing
+                if not self._has_answered or attempt == TRIES:
+                    raise
+                self._sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE)
+                continue
+            self._has_answered = True
             if answer.status not in {429, 502, 503, 504} or attempt == TRIES:
                 break
             wait = answer.headers.get("retry-after", "")
-            self._sleep(min(float(wait), _MAX_PAUSE) if wait.isdigit() else pause)
+            self._sleep(min(float(wait), _MAX_PAUSE) if wait.isascii() and wait.isdigit() else pause)
             pause = min(2 * pause, _MAX_PAUSE)
         document = _document(answer.body, answer.status)
         if answer.status not in {200, 202}:
