@@ -48,7 +48,7 @@ def inspect(file: Path, at: int | None, *, as_json: bool) -> None:
     sys.exit(report.exit_code)
 
 
-@image.command()
+@image.command(short_help="Check an OS image's files, and print its hash.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(directory: Path, *, as_json: bool) -> None:
@@ -124,7 +124,7 @@ def build(*, as_json: bool, **request: Any) -> None:  # noqa: ANN401 - click pas
         click.echo(line)
 
 
-@image.command()
+@image.command(short_help="Put an OS image's boot disk into a bucket.")
 @click.argument("image_name", metavar="[IMAGE]", required=False)
 @click.option("--bucket", required=True, metavar="NAME", help="The bucket of Google Cloud Storage.")
 @project_option

@@ -38,7 +38,13 @@ _SECTIONS: Final = {"gcp": "gcp_config", "aws": "aws_config", "nitro": "nitro_co
 @click.argument("name")
 @click.option("--os-image", metavar="NAME", help="OS image, as `pull` takes it.")
 @click.option("--app-id", metavar="HEX", help="The app contract's address; drawn at random otherwise.")
-@click.option("--gateway-enabled/--no-gateway-enabled", "--gw/--no-gw", "gateway", default=None)
+@click.option(
+    "--gateway-enabled/--no-gateway-enabled",
+    "--gw/--no-gw",
+    "gateway",
+    default=None,
+    help="Register with a gateway, which needs a KMS.",
+)
 @click.option(
     "--key-provider", "--kp", type=click.Choice(["kms", "local", "tpm", "none"]), help="Where keys come from."
 )
@@ -46,8 +52,19 @@ _SECTIONS: Final = {"gcp": "gcp_config", "aws": "aws_config", "nitro": "nitro_co
     "--storage-fs", "--fs", type=click.Choice(["ext4", "zfs"]), help="File system of the data disk."
 )
 @click.option("--secure-time/--no-secure-time", default=None, help="Wait for a synchronised clock at boot.")
-@click.option("--no-instance-id/--instance-id", "no_instance_id", default=None)
-@click.option("--platform", type=click.Choice(["gcp", "aws", "nitro"]), default="gcp", show_default=True)
+@click.option(
+    "--no-instance-id/--instance-id",
+    "no_instance_id",
+    default=None,
+    help="Whether a machine has an id of its own, which its disk key depends on.",
+)
+@click.option(
+    "--platform",
+    type=click.Choice(["gcp", "aws", "nitro"]),
+    default="gcp",
+    show_default=True,
+    help="TDX on Google Cloud, a NitroTPM instance (plan alone), or a Nitro enclave.",
+)
 @click.option("--project", "-p", "cloud_project", metavar="ID", help="Google Cloud project.")
 @click.option("--zone", "-z", help="Google Cloud zone.")
 @click.option("--region", help="AWS region.")

@@ -13,13 +13,13 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from shared.chain.abi import checksum_address
+from tests.docs.console_page import matches
 from tests.docs.references import REPOSITORY, is_error_code
 
 PAGE = (REPOSITORY / "docs" / "reproducible-builds.md").read_text()
 FILES = re.compile(r"^```\w+ (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOOLS = ("bash", "git", "tar", "curl", "xxd", "sha256sum", "cmp", "tee")
-GAP = "…"
 SENDING = "# the owner sends that"
 
 Step = tuple[str, list[str]]
@@ -83,16 +83,6 @@ def _run(shell: "subprocess.Popen[str]", command: str) -> list[str]:
     while (line := shell.stdout.readline()) and line != "@@end\n":
         lines.append(line.rstrip("\n"))
     return lines
-
-
-def matches(shown: list[str], came: list[str]) -> bool:
-    """Whether the shown lines came; a gap stands for any lines, or for any text within one."""
-    if not shown:
-        return not came
-    if shown[0] == GAP:
-        return any(matches(shown[1:], came[at:]) for at in range(len(came) + 1))
-    pattern = ".*".join(re.escape(part) for part in shown[0].split(GAP))
-    return bool(came) and re.fullmatch(pattern, came[0]) is not None and matches(shown[1:], came[1:])
 
 
 def test_the_commands_give_what_the_page_shows(transcript: list[tuple[Step, list[str]]]) -> None:
