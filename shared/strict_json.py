@@ -1,4 +1,4 @@
-"""JSON as a verifier reads it: UTF-8, bounded, no duplicate keys, no NaN.
+"""JSON as a verifier reads it: UTF-8, bounded, no duplicate keys, keys that are text, no NaN.
 
 Parsers disagree on a key that occurs twice, so a document with one means two things: it is refused.
 """
@@ -41,6 +41,8 @@ def decode_json(raw: bytes, *, what: str, code: str, max_bytes: int, max_depth: 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
+        if not key.isascii():
+            key.encode()  # half a surrogate pair can be spelt, and is no text: whoever reads fields would fail
         if key in result:
             raise _DuplicateKeyError(repr(key[:_SHOWN]))
         result[key] = value

@@ -44,6 +44,18 @@ def test_brackets_in_strings_do_not_nest() -> None:
     assert decode_json(raw, what="it", code="test", max_bytes=10_000) == {"a": "[" * 1000 + '"{'}
 
 
+@pytest.mark.parametrize("raw", [rb'{"\ud800":1}', rb'[{"a":{"x\udfff":1}}]'])
+def test_a_key_is_text(raw: bytes) -> None:
+    with pytest.raises(ProtocolError) as refusal:
+        decode_json(raw, what="it", code="test", max_bytes=1000)
+    assert refusal.value.code == "test.syntax"
+
+
+def test_a_key_may_have_any_letters() -> None:
+    raw = '{"é":1,"\\ud83d\\ude00":2}'.encode()
+    assert decode_json(raw, what="it", code="test", max_bytes=1000) == {"é": 1, "😀": 2}
+
+
 def test_takes_the_deepest_document_that_is_allowed() -> None:
     assert decode_json(b"[" * 64 + b"]" * 64, what="it", code="test", max_bytes=1000)
 

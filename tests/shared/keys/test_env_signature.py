@@ -164,6 +164,7 @@ def test_refuses_an_answer_of_another_shape(changes: dict[str, Any]) -> None:
         (b" " * 20_000, "env.key.size"),
         (b"[" * 100, "env.key.depth"),
         (b"[]", "env.key.malformed"),
+        (rb'{"\ud800":1}', "env.key.syntax"),
     ],
 )
 def test_refuses_an_answer_that_is_none(raw: bytes, code: str) -> None:
@@ -204,6 +205,7 @@ def test_an_empty_list_pins_nobody(raw: bytes) -> None:
     ("raw", "code"),
     [
         (b"", "env.signer.file.syntax"),
+        (rb'{"\ud800":1}', "env.signer.file.syntax"),
         (b'{"trusted_signers":[],"trusted_signers":[]}', "env.signer.file.duplicate_key"),
         (b"[]", "env.signer.file"),
         (b'{"trusted_signers":"any"}', "env.signer.file"),
