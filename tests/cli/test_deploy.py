@@ -14,6 +14,7 @@ from cli.main import cli
 from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.deploy.engine import Engine
 from functions.deploy.record import Step
+from functions.deploy.request import Upload
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import ConflictError, NotFoundError
 from functions.stores.sqlite import FileBlobs, SqliteStore
@@ -137,6 +138,27 @@ def test_other_files_may_take_the_place_of_those_that_wait_for_governance(site: 
     with refuses("deploy.exists", ConflictError):
         site.run("deploy")
     assert "running" in site.run("deploy", "--delete").stdout
+
+
+def test_a_changed_env_is_not_passed_over_in_silence(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seal(upload: Upload, *_: object) -> Upload:
+        value = (site.project / ".env").read_bytes().partition(b"=")[2]
+        return msgspec.structs.replace(upload, encrypted_env=bytes(range(128, 188)) + value)
+
+    def stored() -> bytes:
+        service, _ = site.parts()
+        return FileBlobs(site.place / "blobs").get(service.get("web").files.encrypted_env, 1 << 10)
+
+    monkeypatch.setattr("cli.deploy.with_env", seal)
+    (site.project / ".env").write_text("API_TOKEN=leaked")
+    site.tools.missing = (CALL,)
+    assert "going on" not in site.run("deploy", code=5).stderr
+
+    (site.project / ".env").write_text("API_TOKEN=rotated")
+    assert "with .env as it was then" in site.run("deploy", code=5).stderr
+    assert stored().endswith(b"leaked")
+    assert "going on" not in site.run("deploy", "--delete", code=5).stderr
+    assert stored().endswith(b"rotated")
 
 
 def test_another_cloud_is_not_taken_for_the_interrupted_one(site: Site) -> None:
