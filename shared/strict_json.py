@@ -42,7 +42,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if not key.isascii():
-            key.encode()  # half a surrogate pair can be spelt, and is no text: whoever reads fields would fail
+            key.encode()  # half a surrogate pair can be spelt: whoever reads fields would fail at it
         if key in result:
             raise _DuplicateKeyError(repr(key[:_SHOWN]))
         result[key] = value
