@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from functions.deploy.internal_api import ADVANCE, SWEEP
+from functions.packaging.gcp_services import DEPLOY_WORKER
 from tests.end_to_end.gcp_service import SERVE, Service
 from tests.end_to_end.gcp_site import BUCKET, PROJECT, GcpSite, verifier_environment
 from tests.end_to_end.pipeline import GRANTS, Identities, Pump
@@ -52,7 +53,9 @@ class GcpFunctions:
             *(str(source), str(artefacts.requirements("deploy")), *options, "--port", "0"),
         ]
         place.mkdir()
-        environment = {
+        # deploy.sh sets what it was given no value for to nothing
+        unset = {one.name: "" for one in DEPLOY_WORKER.settings if not one.default}
+        environment = unset | {
             "PATH": os.environ["PATH"],
             "HOME": str(place),
             "TMPDIR": str(place),
@@ -69,6 +72,7 @@ class GcpFunctions:
             **verifier_environment(place, site.guests.roots),
             **clock.environment(who.hosts),
         }
+        assert {one.name for one in DEPLOY_WORKER.settings} <= environment.keys()
         self.api = Service("dstack-deploy", command, environment | {"THREADS": "8"}, place)
         # a worker's instance does one thing at a time
         self.worker = Service("dstack-deploy-worker", command, environment | {"THREADS": "1"}, place)
