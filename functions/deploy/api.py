@@ -284,6 +284,20 @@ def refused(error: DstackError) -> Answer:
     return _answer_error(status, error.code, error.message, headers, hint)
 
 
+def unready(error: DstackError) -> Answer:
+    """Return the answer where nobody can be let in yet, for settings or grants that cannot be read.
+
+    Nobody showed a token so far: names of buckets, and what to grant to whom, are for the log alone.
+    """
+    passes = not isinstance(error, ConfigError | DeniedError)
+    return _answer_error(
+        503,
+        error.code,
+        "the function cannot tell who may do what: its log says why",
+        {"Retry-After": str(RETRY_AFTER)} if passes else {},
+    )
+
+
 _HINTS: Final = {
     "deploy.exists": 'send "replace": true, or PUT to the deployment\'s own path',
     "deploy.busy": "poll the deployment until it is settled, then send the request again",

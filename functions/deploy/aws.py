@@ -7,7 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from functions.deploy.api import CONTENT_TYPE, DeployApi, refused
+from functions.deploy.api import CONTENT_TYPE, DeployApi, unready
 from functions.deploy.assembly import Runtime, runtime_from_env
 from functions.deploy.grant_source import GrantSource, grants_from
 from functions.lambda_event import http_answer, jwt_claims, read_event
@@ -36,7 +36,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         api = DeployApi(runtime().service, lambda facts: logger.info("answered", extra={"request": facts}))
     except DstackError as error:
         logger.warning(error.message, extra={"code": error.code})
-        answer = refused(error)
+        answer = unready(error)
     else:
         answer = api.handle(request, valid, lambda: jwt_claims(event))
     return http_answer(answer.status, CONTENT_TYPE, answer.encode(), answer.headers)

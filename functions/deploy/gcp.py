@@ -9,7 +9,7 @@ from typing import Any
 import flask
 import functions_framework
 
-from functions.deploy.api import CONTENT_TYPE, Answer, DeployApi, refused
+from functions.deploy.api import CONTENT_TYPE, Answer, DeployApi, unready
 from functions.deploy.assembly import Runtime, runtime_from_env
 from functions.deploy.grant_source import GrantSource, grants_from
 from functions.deploy.internal_api import PREFIX, InternalApi, worker_gate
@@ -35,7 +35,7 @@ def deploy(request: flask.Request) -> flask.Response:
         answer = _answer(request, request.stream.read(MAX_BODY_BYTES + 1))
     except DstackError as error:
         _log(code=error.code, message=error.message)
-        answer = refused(error)
+        answer = unready(error)
     return flask.Response(answer.encode(), answer.status, dict(answer.headers), content_type=CONTENT_TYPE)
 
 

@@ -15,13 +15,14 @@ from flask.testing import FlaskClient
 from functions_framework import create_app
 
 from functions.deploy import aws, gcp, oidc
+from functions.deploy.cloud import DeniedError
 from functions.deploy.engine import Next
-from functions.deploy.grant_source import grants_from
+from functions.deploy.grant_source import GrantSource, grants_from
 from functions.deploy.internal_api import InternalApi, worker_gate
 from functions.deploy.oidc import TokenSource
 from functions.deploy.record import Step
 from functions.deploy.request import MAX_BODY_BYTES
-from shared.errors import CloudError, ConfigError
+from shared.errors import CloudError, ConfigError, DstackError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from tests.functions.deploy.issuer import Issuer, jwk, rsa_key, sign
@@ -308,7 +309,41 @@ def test_function_takes_queries(client: FlaskClient, issuer: Issuer, bench: Benc
     bench.service.create(upload())
     answer = client.get("/v1/deployments?limit=x", headers=token(issuer))
     assert answer.status_code == 400
+    bench.service.create(upload("web-1"))
     assert client.get("/v1/deployments?limit=1", headers=token(issuer)).json["after"] == "web"
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (DeniedError("gcp.permission", "no right to gs://secret", "grant x on secret"), None),
+        (ConfigError("deploy.grants.field", "of secret"), None),
+        (CloudError("gcp.unavailable", "secret is away"), "5"),
+    ],
+)
+def test_a_stranger_is_not_told_why_grants_cannot_be_read(
+    client: FlaskClient,
+    lambda_bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: DstackError,
+    headers: str | None,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(GrantSource, "get", fail)
+    answer = client.get("/v1/deployments")
+    assert (answer.status_code, answer.json["code"], answer.headers.get("Retry-After")) == (
+        503,
+        error.code,
+        headers,
+    )
+    assert "secret" not in answer.text
+    assert error.message in capsys.readouterr().err
+    told = aws.handler(event("GET", "/v1/deployments"), CONTEXT)
+    assert (told["statusCode"], json.loads(told["body"])) == (503, answer.json)
+    assert lambda_bench.calls == []
 
 
 def test_function_is_closed_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
