@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "status": ("cli.lifecycle:status", "Show what is deployed."),
     "stop": ("cli.lifecycle:stop", "Stop the machine."),
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
-    "image": ("cli.image:image", "Measure enclave images."),
+    "image": ("cli.image:image", "Build, measure and push images."),
     "new": ("cli.new:new", "Make a project."),
     "prepare": ("cli.prepare:prepare", "Write the files of the config disk into shared/."),
     "pull": ("cli.pull:pull", "Download an OS image."),
