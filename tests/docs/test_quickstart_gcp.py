@@ -21,7 +21,6 @@ from functions.deploy.runner import run_until_settled
 from functions.google_api.errors import LOGIN
 from shared.compose.project import GCP_DEFAULTS
 from shared.errors import UnavailableError
-from shared.net.fetch import HttpClient
 from tests.docs.console_page import Session, Transcript, send_planned, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
@@ -34,6 +33,7 @@ from tests.functions.deploy.kms_stand_in import KmsStandIn, serving
 PAGE = (REPOSITORY / "docs" / "quickstart-gcp.md").read_text()
 IMAGE = "dstack-0.6.0"
 CONSOLE = b"Booting dstack\ndstack: config disk found\ncontainer web started\n"
+RULE = "dstack-web-allow-tcp-8090"
 SENDING = {
     "# call 2 is sent, with a wallet or a Safe": "deployAndRegisterApp",
     "# the kms contract's owner sends call 1": "addOsImageHash",
@@ -89,7 +89,7 @@ def make_session(place: Path, stack: ExitStack) -> Session:
     for name in ("DSTACK_CLOUD_CONFIG", "DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CLOUD_API"):
         monkeypatch.delenv(name, raising=False)
     _jump_over_timeouts(monkeypatch)
-    monkeypatch.setattr("cli.runtime.HttpChallenger", partial(Behind, site))
+    _enforce_firewall(site, monkeypatch)
     monkeypatch.setattr("cli.pull.RELEASES", f"{downloads.url}/{{name}}-uki.tar.gz")
     send = partial(send_planned, owner, "--app-owner", owner.address)
     sending = {line: partial(send, function=function) for line, function in SENDING.items()}
@@ -107,18 +107,16 @@ def make_session(place: Path, stack: ExitStack) -> Session:
     )
 
 
-class Behind(HttpChallenger):
-    """Asks for evidence where the network lets it: the Compute fake keeps rules and does not enforce them."""
+def _enforce_firewall(site: GcpSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have evidence be out of reach until a rule lets it through: the Compute fake keeps rules and no more."""
+    ask = HttpChallenger.__call__
 
-    def __init__(self, site: GcpSite, http: HttpClient) -> None:
-        super().__init__(http)
-        self._site = site
-
-    def __call__(self, url: str, challenge: bytes) -> bytes:
-        is_there = self._site.address in url
-        if is_there and "dstack-web-allow-tcp-8090" not in self._site.compute.names("firewall"):
+    def ask_through(self: HttpChallenger, url: str, challenge: bytes) -> bytes:
+        if site.address in url and RULE not in site.compute.names("firewall"):
             raise UnavailableError("net.timeout", "no answer")
-        return super().__call__(url, challenge)
+        return ask(self, url, challenge)
+
+    monkeypatch.setattr(HttpChallenger, "__call__", ask_through)
 
 
 def _jump_over_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
