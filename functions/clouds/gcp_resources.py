@@ -19,6 +19,9 @@ from shared.errors import CloudError
 POLL: Final = 3
 """Seconds between looks at an operation: most take between 5 and 60."""
 
+GRACE_SECONDS: Final = 60
+"""How long a removal waits for what was asked for and never answered; a call takes half as long at most."""
+
 _OPERATION: Final = "operation"
 _DOING: Final = "doing"
 _REQUEST: Final = "request_id"
@@ -108,6 +111,8 @@ class Resources:
             raise self._failed(resource, ended)
         place = Place.of(resource.place)
         found = self._compute.look(resource.kind, resource.name, place)
+        if found is None and self._may_still_appear(resource):
+            return Wait(POLL, f"for {resource.kind} {resource.name}, which was asked for and not answered")
         if found is None or not is_ours(found.labels, self._uid):
             self._work.gone(resource)
             return None
@@ -122,6 +127,14 @@ class Resources:
             if error.code != BUSY:
                 raise
             return Wait(POLL, f"until {resource.kind} {resource.name} can be removed")
+
+    def _may_still_appear(self, resource: Resource) -> bool:
+        """Tell whether a request whose answer was lost may have been taken, and shows nothing yet.
+
+        Whatever was asked for was asked for before the present step began.
+        """
+        is_unanswered = resource.state == "intended" and _REQUEST in resource.facts
+        return is_unanswered and self._work.now - self._work.deployment.since < GRACE_SECONDS
 
     def _ended(self, resource: Resource) -> Wait | CloudError | None:
         """Look at the operation that runs; return what it failed with, None where none runs any more."""
@@ -167,6 +180,9 @@ class Resources:
                 **{f"{known.noun}_resource": body},
                 request_id=resource.facts[_REQUEST],
             )
+        except DeniedError:
+            self._work.gone(resource)  # refused is answered: nobody has to wait for it
+            raise
         except GoogleError as error:
             if error.status != 409:
                 raise

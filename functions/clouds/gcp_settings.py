@@ -27,6 +27,22 @@ CONFIG_LABEL: Final = "dstack-config"
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 """Google takes 63 characters; `-allow-tcp-65535` is the longest ending that is put behind a name."""
 
+_FORMS: Final = {
+    "project": (re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}"), "a project's id"),
+    "zone": (re.compile(r"[a-z][-a-z0-9]{0,62}"), "a zone's name, like us-central1-a"),
+    "machine_type": (re.compile(r"[a-z][-a-z0-9]{0,62}"), "a machine type's name"),
+    "boot_image": (re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"), "the name of an image of the project"),
+    "data_image": (re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"), "the name of an image of the project"),
+    "bucket": (re.compile(r"(gs://)?[a-z0-9][a-z0-9._-]{1,220}/?"), "a bucket's name"),
+    "network": (re.compile(r"[A-Za-z0-9._:/-]{1,300}"), "a network's name or path"),
+    "subnet": (re.compile(r"[A-Za-z0-9._:/-]{1,300}"), "a subnet's name or path"),
+    "service_account": (re.compile(r"[A-Za-z0-9._:@-]{1,200}"), "a service account's address"),
+}
+"""What the settings look like that become part of a URL, or of a command that a hint shows."""
+
+MAX_DATA_GB: Final = 65536
+"""Google's largest disk."""
+
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """One deployment on Google Cloud: its settings, all of them set, and what follows from them."""
@@ -86,10 +102,12 @@ def firewall_tag(name: str) -> str:
 def planned_site(work: Work) -> Site:
     """Return the site that the plan says.
 
-    Raises `StorageError` without a plan, `ConfigError`: `gcp.settings`, `gcp.name`, `gcp.project`.
+    Raises `StorageError` without a plan, `ConfigError`: `gcp.settings`, `gcp.settings.<field>`, `gcp.name`,
+    `gcp.project`.
     """
     deployment = work.deployment
     settings = read_settings(work.plan.machine)
+    check_settings(settings)
     check_name(deployment.name)
     for field in ("project", "zone"):
         if not getattr(settings, field):
@@ -100,7 +118,7 @@ def planned_site(work: Work) -> Site:
 def wanted_site(work: Work, defaults: GcpConfig) -> Site:
     """Return the site that the handed-in project says, before it is planned; fields may be empty.
 
-    Raises `ConfigError` for an app.json or settings that cannot be read, and what the blobs raise.
+    Raises `ConfigError` for an app.json or settings that cannot be read or be, and what the blobs raise.
     """
     deployment = work.deployment
     digest = deployment.files.project.get(APP_JSON)
@@ -111,6 +129,7 @@ def wanted_site(work: Work, defaults: GcpConfig) -> Site:
         settings = read_settings(deployment.planned.machine)
     else:
         settings = read_settings({}, defaults)
+    check_settings(settings)
     return Site(name=deployment.name, uid=deployment.uid, settings=settings)
 
 
@@ -123,6 +142,21 @@ def read_settings(machine: dict[str, Any], defaults: GcpConfig | None = None) ->
         raise ConfigError("gcp.settings", f"the plan's machine does not fit gcp_config: {error}") from error
     project = read_app_json(msgspec.json.encode({"gcp_config": msgspec.to_builtins(given)}))
     return gcp_settings(project, GlobalConfig(gcp=defaults or GcpConfig()))
+
+
+def check_settings(settings: GcpConfig) -> None:
+    """Refuse what no resource of Google's is called; what is empty passes: `ConfigError`.
+
+    The code is `gcp.settings.<field>`.
+    """
+    for field, (form, expected) in _FORMS.items():
+        value = str(getattr(settings, field) or "")
+        if value and not form.fullmatch(value):
+            raise ConfigError(f"gcp.settings.{field}", f"{field} is {value[:80]!a}, expected {expected}")
+    if not 0 <= int(settings.data_size or 0) <= MAX_DATA_GB:
+        raise ConfigError(
+            "gcp.settings.data_size", f"data_size is {settings.data_size}, expected 0 to {MAX_DATA_GB}"
+        )
 
 
 def check_name(name: str) -> None:

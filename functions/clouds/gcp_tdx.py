@@ -263,18 +263,20 @@ class GcpTdxCloud:
 
     def _record_strays(self, work: Work, project: str) -> bool:
         """Take what bears our label and is not recorded into the record, so that it is removed like all."""
-        label = f'labels.{DEPLOYMENT}="{work.deployment.uid}"'
+        uid = work.deployment.uid
+        label = f'labels.{DEPLOYMENT}="{uid}"'
         found = False
         for kind in ("disk", "instance"):  # the newest is removed first
             known = KINDS[kind]
             listed = self._compute.list_everywhere(
                 known.service, known.group, f"look for {kind}s", project=project, filter=label
             )
-            for one in listed:
+            for one in (one for one in listed if is_ours(one.labels, uid)):
                 place = Place(project, str(one.zone).rpartition("/")[2])
                 work.intend(kind, str(one.name), place.path)
                 found = True
-        for one in self._compute.list("Images", "look for images", project=project, filter=label):
+        images = self._compute.list("Images", "look for images", project=project, filter=label)
+        for one in (one for one in images if is_ours(one.labels, uid)):
             work.intend("image", str(one.name), Place(project).path)
             found = True
         return found

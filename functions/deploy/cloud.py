@@ -85,6 +85,11 @@ class Work(Protocol):
         ...
 
     @property
+    def now(self) -> int:
+        """The time, in unix seconds."""
+        ...
+
+    @property
     def plan(self) -> Plan:
         """The whole plan. Raises `StorageError` where there is none yet."""
         ...

@@ -274,7 +274,8 @@ class ComputeFake:
         for item in list(self.items.values()):
             if item.kind == kind:
                 self._progress(item)
-        matching = [one for path, one in sorted(self.items.items()) if one.kind == kind and wanted(one.json)]
+        shown = [one for _, one in sorted(self.items.items()) if not self._is_hidden(one)]
+        matching = [one for one in shown if one.kind == kind and wanted(one.json)]
         start = int(request.query.get("pageToken") or 0)
         end = start + min(self.page_size, int(request.query.get("maxResults", 500)))
         return matching[start:end], str(end) if end < len(matching) else ""
@@ -595,7 +596,10 @@ class ComputeFake:
         place = f"zones/{zone}" if zone else "global"
         path = f"projects/{request.params['project']}/{place}/{_GROUPS[kind]}/{name}"
         found = self.items.get(path)
-        if found is None or self._is_hidden(found):
+        if found is None:
+            raise _missing(path)
+        if self._is_hidden(found):
+            self._progress(found)
             raise _missing(path)
         return found
 

@@ -75,6 +75,7 @@ class World:
         self.session = google.session
         self.cloud = GcpTdxCloud(self.compute, self.bucket)
         self.settings = settings
+        self.now = NOW
         self.create()
 
     def create(self, *, name: str = NAME, uid: str = UID, plan_id: str = "c1" * 32) -> None:
@@ -124,7 +125,7 @@ class World:
         )
 
     def work(self, name: str = NAME) -> LeasedWork:
-        return LeasedWork(self.store, self.blobs, self.store.get(name), lambda: NOW)
+        return LeasedWork(self.store, self.blobs, self.store.get(name), lambda: self.now)
 
     def bucket(self, name: str) -> Objects:
         return Bucket(self.session, name, self.rest.url, pause=lambda _: None)
@@ -135,6 +136,7 @@ class World:
             answer = method(self.work(name))
             if not isinstance(answer, Wait):
                 return answer
+            self.now += answer.seconds
         raise AssertionError(f"still waiting: {answer.what}")
 
     def launch(self, name: str = NAME) -> Machine:

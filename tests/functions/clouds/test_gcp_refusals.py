@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import requests
 from google.auth import exceptions as auth
 
 from functions.clouds.gcp_compute import Compute
 from functions.clouds.gcp_images import boot_object_key
+from functions.clouds.gcp_resources import GRACE_SECONDS
 from functions.clouds.gcp_tdx import GcpTdxCloud
 from functions.deploy.cloud import DEPLOYMENT, MANAGED_BY, DeniedError, TransientCloudError
+from functions.deploy.record import Files, Step
 from functions.google_api.credentials import anonymous_credentials
 from functions.google_api.errors import GoogleError
 from shared.errors import CloudError, ConfigError, StorageError
@@ -130,6 +133,51 @@ def test_a_lost_request_is_repeated_and_not_made_twice(gcp: World, method: str) 
     assert len(names) == len({*names})
     first, second = gcp.rest.called(method)[-2:] if method != MUTATIONS[0] else gcp.rest.called(method)[:2]
     assert first.query["requestId"] == second.query["requestId"]
+
+
+def make_shared_images(gcp: World) -> None:
+    """Leave nothing for a launch to make but what is its deployment's alone."""
+    gcp.launch()
+    gcp.until_done(gcp.cloud.remove)
+
+
+@pytest.mark.parametrize("method", MUTATIONS[:3])
+def test_what_a_lost_request_makes_later_is_removed(gcp: World, method: str) -> None:
+    make_shared_images(gcp)
+    gcp.fake.late = True
+    gcp.fake.polls = 6
+    gcp.rest.fail(method, 0, after=True)
+    with refuses("gcp.unavailable", TransientCloudError):
+        gcp.launch()
+    gcp.change(step=Step.REMOVE, since=gcp.now)
+    gcp.until_done(gcp.cloud.remove)
+    assert gcp.left() == {}
+
+
+@pytest.mark.parametrize("method", MUTATIONS[:3])
+def test_what_a_lost_request_never_makes_is_waited_for_and_no_longer_than_that(
+    gcp: World, method: str
+) -> None:
+    make_shared_images(gcp)
+    gcp.rest.fail(method, 0)
+    with refuses("gcp.unavailable", TransientCloudError):
+        gcp.launch()
+    before = gcp.now
+    gcp.change(step=Step.REMOVE, since=before)
+    gcp.until_done(gcp.cloud.remove)
+    assert GRACE_SECONDS <= gcp.now - before < 2 * GRACE_SECONDS
+    assert gcp.left() == {}
+
+
+def test_nobody_waits_for_what_was_refused(gcp: World) -> None:
+    gcp.rest.fail("compute.instances.insert", 403, reason="quotaExceeded")
+    with refuses("gcp.quota", DeniedError):
+        gcp.launch()
+    before = gcp.now
+    gcp.change(step=Step.ROLLBACK, since=gcp.now)
+    gcp.until_done(gcp.cloud.retire)
+    assert gcp.now - before < GRACE_SECONDS
+    assert gcp.left() == {"disk": [f"{NAME}-data"]}
 
 
 @pytest.mark.parametrize("status", [0, 429, 500, 502, 503, 504])
@@ -294,12 +342,28 @@ def test_a_foreign_machine_is_neither_stopped_nor_described(gcp: World) -> None:
         ({"project": ""}, "gcp.project"),
         ({"machine_type": 4}, "gcp.settings"),
         ({"scopes": ["https://www.googleapis.com/auth/devstorage.read_only"]}, "gcp.scopes"),
+        ({"project": "other/zones/x"}, "gcp.settings.project"),
+        ({"zone": "us/../x"}, "gcp.settings.zone"),
+        ({"machine_type": "c3-standard-4?"}, "gcp.settings.machine_type"),
+        ({"boot_image": "projects/other/global/images/x"}, "gcp.settings.boot_image"),
+        ({"data_image": "projects/other/global/images/x"}, "gcp.settings.data_image"),
+        ({"bucket": f"gs://{BUCKET}/x"}, "gcp.settings.bucket"),
+        ({"bucket": "b; rm -r x"}, "gcp.settings.bucket"),
+        ({"network": "a b"}, "gcp.settings.network"),
+        ({"service_account": "$(id)"}, "gcp.settings.service_account"),
+        ({"data_size": -1}, "gcp.settings.data_size"),
+        ({"data_size": 70000}, "gcp.settings.data_size"),
     ],
 )
 def test_settings_that_cannot_be_launched_are_refused(gcp: World, settings, code: str) -> None:
     gcp.replan("d2" * 32, **settings)
     with refuses(code, ConfigError):
         gcp.launch()
+    if code.startswith("gcp.settings."):
+        assert not gcp.rest.calls
+        app_json = msgspec.json.encode({"name": NAME, "gcp_config": gcp.settings})
+        gcp.change(files=Files(project={"app.json": gcp.blobs.put(app_json)}), step=Step.PREPARE)
+        assert [one.code for one in gcp.cloud.check(gcp.work())] == [code]
 
 
 @pytest.mark.parametrize("name", ["Web", "1web", "web_1", "web-", "w" * 48])

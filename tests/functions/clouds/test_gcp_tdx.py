@@ -215,8 +215,11 @@ def test_a_removal_finds_what_was_never_recorded(gcp: World) -> None:
     gcp.fake.put("disk", "stray", zone="us-central1-b", labels=labels, sizeGb="10")
     gcp.fake.put("image", "stray-image", labels=labels)
     gcp.fake.put("disk", "foreign", zone="us-central1-b", labels={DEPLOYMENT: "other"}, sizeGb="10")
+    # bears our uid, and does not say that we manage it: it is neither removed nor waited for
+    gcp.fake.put("disk", "copied", zone="us-central1-b", labels={DEPLOYMENT: UID}, sizeGb="10")
+    gcp.fake.put("image", "copied-image", labels={DEPLOYMENT: UID})
     gcp.until_done(gcp.cloud.remove)
-    assert gcp.left() == {"disk": ["foreign"]}
+    assert gcp.left() == {"disk": ["copied", "foreign"], "image": ["copied-image"]}
 
 
 def test_a_removal_waits_for_a_zone_that_does_not_answer(gcp: World) -> None:
