@@ -18,6 +18,7 @@ from functions.deploy.oidc import TokenSource, TokenVerifier, WorkerGate, bearer
 from shared.errors import UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
+from shared.net.response import Response
 from tests.functions.deploy.issuer import Issuer, PrivateKey, ec_key, jwk, rsa_key, sign
 from tests.functions.deploy.uploads import AUDIENCE, NOW
 from tests.shared.refusal import refuses
@@ -335,6 +336,32 @@ def test_refuses_what_an_issuer_should_not_say(
     issuer.documents[path] = document
     with refuses("deploy.issuer", UnavailableError):
         verifier.verify(sign(claims(issuer), RSA, "rsa"), NOW)
+
+
+@pytest.mark.parametrize("named", ["https://evil.example.com", None])
+def test_good_keys_count_for_nothing_where_another_issuer_is_described(
+    verifier: TokenVerifier, issuer: Issuer, named: str | None
+) -> None:
+    issuer.documents[DISCOVERY] = {"issuer": named, "jwks_uri": f"{issuer.url}/keys"}
+    with refuses("deploy.issuer", UnavailableError):
+        verifier.verify(sign(claims(issuer), RSA, "rsa"), NOW)
+    assert issuer.asked == [DISCOVERY]
+
+
+def test_good_keys_count_for_nothing_over_plain_http(issuer: Issuer) -> None:
+    keys = issuer.url.replace("https", "http") + "/keys"
+    served = {
+        issuer.url + DISCOVERY: {"issuer": issuer.url, "jwks_uri": keys},
+        keys: {"keys": [jwk(RSA, "rsa")]},
+    }
+
+    class Http:
+        def request(self, _: str, url: str, **__: Any) -> Response:
+            return Response(200, {}, json.dumps(served[url]).encode())
+
+    http: Any = Http()
+    with refuses("deploy.issuer", UnavailableError):
+        TokenVerifier([issuer.url], AUDIENCE, http).verify(sign(claims(issuer), RSA, "rsa"), NOW)
 
 
 @pytest.mark.parametrize(
