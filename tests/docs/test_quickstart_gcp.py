@@ -108,7 +108,7 @@ def make_session(place: Path, stack: ExitStack) -> Session:
 
 
 def _enforce_firewall(site: GcpSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have evidence be out of reach until a rule lets it through: the Compute fake keeps rules and no more."""
+    """Have evidence be out of reach until a rule lets it through: the fake only keeps rules."""
     ask = HttpChallenger.__call__
 
     def ask_through(self: HttpChallenger, url: str, challenge: bytes) -> bytes:
