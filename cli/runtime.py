@@ -4,36 +4,26 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
 
 from cli.deployments import Deployments, HereDeployments
 from cli.places import cache_path, state_path
 from cli.remote import RemoteDeployments, token_source
 from functions.clouds.making import Clouds, google_bucket, google_compute, nitro_cloud
 from functions.deploy.assembly import chain_settings, now
+from functions.deploy.attesters import LOCAL, Attesters
 from functions.deploy.cloud import Cloud
 from functions.deploy.engine import Engine
-from functions.deploy.evidence import Attester, HttpChallenger, Verifier
 from functions.deploy.planning import ChainSettings, Planner
-from functions.deploy.record import Deployment
 from functions.deploy.runner import is_gone, this_holder
 from functions.deploy.service import DeploymentService
-from functions.deploy.steps import Attested
 from functions.deploy.tools import Tools
 from functions.plan.cloud_image import find_image
 from functions.plan.model import Plan
 from functions.stores.sqlite import FileBlobs, SqliteStore
-from functions.verify.settings import parse_settings
 from shared.compose.project import GlobalConfig
 from shared.errors import ConfigError
 from shared.net.dialer import DirectDialer
-from shared.net.endorsement_source import production_source
 from shared.net.fetch import HttpClient
-
-if TYPE_CHECKING:
-    from functions.clouds.local import LocalCloud
-
-LOCAL: Final = "local"
 
 
 def remote(url: str, environ: Mapping[str, str]) -> Deployments:
@@ -67,7 +57,7 @@ def parts(
         store,
         blobs,
         clouds,
-        Tools(planner, _Attesters(clouds, environ)),
+        Tools(planner, Attesters(clouds, environ, now)),
         clock=now,
         holder=this_holder(),
         is_gone=is_gone,
@@ -88,34 +78,6 @@ def chain_of(rpc_url: str | None, kms_contract: bytes | None, chain_id: int | No
     if kms_contract is None:
         raise ConfigError("deploy.kms_contract", "--rpc needs --kms-contract: the contract to ask")
     return chain_settings(rpc_url, kms_contract, chain_id)
-
-
-class _Attesters:
-    """Simulated machines are believed by their own roots, all others by the vendors' alone."""
-
-    def __init__(self, clouds: Clouds, environ: Mapping[str, str]) -> None:
-        self._clouds = clouds
-        self._environ = environ
-
-    def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
-        """See `StepTools`."""
-        return self._of(deployment.cloud).attest(deployment, evidence_url)
-
-    def _of(self, cloud: str) -> Attester:
-        if cloud == LOCAL:
-            vendors = cast("LocalCloud", self._clouds[LOCAL]).vendors
-            source = production_source(pccs_url=vendors.pccs_url(), external=True)
-            verifier = Verifier(vendors.anchors(), now, source)
-        else:
-            settings = parse_settings(b"", self._environ)
-            source = production_source(
-                bundle=settings.endorsements(),
-                pccs_url=settings.attestation.urls.pccs,
-                offline=settings.attestation.offline,
-                external=settings.attestation.insecure_allow_external_trust_anchors,
-            )
-            verifier = Verifier(settings.anchors(), now, source, settings.policy())
-        return Attester(verifier, HttpChallenger(HttpClient(DirectDialer())))
 
 
 def _gcp(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:

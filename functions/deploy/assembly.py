@@ -2,8 +2,8 @@
 
 DSTACK_STORE     dynamodb:TABLE | firestore:PROJECT/DATABASE | sqlite:PATH
 DSTACK_BLOBS     s3:BUCKET | gcs:BUCKET | dir:PATH
-DSTACK_QUEUE     sqs:URL | tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT
-DSTACK_CLOUDS    gcp-tdx,aws-nitro
+DSTACK_QUEUE     sqs:URL | tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT | here (a thread, for one process)
+DSTACK_CLOUDS    gcp-tdx,aws-nitro | local
 DSTACK_CONFIG    the operator's settings, as in ~/.config/dstack-cloud/config.json, as JSON text
 DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; without them nobody is
 DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
@@ -11,9 +11,11 @@ DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what the
 DSTACK_CACHE_DIR   where images are built
 DSTACK_SERVICE_ACCOUNTS   service accounts that projects may give to their machines (gcp-tdx)
 DSTACK_INTERNAL_HOSTS   names of registries and file servers in our own network that projects may name
+DSTACK_LOCAL_DIR, DSTACK_LOCAL_PYTHON   where simulated machines are, and what runs them (local)
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -38,12 +40,11 @@ from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
 if TYPE_CHECKING:
-    from functions.deploy.evidence import Attester
     from functions.deploy.planning import ChainSettings
     from functions.deploy.tools import Tools
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
-CLOUDS: Final = ("gcp-tdx", "aws-nitro")
+CLOUDS: Final = ("gcp-tdx", "aws-nitro", "local")
 
 
 def now() -> int:
@@ -105,6 +106,8 @@ class Runtime:
     @cached_property
     def schedule(self) -> Schedule:
         """The queue."""
+        if self._environ.get("DSTACK_QUEUE") == "here":
+            return self._here()
         kind, place = self._split("DSTACK_QUEUE", "sqs", "tasks")
         if kind == "sqs":
             from functions.aws_api import aws_client  # noqa: PLC0415
@@ -119,6 +122,15 @@ class Runtime:
             raise _unset("DSTACK_QUEUE", "tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT") from error
         base = gcp_endpoint(self._environ) or BASE_URL
         return CloudTasksSchedule(google_session(self._environ), queue, worker, account, base_url=base)
+
+    def _here(self) -> Schedule:
+        """Return a queue in this process, with what an earlier process left undone."""
+        from functions.deploy.reconcile import sweep  # noqa: PLC0415
+        from functions.queues.in_process import InProcessSchedule  # noqa: PLC0415
+
+        schedule = InProcessSchedule(lambda name: self.engine.advance(name))  # noqa: PLW0108 - made when called
+        sweep(self.store, schedule, self.clock(), overdue=0)
+        return schedule
 
     @cached_property
     def config(self) -> GlobalConfig:
@@ -147,6 +159,7 @@ class Runtime:
     @cached_property
     def tools(self) -> "Tools":
         """Planner and attester; an API alone loads neither."""
+        from functions.deploy.attesters import Attesters  # noqa: PLC0415
         from functions.deploy.planning import Planner  # noqa: PLC0415
         from functions.deploy.tools import Tools  # noqa: PLC0415
 
@@ -159,7 +172,7 @@ class Runtime:
             workspace=cache,
             internal=self._listed("DSTACK_INTERNAL_HOSTS"),
         )
-        return Tools(planner, self._attester())
+        return Tools(planner, Attesters(self.clouds, self._environ, self.clock))
 
     def _cloud(self, name: str) -> Cloud:
         if name == "gcp-tdx":
@@ -172,7 +185,15 @@ class Runtime:
                 defaults=self.config.gcp,
                 limits=Limits(operator=self.config.gcp, accounts=self._listed("DSTACK_SERVICE_ACCOUNTS")),
             )
-        return nitro_cloud(self._environ, self.clock, self.config.nitro)
+        if name == "aws-nitro":
+            return nitro_cloud(self._environ, self.clock, self.config.nitro)
+        try:
+            from functions.clouds.local import LocalCloud  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise _unset("DSTACK_CLOUDS", "a real cloud: packages leave simulated machines out") from error
+        if not (place := self._environ.get("DSTACK_LOCAL_DIR", "")):
+            raise _unset("DSTACK_LOCAL_DIR", "a directory for simulated machines")
+        return LocalCloud(Path(place), python=self._environ.get("DSTACK_LOCAL_PYTHON") or sys.executable)
 
     def _chain(self) -> "ChainSettings":
         from functions.deploy.planning import ChainSettings  # noqa: PLC0415
@@ -190,23 +211,6 @@ class Runtime:
         if not text.isascii() or not text.isdigit():
             raise _unset("DSTACK_CHAIN_ID", "the number of the chain that DSTACK_RPC_URL serves")
         return chain_settings(url, contract, int(text))
-
-    def _attester(self) -> "Attester":
-        from functions.deploy.evidence import Attester, HttpChallenger, Verifier  # noqa: PLC0415
-        from functions.verify.settings import parse_settings  # noqa: PLC0415
-        from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most requests attest nothing
-        from shared.net.endorsement_source import production_source  # noqa: PLC0415
-        from shared.net.fetch import HttpClient  # noqa: PLC0415
-
-        settings = parse_settings(b"", self._environ)
-        source = production_source(
-            bundle=settings.endorsements(),
-            pccs_url=settings.attestation.urls.pccs,
-            offline=settings.attestation.offline,
-            external=settings.attestation.insecure_allow_external_trust_anchors,
-        )
-        verifier = Verifier(settings.anchors(), self.clock, source, settings.policy())
-        return Attester(verifier, HttpChallenger(HttpClient(DirectDialer())))
 
     def _listed(self, variable: str) -> frozenset[str]:
         names = (name.strip().lower() for name in self._environ.get(variable, "").split(","))

@@ -20,11 +20,16 @@ from shared.errors import DstackError
 
 
 @cache
-def parts() -> tuple[Runtime, GrantSource, TokenSource, InternalApi]:
+def parts() -> tuple[Runtime, GrantSource, TokenSource]:
     """Return what this environment runs on, kept with its connections and its issuers' keys."""
-    runtime, gate = runtime_from_env(), worker_gate(os.environ)
-    internal = InternalApi(runtime, gate, lambda code, message: _log(code=code, message=message))
-    return runtime, grants_from(os.environ.get("DSTACK_GRANTS", "")), TokenSource(), internal
+    return runtime_from_env(), grants_from(os.environ.get("DSTACK_GRANTS", "")), TokenSource()
+
+
+@cache
+def internal() -> InternalApi:
+    """Return the worker's side, which Cloud Tasks calls; without a queue of its nobody is let in."""
+    gate = worker_gate(os.environ)
+    return InternalApi(parts()[0], gate, lambda code, message: _log(code=code, message=message))
 
 
 @functions_framework.http
@@ -40,10 +45,10 @@ def deploy(request: flask.Request) -> flask.Response:
 
 
 def _answer(request: flask.Request, body: bytes) -> Answer:
-    runtime, source, tokens, internal = parts()
+    runtime, source, tokens = parts()
     headers, query = dict(request.headers), request.query_string.decode("latin-1")
     if request.path.startswith(PREFIX):
-        return internal.handle(request.method, request.path, headers, body)
+        return internal().handle(request.method, request.path, headers, body)
     grants = source.get(now := runtime.clock())
     verify = tokens.verifier(grants.issuers, grants.audience).verify
     asked = HttpRequest(request.method, request.path, query, headers, body)
