@@ -10,8 +10,8 @@ from cli.places import cache_path, state_path
 from cli.remote import RemoteDeployments, token_source
 from functions.clouds.making import Clouds, google_bucket, google_compute, nitro_cloud
 from functions.deploy.assembly import chain_settings, now
-from functions.deploy.attesters import LOCAL, Attesters
-from functions.deploy.cloud import Cloud
+from functions.deploy.attesters import Attesters
+from functions.deploy.cloud import LOCAL, Cloud
 from functions.deploy.engine import Engine
 from functions.deploy.planning import ChainSettings, Planner
 from functions.deploy.runner import is_gone, this_holder

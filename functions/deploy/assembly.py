@@ -30,7 +30,7 @@ from functions.clouds.making import (
     google_session,
     nitro_cloud,
 )
-from functions.deploy.cloud import Cloud
+from functions.deploy.cloud import LOCAL, Cloud
 from functions.deploy.engine import Engine
 from functions.deploy.runner import this_holder
 from functions.deploy.service import DeploymentService
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from functions.deploy.tools import Tools
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
-CLOUDS: Final = ("gcp-tdx", "aws-nitro", "local")
+CLOUDS: Final = ("gcp-tdx", "aws-nitro", LOCAL)
 
 
 def now() -> int:
@@ -144,6 +144,9 @@ class Runtime:
         names = [name.strip() for name in self._environ.get("DSTACK_CLOUDS", "").split(",") if name.strip()]
         if not names or set(names) - set(CLOUDS):
             raise _unset("DSTACK_CLOUDS", f"a list of {', '.join(CLOUDS)}")
+        if LOCAL in names and len(names) > 1:
+            # a caller chooses among them, and must not choose a simulated machine in place of a real one
+            raise _unset("DSTACK_CLOUDS", f"{LOCAL} alone, or real clouds")
         return Clouds({name: partial(self._cloud, name) for name in names})
 
     @cached_property

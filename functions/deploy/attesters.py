@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
-from functions.deploy.cloud import Cloud
+from functions.deploy.cloud import LOCAL, Cloud
 from functions.deploy.evidence import Attester, HttpChallenger, Verifier
 from functions.deploy.record import Deployment
 from functions.deploy.steps import Attested
@@ -16,9 +16,6 @@ from shared.net.fetch import HttpClient
 
 if TYPE_CHECKING:
     from functions.clouds.local import LocalCloud
-
-LOCAL: Final = "local"
-"""The cloud whose machines are simulated; its roots count for it alone."""
 
 
 class Attesters:

@@ -21,6 +21,9 @@ MANAGER: Final = "dstack-cloud"
 DEPLOYMENT: Final = "dstack-deployment"
 """Tags, or labels, of every resource: who manages it, and the `uid` of its deployment."""
 
+LOCAL: Final = "local"
+"""The cloud whose machines are simulated; their roots count for it alone."""
+
 EVIDENCE_PORT: Final = 8090
 """Where an app's side answers `POST /evidence`, upstream's external port of the guest agent."""
 

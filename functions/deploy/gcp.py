@@ -28,8 +28,7 @@ def parts() -> tuple[Runtime, GrantSource, TokenSource]:
 @cache
 def internal() -> InternalApi:
     """Return the worker's side, which Cloud Tasks calls; without a queue of its nobody is let in."""
-    gate = worker_gate(os.environ)
-    return InternalApi(parts()[0], gate, lambda code, message: _log(code=code, message=message))
+    return InternalApi(parts()[0], worker_gate(os.environ), lambda code, said: _log(code=code, message=said))
 
 
 @functions_framework.http

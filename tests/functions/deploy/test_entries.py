@@ -227,7 +227,8 @@ def client(
         worker_gate({"DSTACK_QUEUE": QUEUE}, http),
         lambda code, message: gcp._log(code=code, message=message),
     )
-    monkeypatch.setattr(gcp, "parts", lambda: (runtime, grants, TokenSource(http), internal))
+    monkeypatch.setattr(gcp, "parts", lambda: (runtime, grants, TokenSource(http)))
+    monkeypatch.setattr(gcp, "internal", lambda: internal)
     app = Flask("deploy")
     app.add_url_rule("/<path:path>", view_func=_deploy, methods=["GET", "POST", "PUT", "DELETE"])
     yield app.test_client()
@@ -349,9 +350,9 @@ def test_a_stranger_is_not_told_why_grants_cannot_be_read(
 def test_function_is_closed_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSTACK_QUEUE", raising=False)
     app = create_app("deploy", str(REPOSITORY / "functions" / "deploy" / "gcp.py"))
-    for path in ("/v1/deployments", "/internal/advance"):
+    for path, code in (("/v1/deployments", "deploy.grants.place"), ("/internal/advance", "deploy.settings")):
         answer = app.test_client().post(path, data=b"{}")
-        assert (answer.status_code, answer.json["code"]) == (503, "deploy.settings")
+        assert (answer.status_code, answer.json["code"]) == (503, code)
 
 
 # ---- the worker on GCP ----
