@@ -222,7 +222,7 @@ class Runtime:
     def _split(self, variable: str, *kinds: str) -> tuple[str, str]:
         kind, _, place = self._environ.get(variable, "").partition(":")
         if kind not in kinds or not place:
-            raise _unset(variable, " or ".join(f"{one}:..." for one in kinds))
+            raise _unset(variable, " or ".join(f"{one}:PLACE" for one in kinds))
         return kind, place
 
 
