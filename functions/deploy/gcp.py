@@ -28,7 +28,8 @@ def parts() -> tuple[Runtime, GrantSource, TokenSource]:
 @cache
 def internal() -> InternalApi:
     """Return the worker's side, which Cloud Tasks calls; without a queue of its nobody is let in."""
-    return InternalApi(parts()[0], worker_gate(os.environ), lambda code, said: _log(code=code, message=said))
+    gate = worker_gate(os.environ)
+    return InternalApi(parts()[0], gate, lambda code, message: _log(code=code, message=message))
 
 
 @functions_framework.http
@@ -44,17 +45,16 @@ def deploy(request: flask.Request) -> flask.Response:
 
 
 def _answer(request: flask.Request, body: bytes) -> Answer:
-    runtime, source, tokens = parts()
-    headers, query = dict(request.headers), request.query_string.decode("latin-1")
+    headers = dict(request.headers)
     if request.path.startswith(PREFIX):
         return internal().handle(request.method, request.path, headers, body)
+    runtime, source, tokens = parts()
     grants = source.get(now := runtime.clock())
     verify = tokens.verifier(grants.issuers, grants.audience).verify
-    asked = HttpRequest(request.method, request.path, query, headers, body)
+    asked = HttpRequest(request.method, request.path, request.query_string.decode("latin-1"), headers, body)
     api = DeployApi(runtime.service, lambda facts: _log(**facts))
     return api.handle(asked, grants, lambda: verify(bearer_token(headers), now))
 
 
 def _log(**facts: Any) -> None:  # noqa: ANN401 - facts of a request
-    # one structured line, as Cloud Logging reads it
-    sys.stderr.write(json.dumps({"severity": "INFO", **facts}) + "\n")
+    sys.stderr.write(json.dumps({"severity": "INFO", **facts}) + "\n")  # a line as Cloud Logging reads it
