@@ -34,9 +34,8 @@ def internal() -> InternalApi:
 
 @functions_framework.http
 def deploy(request: flask.Request) -> flask.Response:
-    """Answer one HTTP request."""
+    """Answer one HTTP request. One byte beyond the limit shows that a body is too large; no more is read."""
     try:
-        # one byte beyond the limit shows that the body is too large; no more of it is read
         answer = _answer(request, request.stream.read(MAX_BODY_BYTES + 1))
     except DstackError as error:
         _log(code=error.code, message=error.message)
