@@ -131,7 +131,7 @@ class AwsNitroCloud:
             if found:
                 return Wait(10, "the instance to end")
         instance = work.deployment.resource("instance")
-        if instance is not None and not self._is_surely_gone(instance):
+        if instance is not None and not self._is_surely_gone(work, instance):
             return Wait(5, "the instance, which may not be listed yet")
         for made in [one for one in work.deployment.resources if one.state != "gone" and not one.keep]:
             if made.kind in _FILES:
@@ -223,8 +223,12 @@ class AwsNitroCloud:
         return False
 
     def _site(self, work: Work) -> Site:
+        """Return the site of the instance that is there, or of the plan."""
         plan = work.plan
         settings = planned_settings(plan.machine, plan.image.registers, self._bucket)
+        if (instance := work.deployment.resource("instance")) is not None:
+            # a new plan may name another region before the instance of the old one is retired
+            settings = msgspec.structs.replace(settings, region=instance.place)
         return Site(
             settings=settings,
             ec2=self._client("ec2", settings.region),
@@ -244,16 +248,25 @@ class AwsNitroCloud:
         if resource is None:
             return None, None
         ec2 = self._client("ec2", resource.place)
-        return next(iter(ec2_group.find_groups(ec2, work.deployment.uid)), None), ec2
+        # a move to another VPC leaves the earlier one's until the removal
+        groups = ec2_group.find_groups(ec2, work.deployment.uid)
+        current = resource.facts.get("group_id")
+        return next((one for one in groups if current in {None, one["GroupId"]}), None), ec2
 
-    def _is_surely_gone(self, instance: Resource) -> bool:
+    def _is_surely_gone(self, work: Work, instance: Resource) -> bool:
         """Tell whether a recorded instance that is not listed will not be listed later either."""
-        waited = self._clock() - int(instance.facts.get("since", "0"))
+        since = int(instance.facts.get("since", "0"))
         if not (instance_id := instance.facts.get("instance_id")):
-            return waited > GRACE_SECONDS
-        # one that is ended can be ended again; one that EC2 does not know may still be on its way
+            # it may have been ordered again, and the answer lost, until the present step began
+            return self._clock() - max(since, work.deployment.since) > GRACE_SECONDS
         ec2 = self._client("ec2", instance.place)
-        return ec2_instances.terminate_instance(ec2, instance_id) or waited > SHOW_SECONDS
+        found = ec2_instances.find_instance(ec2, instance_id)
+        if found is not None and ec2_instances.is_alive(found):
+            # its tags do not show yet, or somebody took them off
+            ec2_instances.terminate_instance(ec2, instance_id)
+            return False
+        # one that EC2 does not know may still be on its way
+        return found is not None or self._clock() - since > SHOW_SECONDS
 
 
 def _enclave_ended(work: Work, site: Site, found: Instance) -> bool:

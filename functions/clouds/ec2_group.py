@@ -1,10 +1,18 @@
 """The security group of a deployment: made by us, named after it, and open where its rules say."""
 
+import ipaddress
 from typing import Any, Final
 
 from functions.aws_api import AwsClient, aws_errors, error_code
-from functions.clouds.ec2_instances import tag_filters, tags
-from functions.deploy.cloud import DEPLOYMENT, DeniedError, FirewallRule
+from functions.clouds.ec2_instances import is_forbidden, tag_filters, tags
+from functions.deploy.cloud import (
+    DEPLOYMENT,
+    MANAGED_BY,
+    MANAGER,
+    DeniedError,
+    FirewallRule,
+    TransientCloudError,
+)
 from shared.errors import CloudError
 
 MAX_NAME: Final = 255  # EC2's limit
@@ -25,7 +33,8 @@ def find_groups(ec2: AwsClient, uid: str) -> list[dict[str, Any]]:
 def ensure_group(ec2: AwsClient, name: str, uid: str, subnet_id: str) -> str:
     """Return the id of the deployment's group, made where there is none.
 
-    Raises `DeniedError`: `nitro.vpc` (no default VPC, and no subnet given), `nitro.name_taken`.
+    Raises `DeniedError`: `nitro.vpc` (no default VPC, and no subnet given), `nitro.name_taken`;
+    `TransientCloudError("nitro.group")` while one that was made does not show.
     """
     from botocore.exceptions import ClientError  # noqa: PLC0415 - loaded by the client already
 
@@ -44,11 +53,7 @@ def ensure_group(ec2: AwsClient, name: str, uid: str, subnet_id: str) -> str:
             )
         except ClientError as error:
             if error_code(error) == "InvalidGroup.Duplicate":
-                raise DeniedError(
-                    "nitro.name_taken",
-                    f"there is a security group {label} without the tag {DEPLOYMENT}={uid}",
-                    f"deploy under another name, or `aws ec2 delete-security-group --group-name {label}`",
-                ) from error
+                raise _duplicate(ec2, label, vpc, uid) from error
             raise
     return str(made["GroupId"])
 
@@ -63,7 +68,9 @@ def delete_group(ec2: AwsClient, group_id: str) -> bool:
         except ClientError as error:
             if error_code(error) == "DependencyViolation":
                 return False
-            if error_code(error) not in {"InvalidGroup.NotFound", "InvalidGroupId.NotFound"}:
+            if error_code(error) in {"InvalidGroup.NotFound", "InvalidGroupId.NotFound"}:
+                return True
+            if not is_forbidden(error) or _described(ec2, "group-id", group_id):
                 raise
     return True
 
@@ -87,7 +94,8 @@ def set_rule(ec2: AwsClient, group: dict[str, Any], rule: FirewallRule) -> None:
         if (one.protocol, one.port) == (rule.protocol, rule.port)
         for source in one.sources
     }
-    wanted = set(rule.sources)
+    # as EC2 spells them: another spelling of the same network would be opened and then closed
+    wanted = {str(ipaddress.ip_network(source)) for source in rule.sources}
     _change(ec2.authorize_security_group_ingress, group, rule, wanted - known, "InvalidPermission.Duplicate")
     _change(ec2.revoke_security_group_ingress, group, rule, known - wanted, "InvalidPermission.NotFound")
 
@@ -113,6 +121,27 @@ def _sources(permission: dict[str, Any]) -> tuple[str, ...]:
     four = [one["CidrIp"] for one in permission.get("IpRanges", [])]
     six = [one["CidrIpv6"] for one in permission.get("Ipv6Ranges", [])]
     return tuple(sorted(four) + sorted(six))
+
+
+def _duplicate(ec2: AwsClient, label: str, vpc: str, uid: str) -> CloudError:
+    """Return the error for a name that a group has already: somebody else's, or ours, which shows late."""
+    ours = {(MANAGED_BY, MANAGER), (DEPLOYMENT, uid)}
+    for group in _described(ec2, "group-name", label):
+        labels = {(tag["Key"], tag["Value"]) for tag in group.get("Tags", [])}
+        if group.get("VpcId") == vpc and not ours <= labels:
+            return DeniedError(
+                "nitro.name_taken",
+                f"there is a security group {label} without the tag {DEPLOYMENT}={uid}",
+                "deploy under another name, or "
+                f"`aws ec2 delete-security-group --group-id {group['GroupId']}`",
+            )
+    return TransientCloudError("nitro.group", f"the security group {label} does not show yet")
+
+
+def _described(ec2: AwsClient, name: str, value: str) -> list[dict[str, Any]]:
+    found = ec2.describe_security_groups(Filters=[{"Name": name, "Values": [value]}])
+    groups: list[dict[str, Any]] = found.get("SecurityGroups", [])
+    return groups
 
 
 def _vpc(ec2: AwsClient, subnet_id: str) -> str:

@@ -74,6 +74,14 @@ def find_instances(ec2: AwsClient, uid: str) -> Sequence[Instance]:
     ]
 
 
+def find_instance(ec2: AwsClient, instance_id: str) -> Instance | None:
+    """Return an instance by its id, one that ended too; None for one that EC2 does not show (any more)."""
+    with aws_errors("looking for the instance"):
+        found = ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": [instance_id]}])
+    listed = [one for reservation in found["Reservations"] for one in reservation["Instances"]]
+    return _instance(listed[0]) if listed else None
+
+
 def newest_ami(ssm: AwsClient, arch: str) -> str:
     """Return the id of the newest Amazon Linux 2023."""
     with aws_errors("looking for the newest Amazon Linux 2023"):
@@ -156,10 +164,25 @@ def terminate_instance(ec2: AwsClient, instance_id: str) -> bool:
         try:
             ec2.terminate_instances(InstanceIds=[instance_id])
         except ClientError as error:
+            if is_forbidden(error) and not is_alive(find_instance(ec2, instance_id)):
+                return False
             if error_code(error) != "InvalidInstanceID.NotFound":
                 raise
             return False
     return True
+
+
+def is_alive(instance: Instance | None) -> bool:
+    """Tell whether an instance is there, or on its way out."""
+    return instance is not None and instance.state in _ALIVE
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Tell whether EC2 refused a call, which it also does to a role that may only touch what has its tag.
+
+    What is gone has no tags, so the caller looks whether it is.
+    """
+    return error_code(error) == "UnauthorizedOperation"
 
 
 def delete_volumes(ec2: AwsClient, uid: str) -> bool:
@@ -179,7 +202,10 @@ def delete_volumes(ec2: AwsClient, uid: str) -> bool:
             try:
                 ec2.delete_volume(VolumeId=volume["VolumeId"])
             except ClientError as error:
-                if error_code(error) != "InvalidVolume.NotFound":
+                if error_code(error) == "InvalidVolume.NotFound":
+                    continue
+                named = [{"Name": "volume-id", "Values": [volume["VolumeId"]]}]
+                if not is_forbidden(error) or ec2.describe_volumes(Filters=named)["Volumes"]:
                     raise
     return not left
 

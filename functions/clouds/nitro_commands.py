@@ -30,7 +30,9 @@ MAX_OUTPUT: Final = 24000
 LOG_PAGE: Final = 12000
 """Bytes of one page of a log; as JSON it may double, and has to stay below `MAX_OUTPUT`."""
 
-_MAX_LINE: Final = 2000
+_MAX_LINE: Final = 800
+"""Characters of one line, of which JSON makes twelve bytes at most: the longest has to fit into an output."""
+
 _CURSOR: Final = re.compile(r"[A-Za-z0-9=;]{1,512}")
 _ERROR_BYTES: Final = 1500
 

@@ -73,7 +73,8 @@ def ensure_groups(work: Work, site: Site) -> tuple[str, ...]:
     label = ec2_group.group_name(deployment.name, deployment.uid)
     resource = work.intend("group", label, settings.region, keep=True)
     group_id = ec2_group.ensure_group(site.ec2, deployment.name, deployment.uid, settings.subnet_id)
-    resource = work.present(resource, group_id=group_id)
+    if resource.facts.get("group_id") != group_id:  # nothing is open in it yet
+        resource = work.present(resource, group_id=group_id, open="", ports="")
     ports = [EVIDENCE_PORT, *(port.listen for port in settings.ports)]
     wanted = f"{','.join(map(str, ports))} from {','.join(settings.ingress)}"
     if resource.facts.get("open") != wanted:
@@ -97,7 +98,7 @@ def run_parent(
             return Wait(5, "the instance to show")
         work.say(f"instance {resource.facts['instance_id']} is gone, another one takes its place")
         work.gone(resource)
-        resource = None
+        return Wait(0, "another instance to be ordered")
     resource = resource or _intend(work, site)
     order = ec2_instances.Order(
         name=work.deployment.name,

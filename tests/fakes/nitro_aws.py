@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -15,9 +16,11 @@ from urllib.parse import parse_qs
 from xml.etree import ElementTree as ET
 
 import msgspec
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
 
 from functions.aws_api import AwsClient
-from tests.fakes.aws import Answer, AwsServer, Environ, Fault, StartResponse
+from tests.fakes.aws import REGION, Answer, AwsServer, Environ, Fault, StartResponse
 from tests.fakes.nitro_parent import Hooks, ParentInstance, QuickParent, Ran
 
 _IN = "{*}"  # moto's answers are of more than one version of the API
@@ -40,6 +43,8 @@ class WrongError(Exception):
 class NitroAws(AwsServer):
     """See the module. `parents` are the machines by instance id; `commands` what was sent, by command id.
 
+    `hidden` is how often new instances, and `hidden_groups` how often groups, are not listed though they are
+    there. With `is_conditioned`, the caller may change what has a tag alone, so what is gone is forbidden.
     `pending` is how often a new instance is described as pending; `offline` how often its agent is asked for
     before it answers, `slow` how often a result is. dead agents are never online, mute ones run nothing,
     and quick parents run no script. `measured` is what images measure by their SHA-256; others are measured.
@@ -61,7 +66,8 @@ class NitroAws(AwsServer):
         self.commands: dict[str, Command] = {}
         self.orders: list[dict[str, str]] = []
         self.lies: dict[str, str] = {}
-        self.pending = self.offline = self.slow = 0
+        self.pending = self.offline = self.slow = self.hidden = self.hidden_groups = 0
+        self.is_conditioned = False
         self.is_dead = self.is_mute = self.is_quick = False
         self.measured: dict[str, dict[str, str]] = {}
         self.public_ip = ""
@@ -117,6 +123,9 @@ class NitroAws(AwsServer):
         with self._power:
             if action == "RunInstances":
                 return self._run_instances(environ, form)
+            if self.is_conditioned and self._is_untagged(action, form):
+                body = _ec2_body("UnauthorizedOperation", "You are not authorized to perform this operation.")
+                return "403 Fault", [("Content-Type", "text/xml")], body
             status, headers, content = self._moto_answer(environ)
             if status.startswith("200"):
                 if action in {"StartInstances", "StopInstances", "TerminateInstances"}:
@@ -124,7 +133,12 @@ class NitroAws(AwsServer):
                         action, [value for name, value in form.items() if name.startswith("InstanceId")]
                     )
                 if action == "DescribeInstances":
-                    content = self._described(content)
+                    content = self._without_hidden(self._described(content))
+                if action == "DescribeVolumes":
+                    content = self._without_hidden(content)
+                if action == "DescribeSecurityGroups" and self.hidden_groups > 0:
+                    self.hidden_groups -= 1
+                    content = _without(content, "securityGroupInfo", lambda _: True)
             return status, headers, content
 
     def _moto_answer(self, environ: Environ) -> tuple[str, list[Any], bytes]:
@@ -153,6 +167,7 @@ class NitroAws(AwsServer):
         if form.get("EnclaveOptions.Enabled") == "true":
             self._enclave.add(instance_id)
         self._left[instance_id] = {"pending": self.pending, "offline": self.offline, "booted": 0}
+        self._left[instance_id]["hidden"] = self.hidden
         self._up.add(instance_id)
         self.parents[instance_id] = self._parent(instance_id, form.get("UserData", ""))
         content = self._described(content)
@@ -195,6 +210,27 @@ class NitroAws(AwsServer):
                 _set(state, "name", "pending")
                 _set(state, "code", "0")
         return ET.tostring(tree)
+
+    def _without_hidden(self, content: bytes) -> bytes:
+        """Leave out instances that do not show yet, and their disks; each look lets time pass."""
+
+        def is_hidden(item: ET.Element) -> bool:
+            left = self._left.get(item.findtext(f".//{_IN}instanceId") or "", {})
+            left["hidden"] = left.get("hidden", 0) - 1
+            return left["hidden"] >= 0
+
+        return _without(_without(content, "reservationSet", is_hidden), "volumeSet", is_hidden)
+
+    def _is_untagged(self, action: str, form: dict[str, str]) -> bool:
+        """Tell whether what is to be changed is gone, and its tags with it."""
+        backend = get_backend("ec2")[DEFAULT_ACCOUNT_ID][REGION]
+        if action in {"StartInstances", "StopInstances", "TerminateInstances"}:
+            named = [value for name, value in form.items() if name.startswith("InstanceId")]
+            found = [backend.get_instance_by_id(one) for one in named]
+            return any(one is None or one.state == "terminated" for one in found)
+        if action == "DeleteSecurityGroup":
+            return backend.get_security_group_from_id(form["GroupId"]) is None
+        return action == "DeleteVolume" and form["VolumeId"] not in backend.volumes
 
     # ---- Systems Manager ----
 
@@ -279,6 +315,16 @@ def user_data(order: dict[str, str]) -> str:
 def _set(item: ET.Element, name: str, text: str) -> None:
     found = item.find(f"{_IN}{name}")
     (found if found is not None else ET.SubElement(item, f"{{{_space(item)}}}{name}")).text = text
+
+
+def _without(content: bytes, group: str, is_unwanted: Callable[[ET.Element], bool]) -> bytes:
+    tree = ET.fromstring(content)  # noqa: S314 - moto's own
+    ET.register_namespace("", _space(tree))
+    for found in tree.iterfind(f".//{_IN}{group}"):
+        for item in list(found):
+            if is_unwanted(item):
+                found.remove(item)
+    return ET.tostring(tree)
 
 
 def _space(element: ET.Element) -> str:

@@ -1,28 +1,35 @@
 """An enclave's deployment over boto3, with scripts that truly run on a parent made of files."""
 
 import json
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from enclave.vsock.config import parse_config
+from functions.aws_api import AwsClient
 from functions.clouds import nitro_parent
-from functions.clouds.aws_nitro import GRACE_SECONDS
-from functions.clouds.ec2_group import group_name
-from functions.clouds.ec2_instances import find_instances, tag_filters
+from functions.clouds.aws_nitro import GRACE_SECONDS, AwsNitroCloud
+from functions.clouds.ec2_group import delete_group, find_groups, group_name, group_rules
+from functions.clouds.ec2_instances import (
+    delete_volumes,
+    find_instances,
+    tag_filters,
+    terminate_instance,
+)
 from functions.clouds.nitro_bring_up import AGENT_SECONDS, ENCLAVE_SECONDS
 from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
 from functions.clouds.nitro_launch import SHOW_SECONDS
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Files
+from functions.deploy.record import Files, Step
 from shared.compose.findings import Severity
 from shared.errors import CloudError, ConfigError, DstackError, StorageError
 from tests.fakes.aws import REGION
 from tests.fakes.nitro_aws import NitroAws, user_data
 from tests.fakes.nitro_parent import Ran
-from tests.functions.clouds.nitro_world import NAME, World, world
+from tests.functions.clouds.nitro_world import NAME, World, bundle, world
 from tests.shared.refusal import refuses
 
 
@@ -563,6 +570,130 @@ def test_a_removal_waits_for_an_instance_that_nobody_saw_yet(quick_nitro: World)
     assert isinstance(quick_nitro.cloud.remove(quick_nitro.work()), Wait)
     quick_nitro.now += GRACE_SECONDS + 1
     assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+
+
+def test_an_instance_of_a_lost_answer_that_shows_late_is_removed(
+    tmp_path: Path, nitro_server: NitroAws
+) -> None:
+    # a group of its own could not be deleted under it, and would have the removal look again
+    ec2 = nitro_server.lasting_client("ec2")
+    vpc = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
+    filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": ["default"]}]
+    (group,) = ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
+    with world(tmp_path, nitro_server, security_group_ids=(group["GroupId"],)) as nitro:
+        nitro_server.fail("EC2 RunInstances", "RequestLimitExceeded", status=503)
+        nitro_server.fail("EC2 RunInstances", "InternalError", status=500, after=True)
+        nitro_server.hidden = 6
+        for code in ("aws.throttled", "aws.unavailable"):
+            with refuses(code, TransientCloudError):
+                nitro.launch()
+            nitro.now += 2 * GRACE_SECONDS  # as long as an order may have to be repeated
+        nitro.change(step=Step.REMOVE, since=nitro.now)
+        assert nitro.until_done(nitro.cloud.remove) is None
+        nitro_server.hidden = 0
+        for _ in range(6):
+            assert nitro.left() == {}
+        assert len(nitro_server.orders) == 1
+
+
+def test_what_is_gone_is_gone_to_a_role_that_may_touch_our_tags_alone(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    quick_nitro.ec2.terminate_instances(InstanceIds=[quick_nitro.parent.instance_id])
+    quick_nitro.fake.is_conditioned = True
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+    assert quick_nitro.left() == {}
+
+
+def test_what_went_between_the_look_and_the_removal_is_gone_to_such_a_role(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    quick_nitro.fake.is_conditioned = True
+    ec2, instance_id = quick_nitro.ec2, quick_nitro.parent.instance_id
+    (group,) = quick_nitro.left()["group"]
+    ec2.terminate_instances(InstanceIds=[instance_id])
+    assert not terminate_instance(ec2, instance_id)
+    assert delete_group(ec2, group)
+    assert delete_group(ec2, group)
+    quick_nitro.fake.is_conditioned = False
+    # and of what is there, such an answer is no more than it says
+    quick_nitro.now += SHOW_SECONDS
+    quick_nitro.launch()
+    for call in ("TerminateInstances", "DeleteSecurityGroup"):
+        quick_nitro.fake.fail(f"EC2 {call}", "UnauthorizedOperation", status=403, message="not you")
+    with refuses("aws.denied", DeniedError):
+        terminate_instance(ec2, quick_nitro.parent.instance_id)
+    with refuses("aws.denied", DeniedError):
+        delete_group(ec2, quick_nitro.left()["group"][0])
+
+
+def test_a_disk_that_ends_meanwhile_is_gone_to_such_a_role(quick_nitro: World) -> None:
+    tags = [{"Key": one["Name"][4:], "Value": one["Values"][0]} for one in tag_filters(quick_nitro.uid)]
+    wanted = {"AvailabilityZone": f"{REGION}a", "Size": 8}
+    specification = [{"ResourceType": "volume", "Tags": tags}]
+    quick_nitro.ec2.create_volume(**wanted, TagSpecifications=specification)
+    denied = {"status": 403, "message": "not you"}
+    quick_nitro.fake.fail("EC2 DeleteVolume", "UnauthorizedOperation", **denied)
+    with refuses("aws.denied", DeniedError):
+        delete_volumes(quick_nitro.ec2, quick_nitro.uid)
+    quick_nitro.fake.fail("EC2 DeleteVolume", "UnauthorizedOperation", after=True, **denied)
+    assert delete_volumes(quick_nitro.ec2, quick_nitro.uid)
+
+
+def test_a_group_that_was_made_and_does_not_show_yet_is_waited_for(quick_nitro: World) -> None:
+    quick_nitro.fake.fail("EC2 CreateSecurityGroup", "InternalError", status=500, after=True)
+    quick_nitro.fake.hidden_groups = 3
+    codes = []
+    for _ in range(2):
+        with pytest.raises(TransientCloudError) as caught:
+            quick_nitro.launch()
+        codes.append(caught.value.code)
+    assert codes == ["aws.unavailable", "nitro.group"]
+    check_machine(quick_nitro.work().plan, quick_nitro.launch())
+    assert len(quick_nitro.left()["group"]) == 1
+
+
+def test_another_group_is_opened_like_the_first(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    before = quick_nitro.cloud.firewall(quick_nitro.work())
+    quick_nitro.replan("d2" * 32)
+    assert quick_nitro.until_done(quick_nitro.cloud.retire) is None
+    ec2, (first,) = quick_nitro.ec2, quick_nitro.left()["group"]
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    quick_nitro.replan("d3" * 32, subnet_id=subnet)
+    quick_nitro.launch()
+    assert len(quick_nitro.left()["group"]) == 2
+    assert quick_nitro.cloud.firewall(quick_nitro.work()) == before
+    rule = FirewallRule(action="allow", protocol="tcp", port=9000, sources=("203.0.113.0/24",))
+    quick_nitro.cloud.set_firewall(quick_nitro.work(), rule)
+    (old,) = [one for one in find_groups(ec2, quick_nitro.uid) if one["GroupId"] == first]
+    assert rule not in group_rules(old)
+    assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
+    assert quick_nitro.left() == {}
+
+
+@pytest.mark.parametrize("source", ["2001:DB8::/32", "2001:0db8::/32", "203.0.113.7"])
+def test_a_rule_that_is_made_again_in_another_spelling_stays(quick_nitro: World, source: str) -> None:
+    quick_nitro.launch()
+    rule = FirewallRule(action="allow", protocol="tcp", port=9000, sources=(source,))
+    for _ in range(2):
+        quick_nitro.cloud.set_firewall(quick_nitro.work(), rule)
+    (made,) = [one for one in quick_nitro.cloud.firewall(quick_nitro.work()) if one.port == 9000]
+    assert made.sources == (str(ip_network(source)),)
+
+
+def test_a_plan_for_another_region_leaves_the_instance_where_it_is(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    regions = set()
+
+    def clients(service: str, region: str) -> AwsClient:
+        regions.add(region)
+        return quick_nitro.clients[service]
+
+    quick_nitro.replan("d2" * 32, region="us-east-1")
+    cloud = AwsNitroCloud(bundle, clients=clients, clock=lambda: quick_nitro.now)
+    assert cloud.describe(quick_nitro.work()).status == "RUNNING"
+    assert quick_nitro.until_done(cloud.stop).status == "STOPPED"
+    assert regions == {REGION}
 
 
 def test_an_instance_that_somebody_ended_is_replaced(quick_nitro: World) -> None:
