@@ -51,7 +51,8 @@ class Service:
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answered:
         """Send a request to the function; an instance that ends at it is answered for with 503."""
         with self._lock:
-            if self._process.poll() is not None:
+            if self._is_killed or self._process.poll() is not None:
+                self._process.wait()
                 self._start()
             port = self._wait()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -73,18 +74,21 @@ class Service:
 
     def kill(self) -> None:
         """End the instance and all that it is doing, at once."""
+        # its connections may end before it counts as ended itself
+        self._is_killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
     def close(self) -> None:
         self._front.shutdown()
         self._thread.join()
         self._front.server_close()
         self.kill()
+        self._process.wait()
 
     def _start(self) -> None:
         self.starts += 1
+        self._is_killed = False
         self._log = self._logs / f"{self._name}-{self.starts}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
