@@ -126,6 +126,7 @@ _LAUNCH: Final = (
     "compute.disks.delete",
     "compute.disks.get",
     "compute.disks.list",
+    "compute.disks.resize",
     "compute.disks.setLabels",
     "compute.disks.use",
     "compute.images.create",
@@ -138,7 +139,7 @@ _LAUNCH: Final = (
     "compute.instances.delete",
     "compute.instances.list",
     "compute.instances.setLabels",
-    "compute.instances.setMetadata",
+    "compute.instances.setServiceAccount",
     "compute.instances.start",
     "compute.instances.stop",
     "compute.machineTypes.get",
@@ -180,6 +181,14 @@ gcloud iam service-accounts add-iam-policy-binding "dstack-tasks@$PROJECT.iam.gs
   --project="$PROJECT" --member="$MEMBER" --role=roles/iam.serviceAccountUser >/dev/null
 """
 
+# A machine's service account is given by who may act as it; without this no machine has one.
+_GIVES_ACCOUNTS: Final = """
+for account in $(tr , ' ' <<<"${DSTACK_SERVICE_ACCOUNTS:-}"); do
+  gcloud iam service-accounts add-iam-policy-binding "$account" --project="$PROJECT" \\
+    --member="$MEMBER" --role=roles/iam.serviceAccountUser >/dev/null
+done
+"""
+
 _SWEEP: Final = """
 sweep=create
 if gcloud scheduler jobs describe dstack-sweep --project="$PROJECT" --location="$REGION" >/dev/null 2>&1; then
@@ -205,7 +214,7 @@ DEPLOY_WORKER: Final = GcpService(
     secrets=(_RPC_URL,),
     roles=("roles/datastore.user",),
     permissions=(*_LOOK, *_FIREWALL, *_LAUNCH),
-    before=_SHARED + _USES_SHARED,
+    before=_SHARED + _USES_SHARED + _GIVES_ACCOUNTS,
     after=_SWEEP,
 )
 

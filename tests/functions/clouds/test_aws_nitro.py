@@ -488,6 +488,16 @@ def test_logs_are_paged_by_a_cursor_and_bounded(nitro: World) -> None:
     assert "dstack-bringup: line 1 of" in lines[0]
 
 
+def test_the_longest_line_that_json_can_make_is_read(nitro: World) -> None:
+    nitro.launch()
+    shown = "\N{GRINNING FACE}" * 2000  # twelve characters each, as JSON without anything but ASCII
+    assert nitro.parent.run(f"systemd-cat -t dstack-bringup echo {shown}").exit_code == 0
+    text, cursor = "", ""
+    while (page := nitro.cloud.logs(nitro.work(), cursor)).text:
+        text, cursor = text + page.text, page.cursor
+    assert shown[:500] in text
+
+
 @pytest.mark.parametrize("cursor", ["'; reboot; '", "$(id)", "a b", "x" * 600, "s=1\n"])
 def test_a_cursor_that_is_none_never_reaches_the_shell(quick_nitro: World, cursor: str) -> None:
     with refuses("nitro.logs.cursor", ConfigError):
