@@ -268,10 +268,28 @@ class TestRights:
                 if not changing:
                     continue
                 condition = str(statement.get("Condition", ""))
-                if not re.search(r"aws:(Request|Resource)Tag/dstack-managed-by|ec2:CreateAction", condition):
+                held = r"aws:(Request|Resource)Tag/dstack-managed-by|ec2:CreateAction|ec2:Owner"
+                if not re.search(held, condition):
                     unconditional.add(statement["Sid"])
         # what they use is not ours to tag; what they make is held to its tag by a statement of its own
-        assert unconditional == {"RunInstancesOfAnyImageInAnySubnet", "CreateSecurityGroupsInAnyNetwork"}
+        assert unconditional == {"RunInstancesInAnySubnet", "CreateSecurityGroupsInAnyNetwork"}
+
+    def test_projects_run_neither_strangers_images_nor_in_groups_that_nobody_offered(
+        self, resources: dict[str, dict[str, Any]]
+    ) -> None:
+        found = {}
+        for statement in statements(resources, "WorkerRole"):
+            if actions(statement) == {"ec2:RunInstances"}:
+                for kind in re.findall(r":([a-z-]+)/\*", str(statement["Resource"])):
+                    found[kind] = statement.get("Condition", {}).get("StringEquals", {})
+        assert found == {
+            "image": {"ec2:Owner": ["amazon", {"Ref": "AWS::AccountId"}]},
+            "instance": {"aws:RequestTag/dstack-managed-by": "dstack-cloud"},
+            "network-interface": {},
+            "security-group": {"aws:ResourceTag/dstack-managed-by": "dstack-cloud"},
+            "subnet": {},
+            "volume": {"aws:RequestTag/dstack-managed-by": "dstack-cloud"},
+        }
 
     def test_the_worker_may_do_what_the_code_calls_and_no_more(
         self, resources: dict[str, dict[str, Any]]
