@@ -23,6 +23,9 @@ from shared.errors import ConfigError
 SHOW_SECONDS: Final = 300
 """How long a new instance may take to be listed; EC2 promises nothing, and needs a few seconds."""
 
+UPLOAD_SECONDS: Final = 600
+"""How long an image may take into the bucket; a worker on Lambda has less."""
+
 
 class Files(msgspec.Struct, frozen=True):
     """What the parent fetches, and the Python that the forwarder is for."""
@@ -52,6 +55,7 @@ def hand_over(work: Work, site: Site, bundle: ForwarderBundle) -> Files:
     facts = {"region": settings.region}
     resource = work.intend("image", image.key, image.bucket, facts=facts)
     if resource.state != "present":
+        work.renew(UPLOAD_SECONDS)
         with work.blobs.open(planned.image) as blob:
             size = s3_handover.hand_over(site.s3, image.bucket, image.key, image.sha256, blob)
         resource = work.present(resource, size=str(size))

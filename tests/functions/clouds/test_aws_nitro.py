@@ -20,10 +20,10 @@ from functions.clouds.ec2_instances import (
 )
 from functions.clouds.nitro_bring_up import AGENT_SECONDS, ENCLAVE_SECONDS
 from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
-from functions.clouds.nitro_launch import SHOW_SECONDS
+from functions.clouds.nitro_launch import SHOW_SECONDS, UPLOAD_SECONDS
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Files, Step
+from functions.deploy.record import Files, Lease, Step
 from shared.compose.findings import Severity
 from shared.errors import CloudError, ConfigError, DstackError, StorageError
 from tests.fakes.aws import REGION
@@ -376,6 +376,24 @@ def test_an_image_that_rotted_in_the_store_is_not_handed_over(quick_nitro: World
     with refuses("deploy.blob.corrupt", StorageError):
         quick_nitro.launch()
     assert "object" not in quick_nitro.left()
+
+
+def test_others_are_kept_away_while_an_image_is_handed_over(quick_nitro: World) -> None:
+    held: list[int] = []
+
+    def note(**_: object) -> None:
+        lease = quick_nitro.store.get(NAME).lease
+        assert lease is not None
+        held.append(lease.until - quick_nitro.now)
+
+    quick_nitro.change(lease=Lease("tests", "token", quick_nitro.now + 180))
+    events = quick_nitro.s3.meta.events
+    events.register("before-call.s3.PutObject", note, unique_id="note")
+    try:
+        assert isinstance(quick_nitro.cloud.launch(quick_nitro.work()), Wait)
+    finally:
+        events.unregister("before-call.s3.PutObject", unique_id="note")
+    assert held[0] == UPLOAD_SECONDS
 
 
 def test_a_large_image_is_handed_over_in_parts(quick_nitro: World) -> None:
