@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cli.demo import command, verifier
+from cli.demo import command
 from cli.demo.command import demo
 from cli.demo.deployment import Enclaves
 from cli.demo.guests import Measured
@@ -395,17 +394,3 @@ def test_evidence_without_a_vtpm_cannot_be_mixed() -> None:
     with pytest.raises(InvalidEvidence) as refusal:
         with_vtpm_of(enclave, enclave)
     assert refusal.value.code == "demo.evidence.kind"
-
-
-def test_another_workload_than_was_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Google Cloud the image is everybody's: the compose hash tells workloads apart."""
-    found = SimpleNamespace(os_image_hash=bytes(32), compose_hash=bytes(32))
-    monkeypatch.setattr(verifier, "app_info", lambda _verified: found)
-    monkeypatch.setattr(Verifier, "verify", lambda *_: None)
-    judge = Verifier(TrustAnchors.production(), lambda: 0).verify_workload
-    judge(b"", b"", os_image_hash=bytes(32), compose_hash=bytes(32), code="demo.other")
-    for other in ({"compose_hash": bytes([1]) * 32}, {"os_image_hash": bytes([1]) * 32}):
-        planned = {"os_image_hash": bytes(32), "compose_hash": bytes(32), **other}
-        with pytest.raises(InvalidEvidence) as refusal:
-            judge(b"", b"", code="demo.other", **planned)
-        assert refusal.value.code == "demo.other"

@@ -127,7 +127,7 @@ def test_the_api_denies_by_default(on_aws: OnAws) -> None:
 def test_a_message_that_failed_is_told_to_the_queue_and_one_that_never_can_succeed_is_not(
     on_aws: OnAws,
 ) -> None:
-    sent = {"SentTimestamp": "1767225600000"}
+    sent = {"SentTimestamp": "1767225600000", "ApproximateReceiveCount": "1"}
     records = [
         {"messageId": "1", "body": "no message", "attributes": sent},
         {"messageId": "2", "body": '{"name":"nobody"}', "attributes": sent},
