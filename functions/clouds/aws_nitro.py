@@ -244,11 +244,14 @@ class AwsNitroCloud:
         return self._made[service, region]
 
     def _group(self, work: Work) -> tuple[dict[str, Any] | None, AwsClient]:
-        resource = work.deployment.resource("group")
-        if resource is None:
+        made = [one for one in work.deployment.resources if one.kind == "group" and one.state != "gone"]
+        if not made:
             return None, None
+        # a move to another region leaves the earlier one's until the removal
+        instance = work.deployment.resource("instance")
+        resource = next((one for one in made if instance and one.place == instance.place), made[-1])
         ec2 = self._client("ec2", resource.place)
-        # a move to another VPC leaves the earlier one's until the removal
+        # and so does one to another VPC
         groups = ec2_group.find_groups(ec2, work.deployment.uid)
         current = resource.facts.get("group_id")
         return next((one for one in groups if current in {None, one["GroupId"]}), None), ec2

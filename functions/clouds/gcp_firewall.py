@@ -1,7 +1,7 @@
 """Firewall rules of one deployment (spec deploy 4).
 
 Rules have no labels: the deployment's uid stands in the description. They are not recorded either, because
-their names follow from the deployment's, and whoever sets one holds no lease; a list finds them all.
+their names follow from the deployment's, and a list finds them all.
 """
 
 import re

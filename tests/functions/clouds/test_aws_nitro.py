@@ -23,7 +23,7 @@ from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
 from functions.clouds.nitro_launch import SHOW_SECONDS, UPLOAD_SECONDS
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Files, Lease, Step
+from functions.deploy.record import Files, Lease, Resource, Step
 from shared.compose.findings import Severity
 from shared.errors import CloudError, ConfigError, DstackError, StorageError
 from tests.fakes.aws import REGION
@@ -697,6 +697,15 @@ def test_another_group_is_opened_like_the_first(quick_nitro: World) -> None:
     assert rule not in group_rules(old)
     assert quick_nitro.until_done(quick_nitro.cloud.remove) is None
     assert quick_nitro.left() == {}
+
+
+def test_rules_are_those_of_the_region_that_the_instance_is_in(quick_nitro: World) -> None:
+    quick_nitro.launch()
+    before = quick_nitro.cloud.firewall(quick_nitro.work())
+    facts = {"group_id": "sg-0123456789abcdef0"}
+    left = Resource(kind="group", name="old", place="us-east-1", state="present", keep=True, facts=facts)
+    quick_nitro.change(resources=(left, *quick_nitro.resources()))
+    assert quick_nitro.cloud.firewall(quick_nitro.work()) == before != []
 
 
 @pytest.mark.parametrize("source", ["2001:DB8::/32", "2001:0db8::/32", "203.0.113.7"])
