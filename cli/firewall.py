@@ -4,7 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import click
 
@@ -31,16 +31,15 @@ def fw() -> None:
 @project_option
 @api_options
 @click.option("-i", "--instance", metavar="NAME", help="The deployment; else the project's own.")
-def allow(
-    port: str, sources: tuple[str, ...], directory: Path, api: str, instance: str | None, *, anywhere: bool
-) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def allow(port: str, sources: tuple[str, ...], *, anywhere: bool, **given: Any) -> None:  # noqa: ANN401 - click passes options by name
     """Allow PORT, as 443 or 53/udp.
 
     Exit codes: 0 done, 1 failed, 2 usage, such as no --source.
     """
     if not sources and not anywhere:
         raise click.UsageError("say from where with --source CIDR, or --anywhere")
-    _set("allow", port, sources or ("0.0.0.0/0",), _target(directory, api, instance), anywhere=anywhere)
+    _set("allow", port, sources, anywhere=anywhere, **given)
 
 
 @fw.command()
@@ -49,12 +48,13 @@ def allow(
 @project_option
 @api_options
 @click.option("-i", "--instance", metavar="NAME", help="The deployment; else the project's own.")
-def deny(port: str, sources: tuple[str, ...], directory: Path, api: str, instance: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def deny(port: str, sources: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - as above
     """Deny PORT, from everywhere where no --source is given. It counts before any rule that allows.
 
     Exit codes: 0 done, 1 failed, 2 usage.
     """
-    _set("deny", port, sources or ("0.0.0.0/0",), _target(directory, api, instance), anywhere=True)
+    _set("deny", port, sources, anywhere=True, **given)
 
 
 @fw.command()
@@ -62,7 +62,8 @@ def deny(port: str, sources: tuple[str, ...], directory: Path, api: str, instanc
 @project_option
 @api_options
 @click.option("-i", "--instance", metavar="NAME", help="The deployment; else the project's own.")
-def remove(port: str, directory: Path, api: str, instance: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def remove(port: str, directory: Path, api: str, instance: str | None, *, as_json: bool) -> None:
     """Remove the rules of PORT.
 
     Exit codes: 0 done, also where there was none, 1 failed, 2 usage.
@@ -70,6 +71,9 @@ def remove(port: str, directory: Path, api: str, instance: str | None) -> None:
     protocol, number = parse_port(port)
     deployments, name = _target(directory, api, instance)
     had = deployments.clear_firewall(name, protocol, number)
+    if as_json:
+        click.echo(json.dumps({"protocol": protocol, "port": number, "removed": had}, indent=2))
+        return
     click.echo(f"{protocol} {number}: {'no rule any more' if had else 'there was no rule'}")
 
 
@@ -115,12 +119,20 @@ def _set(
     action: Literal["allow", "deny"],
     port: str,
     sources: tuple[str, ...],
-    target: tuple[Deployments, str],
     *,
+    directory: Path,
+    api: str,
+    instance: str | None,
     anywhere: bool,
+    as_json: bool,
 ) -> None:
     protocol, number = parse_port(port)
-    deployments, name = target
-    rule = RuleBody(action=action, port=number, protocol=protocol, sources=sources, anywhere=anywhere)
+    deployments, name = _target(directory, api, instance)
+    rule = RuleBody(
+        action=action, port=number, protocol=protocol, sources=sources or ("0.0.0.0/0",), anywhere=anywhere
+    )
     made = deployments.set_firewall(name, rule)
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+        return
     click.echo(f"{made['action']} {made['protocol']} {made['port']} from {', '.join(made['sources'])}")

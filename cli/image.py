@@ -128,7 +128,8 @@ def build(*, as_json: bool, **request: Any) -> None:  # noqa: ANN401 - click pas
 @click.argument("image_name", metavar="[IMAGE]", required=False)
 @click.option("--bucket", required=True, metavar="NAME", help="The bucket of Google Cloud Storage.")
 @project_option
-def push(image_name: str | None, bucket: str, directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def push(image_name: str | None, bucket: str, directory: Path, *, as_json: bool) -> None:
     """Put the boot disk of an OS image into a bucket, for deployments that others carry out.
 
     IMAGE is a name in your image_search_paths, or a directory; without one it is the project's os_image. The
@@ -139,6 +140,14 @@ def push(image_name: str | None, bucket: str, directory: Path) -> None:
     from cli.image_push import push_image  # noqa: PLC0415 - heavy
 
     pushed = push_image(image_name, bucket, directory)
+    if as_json:
+        told = {
+            "object": f"gs://{bucket}/{pushed.key}",
+            "os_image_hash": pushed.os_image_hash.hex(),
+            "was_there": pushed.was_there,
+        }
+        click.echo(json.dumps(told, indent=2))
+        return
     click.echo(f"gs://{bucket}/{pushed.key}")
     click.echo(f"os_image_hash {pushed.os_image_hash.hex()}")
     click.echo("was there already" if pushed.was_there else "uploaded")

@@ -1,6 +1,7 @@
 """`dstack-cloud`: the command and its subcommands, each loaded only when it is called."""
 
 import itertools
+import json
 import sys
 import traceback
 from importlib import import_module
@@ -83,8 +84,12 @@ def main() -> None:
         if _is_verbose(sys.argv[1:]):
             traceback.print_exc()
         click.echo(f"dstack-cloud: {error} [{error.code}]", err=True)
-        if hint := getattr(error, "hint", ""):
+        hint = getattr(error, "hint", "")
+        if hint:
             click.echo(f"what to do: {hint}", err=True)
+        if "--json" in sys.argv[1:]:
+            told = {"error": error.message, "code": error.code, "exit_code": int(error.exit_code)}
+            click.echo(json.dumps(told | ({"hint": hint} if hint else {}), indent=2))
         sys.exit(error.exit_code)
 
 

@@ -71,7 +71,8 @@ _SECTIONS: Final = {"gcp": "gcp_config", "aws": "aws_config", "nitro": "nitro_co
 @click.option("--instance-name", metavar="NAME", help="Name of the machine; dstack-NAME otherwise.")
 @click.option("--machine-type", "-m", metavar="TYPE", help="Machine type, on AWS the instance type.")
 @click.option("--data-size", type=click.IntRange(min=1), metavar="GB", help="Size of the data disk.")
-def new(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def new(name: str, *, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
     """Make a project in the new directory NAME.
 
     It holds app.json, docker-compose.yaml, prelaunch.sh, .env (where keys come from a KMS) and .user-config.
@@ -81,6 +82,9 @@ def new(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each 
     document = app_json(name, **options)
     directory = Path(name)
     write_project(directory, document)
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "app": document}, indent=2))
+        return
     click.echo(f"made {directory}: edit {directory / 'docker-compose.yaml'}, then run")
     click.echo(f"  dstack-cloud -C {directory} plan")
 

@@ -1,16 +1,18 @@
 """`dstack-cloud prepare`: write the files of the config disk into shared/, as upstream's command does."""
 
+import json
 import os
 from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from cli.places import config_path, project_option
 from functions.plan.enclave_builder import CachedBuilder
 from functions.plan.project_files import SHARED, ProjectFiles, read_config, read_project
 from functions.plan.service import PlanOptions, gather_facts, make_app_compose
-from shared.compose.findings import Severity
+from shared.compose.findings import Finding, Severity
 from shared.compose.project import GlobalConfig
 from shared.compose.shared_files import (
     APP_COMPOSE,
@@ -28,7 +30,8 @@ _OURS: Final = (APP_COMPOSE, SYS_CONFIG, INSTANCE_INFO, USER_CONFIG)
 
 @click.command()
 @project_option
-def prepare(directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prepare(directory: Path, *, as_json: bool) -> None:
     """Write what the config disk will hold into shared/, all but the encrypted environment.
 
     Without the OS image there is no .sys-config.json, and a warning.
@@ -41,17 +44,26 @@ def prepare(directory: Path) -> None:
     config = read_config(config_path(os.environ))
     contents, warning = disk_files(files, config)
     write_shared(directory, contents)
-    for name in contents:
-        click.echo(f"wrote {directory / SHARED / name}")
-    if warning:
-        click.echo(f"warning: {warning}", err=True)
-    if files.env is not None and files.env.names:
-        click.echo(f"{ENCRYPTED_ENV} is made when it is deployed")
     findings = make_app_compose(files)[1]
-    for found in findings:
-        click.echo(f"{found.severity.value:<8} {found.where}: {found.message} [{found.code}]", err=True)
+    written = [str(directory / SHARED / name) for name in contents]
+    if as_json:
+        told = {"written": written, "warning": warning, "findings": msgspec.to_builtins(findings)}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        _print(written, warning, findings, has_env=files.env is not None and bool(files.env.names))
     if any(found.severity is Severity.ERROR for found in findings):
         raise SystemExit(ExitCode.REFUSED)
+
+
+def _print(written: list[str], warning: str, findings: tuple[Finding, ...], *, has_env: bool) -> None:
+    for path in written:
+        click.echo(f"wrote {path}")
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
+    if has_env:
+        click.echo(f"{ENCRYPTED_ENV} is made when it is deployed")
+    for found in findings:
+        click.echo(f"{found.severity.value:<8} {found.where}: {found.message} [{found.code}]", err=True)
 
 
 def disk_files(files: ProjectFiles, config: GlobalConfig) -> tuple[dict[str, bytes], str]:

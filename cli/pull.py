@@ -1,5 +1,6 @@
 """`dstack-cloud pull`: download an OS image into the first search path (spec deploy section 1.6)."""
 
+import json
 import os
 import re
 import sys
@@ -46,7 +47,8 @@ _NAME: Final = re.compile(
     "--hash", "expected", metavar="HEX", help="The image's os_image_hash; another image is refused."
 )
 @click.option("--yes", "-y", is_flag=True, help="Download again over an image that is here.")
-def pull(image: str, expected: str | None, *, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def pull(image: str, expected: str | None, *, yes: bool, as_json: bool) -> None:
     """Download the OS image IMAGE, a release's name or a URL of its tar.gz.
 
     It is unpacked below the first of your image_search_paths. Its files must agree with each other; whether
@@ -68,6 +70,10 @@ def pull(image: str, expected: str | None, *, yes: bool) -> None:
         if not click.confirm("Download again to overwrite?"):
             return
     digest = download(url, name, target, wanted)
+    if as_json:
+        told = {"name": name, "directory": str(target), "os_image_hash": digest.hex()}
+        click.echo(json.dumps(told, indent=2))
+        return
     click.echo(f"{name} is in {target}")
     click.echo(f"os_image_hash {digest.hex()}")
 

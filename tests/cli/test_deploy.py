@@ -37,11 +37,12 @@ class Site:
         self.cloud = MemoryCloud(boot_polls=0)
         self.tools = MemoryTools()
         self.now = 1_800_000_000
+        self.pace = 1
         self.engines: list[Engine] = []
 
     def tick(self) -> int:
         """Time flies: nobody waits for a poll."""
-        self.now += 1
+        self.now += self.pace
         return self.now
 
     def parts(self, *_: object) -> tuple[DeploymentService, Engine]:
@@ -124,7 +125,9 @@ def test_goes_on_with_what_was_interrupted(site: Site) -> None:
 
 def test_other_files_are_not_taken_for_the_interrupted_ones(site: Site) -> None:
     site.cloud.boot_polls = 10**6
+    site.pace = 0
     site.run("deploy", "--timeout", "1", code=6)
+    site.pace = 1
     (site.project / "app.json").write_text((site.project / "app.json").read_text() + "\n")
     with refuses("deploy.busy", ConflictError):
         site.run("deploy", "--delete")
@@ -163,7 +166,9 @@ def test_a_changed_env_is_not_passed_over_in_silence(site: Site, monkeypatch: py
 
 def test_another_cloud_is_not_taken_for_the_interrupted_one(site: Site) -> None:
     site.cloud.boot_polls = 10**6
+    site.pace = 0
     site.run("deploy", "--timeout", "1", code=6)
+    site.pace = 1
     with refuses("deploy.cloud_change", ConflictError):
         site.run("deploy", "--local", "--delete")
 
@@ -234,7 +239,9 @@ def test_waits_for_governance_where_it_is_told_to(site: Site) -> None:
 
 def test_a_wait_that_is_over_loses_nothing(site: Site) -> None:
     site.cloud.boot_polls = 10**6
+    site.pace = 0
     result = site.run("deploy", "--timeout", "1", code=6)
+    site.pace = 1
     assert "TIMED OUT" in result.stdout
     site.cloud.boot_polls = 0
     assert "running" in site.run("deploy").stdout
