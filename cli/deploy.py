@@ -123,9 +123,11 @@ def _is_under_way(deployments: Deployments, upload: Upload) -> bool:
         return False
     if found["encrypted_env"]:
         # nobody can tell from its ciphertext whether .env is what it was
-        if upload.replace and found["step"] == Step.AWAIT_APPROVAL:
-            return False
-        click.echo("going on with what was asked for before, and with .env as it was then", err=True)
+        click.echo(
+            "going on with what was asked for before, and with .env as it was then: `stop`, then deploy"
+            " with --delete, for another one",
+            err=True,
+        )
     return True
 
 

@@ -160,6 +160,8 @@ def test_a_changed_env_is_not_passed_over_in_silence(site: Site, monkeypatch: py
     (site.project / ".env").write_text("API_TOKEN=rotated")
     assert "with .env as it was then" in site.run("deploy", code=5).stderr
     assert stored().endswith(b"leaked")
+    assert "with .env as it was then" in site.run("deploy", "--delete", code=5).stderr
+    site.run("stop")
     assert "going on" not in site.run("deploy", "--delete", code=5).stderr
     assert stored().endswith(b"rotated")
 
