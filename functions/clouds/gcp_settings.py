@@ -1,6 +1,7 @@
 """What is to run where: a deployment's settings, and the names of everything that it has (spec deploy 4)."""
 
 import hashlib
+import ipaddress
 import re
 from typing import Any, Final
 
@@ -157,6 +158,13 @@ def check_settings(settings: GcpConfig) -> None:
         raise ConfigError(
             "gcp.settings.data_size", f"data_size is {settings.data_size}, expected 0 to {MAX_DATA_GB}"
         )
+    for cidr in settings.ingress or ():
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise ConfigError(
+                "gcp.settings.ingress", f"got {cidr[:80]!a}, expected a network like 203.0.113.0/24"
+            ) from error
 
 
 def check_name(name: str) -> None:

@@ -25,6 +25,7 @@ from functions.clouds.gcp_settings import (
 )
 from functions.deploy.cloud import (
     DEPLOYMENT,
+    EVIDENCE_PORT,
     FirewallRule,
     LogPage,
     Machine,
@@ -82,7 +83,8 @@ class GcpTdxCloud:
         """See `Cloud`.
 
         1. The images: boot, data, config. 2. The data disk, which outlives machines. 3. The instance; one of
-        ours that was made from another plan or configuration is replaced. Nothing beyond the limits.
+        ours that was made from another plan or configuration is replaced. 4. Where no rule is about the
+        evidence port, it is opened to `ingress`. Nothing beyond the limits.
         """
         site = planned_site(work)
         if self._limits is not None:
@@ -96,7 +98,10 @@ class GcpTdxCloud:
                 return image
         if (waiting := _data_disk(resources, work, site, str(data))) is not None:
             return waiting
-        return self._instance(resources, work, site, str(boot), str(config))
+        answer = self._instance(resources, work, site, str(boot), str(config))
+        if isinstance(answer, Machine):
+            self._open_evidence_port(work, site)
+        return answer
 
     def start(self, work: Work) -> Wait | Machine:
         """See `Cloud`. Raises `DeniedError("gcp.instance.missing")`."""
@@ -182,6 +187,18 @@ class GcpTdxCloud:
     def clear_firewall(self, work: Work, protocol: str, port: int) -> bool:
         """See `Cloud`."""
         return self._rules(work).clear(protocol, port)
+
+    def _open_evidence_port(self, work: Work, site: Site) -> None:
+        """Let the deployer ask for evidence: a default network lets nobody in. A rule of a user counts."""
+        rules = self._rules(work)
+        if any(rule.port == EVIDENCE_PORT and rule.protocol == "tcp" for rule in rules.rules()):
+            return
+        sources = tuple(site.settings.ingress or ())
+        rules.set(
+            FirewallRule(action="allow", protocol="tcp", port=EVIDENCE_PORT, sources=sources),
+            self._look(work),
+        )
+        work.say(f"port {EVIDENCE_PORT} is open, for evidence", sources=sources)
 
     # ---- the machine ----
 

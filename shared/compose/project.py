@@ -25,7 +25,10 @@ Section = TypeVar("Section", bound=msgspec.Struct)
 
 
 class GcpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`gcp_config`: a confidential VM on Google Cloud. `data_size` in GB."""
+    """`gcp_config`: a confidential VM on Google Cloud. `data_size` in GB.
+
+    `ingress`, ours, are the CIDRs that may ask the VM for evidence, on port 8090.
+    """
 
     project: str | UnsetType = UNSET
     zone: str | UnsetType = UNSET
@@ -45,6 +48,7 @@ class GcpConfig(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
     provisioning_model: Literal["", "STANDARD", "SPOT"] | UnsetType = UNSET
+    ingress: tuple[str, ...] | UnsetType = UNSET
 
 
 class AwsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +191,7 @@ GCP_DEFAULTS: Final = GcpConfig(
     tags=(),
     labels={},
     provisioning_model="STANDARD",
+    ingress=("0.0.0.0/0",),
 )
 AWS_DEFAULTS: Final = AwsConfig(
     region="us-east-1",

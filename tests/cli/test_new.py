@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import cli
+from cli.main import cli, main
 from functions.plan.project_files import read_project
 from shared.compose.app_compose import compose_hash
 from shared.compose.project import gcp_settings, read_global_config
@@ -219,3 +219,35 @@ def test_an_editor_that_fails_is_a_failure(place: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("EDITOR", "false")
     assert run("config-edit").exit_code == 1
     assert (place / "config.json").exists()
+
+
+# ---- --json ----
+
+
+def told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str]:
+    """Run the command as a process would; returns its exit code and what it printed."""
+    monkeypatch.setattr("sys.argv", ["dstack-cloud", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("place")
+def test_a_refusal_is_an_object_where_json_is_wanted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out = told(capsys, monkeypatch, "new", "Web", "--json")
+    document = json.loads(out)
+    assert (code, document["exit_code"], document["code"]) == (2, 2, "new.name")
+    assert told(capsys, monkeypatch, "new", "Web") == (2, "")
+
+
+@pytest.mark.usefixtures("place")
+def test_what_was_made_is_an_object_where_json_is_wanted() -> None:
+    document = json.loads(run("new", "web", "--json").stdout)
+    assert document["app"]["name"] == "web"
+    written = json.loads(run("prepare", "-C", "web", "--json").stdout)
+    assert "web/shared/app-compose.json" in written["written"]
+    assert written["findings"][0]["code"] == "lint.image.digest"

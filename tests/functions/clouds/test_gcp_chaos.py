@@ -143,6 +143,7 @@ def whole(name: str) -> dict[str, list[str]]:
         "instance": [name],
         "disk": [name, f"{name}-data", f"{name}-shared"],
         "image": [f"{name}-shared"],
+        "firewall": [f"{name}-allow-tcp-8090"],
         "object": [f"deployments/{name.replace('app', 'uid')}"],
     }
 
@@ -187,7 +188,7 @@ def test_a_redeployment_killed_anywhere_keeps_the_data_and_makes_one_machine(cha
         before = gcp.fake.find("instance", name).json["id"]
         gcp.replan(f"{at:064x}", name)
         retired = chaos.killed(at, gcp.cloud.retire, name)
-        assert left(gcp) == {"disk": [f"{name}-data"]}
+        assert left(gcp) == {"disk": [f"{name}-data"], "firewall": [f"{name}-allow-tcp-8090"]}
         launched = chaos.killed(at, gcp.cloud.launch, name)
         assert left(gcp) == whole(name)
         assert gcp.fake.find("disk", f"{name}-data").json["id"] == data

@@ -79,7 +79,7 @@ def test_n80_a_lie_ends_in_a_failure_without_a_machine(gcp: World, runner: Runne
     assert failed.step is Step.FAILED
     assert failed.failure is not None
     assert failed.failure.code == "deploy.machine.confidential"
-    assert gcp.left() == {"disk": [f"{NAME}-data"]}
+    assert gcp.left() == {"disk": [f"{NAME}-data"], "firewall": [f"{NAME}-allow-tcp-8090"]}
 
 
 def test_a_refused_check_fails_before_anything_is_made(gcp: World, runner: Runner) -> None:

@@ -1,14 +1,21 @@
 """Firewall rules of a deployment on Google Cloud."""
 
+from typing import Any
+
 import pytest
 
-from functions.deploy.cloud import DeniedError, FirewallRule, TransientCloudError
+from functions.deploy.cloud import EVIDENCE_PORT, DeniedError, FirewallRule, TransientCloudError
 from shared.errors import ConfigError
 from tests.functions.clouds.gcp_world import NAME, UID, World
 from tests.shared.refusal import refuses
 
 ALLOW = FirewallRule(action="allow", protocol="tcp", port=443, sources=("192.0.2.0/24",))
 DENY = FirewallRule(action="deny", protocol="tcp", port=443, sources=("198.51.100.0/24",))
+
+
+def rules_of(gcp: World) -> list[FirewallRule]:
+    """Return the rules that the test asked for."""
+    return [rule for rule in gcp.cloud.firewall(gcp.work()) if rule.port != EVIDENCE_PORT]
 
 
 def settle(gcp: World) -> None:
@@ -39,10 +46,10 @@ def test_a_denial_comes_before_what_is_allowed_and_takes_its_place(gcp: World) -
     gcp.launch()
     put(gcp, ALLOW)
     put(gcp, DENY)
-    assert gcp.cloud.firewall(gcp.work()) == [DENY]
+    assert rules_of(gcp) == [DENY]
     assert gcp.fake.find("firewall", f"{NAME}-deny-tcp-443").json["priority"] == 900
     put(gcp, ALLOW)
-    assert gcp.cloud.firewall(gcp.work()) == [ALLOW]
+    assert rules_of(gcp) == [ALLOW]
 
 
 def test_other_sources_change_the_rule_and_the_same_ones_do_not(gcp: World) -> None:
@@ -50,11 +57,11 @@ def test_other_sources_change_the_rule_and_the_same_ones_do_not(gcp: World) -> N
     put(gcp, ALLOW)
     wider = FirewallRule(action="allow", protocol="tcp", port=443, sources=("203.0.113.9/32", "192.0.2.0/24"))
     put(gcp, wider)
-    (found,) = gcp.cloud.firewall(gcp.work())
+    (found,) = rules_of(gcp)
     assert found.sources == ("192.0.2.0/24", "203.0.113.9/32")
     put(gcp, wider)
     assert len(gcp.rest.called("compute.firewalls.patch")) == 1
-    assert len(gcp.rest.called("compute.firewalls.insert")) == 1
+    assert len(gcp.rest.called("compute.firewalls.insert")) == 2  # one of them the launch's own
 
 
 def test_rules_are_listed_by_port_and_those_of_others_are_not(gcp: World) -> None:
@@ -64,7 +71,7 @@ def test_rules_are_listed_by_port_and_those_of_others_are_not(gcp: World) -> Non
     put(gcp, udp)
     gcp.fake.put("firewall", f"{NAME}-allow-tcp-80", description="by hand", network="default")
     gcp.fake.put("firewall", f"{NAME}-2-allow-tcp-80", description="another", network="default")
-    assert gcp.cloud.firewall(gcp.work()) == [udp, ALLOW]
+    assert rules_of(gcp) == [udp, ALLOW]
 
 
 def test_clearing_a_port_says_whether_there_was_a_rule(gcp: World) -> None:
@@ -73,7 +80,7 @@ def test_clearing_a_port_says_whether_there_was_a_rule(gcp: World) -> None:
     assert gcp.cloud.clear_firewall(gcp.work(), "tcp", 443) is True
     settle(gcp)
     assert gcp.cloud.clear_firewall(gcp.work(), "tcp", 443) is False
-    assert gcp.cloud.firewall(gcp.work()) == []
+    assert rules_of(gcp) == []
 
 
 def test_a_removal_takes_the_rules_and_leaves_those_of_others(gcp: World) -> None:
@@ -155,3 +162,26 @@ def test_a_rule_that_is_on_its_way_out_is_busy(gcp: World) -> None:
     gcp.rest.fail("compute.firewalls.insert", 409, reason="alreadyExists")
     with refuses("gcp.busy", TransientCloudError):
         gcp.cloud.set_firewall(gcp.work(), ALLOW)
+
+
+def test_the_evidence_port_is_opened_to_whom_the_project_says(gcp: World) -> None:
+    gcp.replan("d2" * 32, ingress=["203.0.113.0/24"])
+    gcp.launch()
+    assert [rule for rule in gcp.cloud.firewall(gcp.work()) if rule.port == EVIDENCE_PORT] == [
+        FirewallRule(action="allow", protocol="tcp", port=EVIDENCE_PORT, sources=("203.0.113.0/24",))
+    ]
+
+
+@pytest.mark.parametrize("action", ["allow", "deny"])
+def test_a_rule_of_the_users_for_the_evidence_port_stays(gcp: World, action: Any) -> None:
+    gcp.launch()
+    own = FirewallRule(action=action, protocol="tcp", port=EVIDENCE_PORT, sources=("192.0.2.1/32",))
+    put(gcp, own)
+    gcp.launch()
+    assert [rule for rule in gcp.cloud.firewall(gcp.work()) if rule.port == EVIDENCE_PORT] == [own]
+
+
+def test_an_ingress_that_is_no_network_is_refused(gcp: World) -> None:
+    gcp.replan("d2" * 32, ingress=["everybody"])
+    with refuses("gcp.settings.ingress", ConfigError):
+        gcp.cloud.launch(gcp.work())
