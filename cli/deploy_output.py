@@ -5,6 +5,7 @@ from typing import Any, TextIO
 
 import click
 
+from cli.compose import visible
 from cli.deployments import View
 from functions.deploy.record import Step
 from shared.errors import ExitCode
@@ -26,7 +27,7 @@ class Progress:
         if self._quiet:
             return
         code = f" [{event['code']}]" if event.get("code") else ""
-        click.echo(f"{event['step']:<18} {event['message']}{code}", file=self._stream)
+        click.echo(f"{event['step']:<18} {visible(event['message'])}{code}", file=self._stream)
 
 
 def outcome(found: View, wanted: Step) -> ExitCode:
@@ -58,8 +59,8 @@ def lines(found: View) -> list[str]:
             word = "simulated evidence" if running["simulated"] else "evidence"
             shown.append(f"  attested       {word} of what was planned")
     if failure is not None:
-        shown.append(f"  failed         {failure['message']} [{failure['code']}]")
-        shown.append(f"  what to do     {failure['hint']}")
+        shown.append(f"  failed         {visible(failure['message'])} [{failure['code']}]")
+        shown.append(f"  what to do     {visible(failure['hint'])}")
     return shown
 
 
@@ -75,3 +76,14 @@ def call_lines(calls: list[dict[str, Any]]) -> list[str]:
             f"    data         {call['calldata']}",
         ]
     return shown
+
+
+def console_text(text: str) -> str:
+    """Return a console's text as it may be shown: what would steer a terminal is made visible.
+
+    Lines and tabs stay; a serial port's CR before each LF goes.
+    """
+    return "".join(
+        char if char in "\n\t" or char.isprintable() else ascii(char)[1:-1]
+        for char in text.replace("\r\n", "\n")
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from cli.deploy_options import Chosen, api_options, chain_options, deployments_of, take_chosen
-from cli.deploy_output import Progress, lines, outcome
+from cli.deploy_output import Progress, console_text, lines, outcome
 from cli.deployments import Deployments, View
 from cli.places import config_path, project_option
 from cli.state_file import record_deployment
@@ -107,10 +107,10 @@ def logs(directory: Path, api: str, name: str | None, *, follow: bool, count: in
     if as_json:
         click.echo(json.dumps({"text": tail, "cursor": cursor}, indent=2))
         return
-    click.echo(tail, nl=False)
+    click.echo(console_text(tail), nl=False)
     while follow:
         text, after = target.deployments.logs(target.name, cursor)
-        click.echo(text, nl=False)
+        click.echo(console_text(text), nl=False)
         if after == cursor:
             time.sleep(FOLLOW_SECONDS)
         cursor = after

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli.lifecycle import last_lines
 from cli.main import cli
-from functions.deploy.cloud import DeniedError, TransientCloudError
+from functions.deploy.cloud import DeniedError, LogPage, TransientCloudError
 from functions.deploy.engine import Engine
 from functions.deploy.record import Step
 from functions.deploy.request import Upload
@@ -458,3 +458,13 @@ def test_what_is_stored_is_its_owners_alone(site: Site) -> None:
 def test_the_engine_rests_where_the_command_says(site: Site) -> None:
     site.run("deploy")
     assert site.parts()[0].get("web").step is Step.RUNNING
+
+
+def test_a_console_does_not_steer_the_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.run("deploy")
+    monkeypatch.setattr(
+        site.cloud,
+        "logs",
+        lambda _work, cursor="", _limit=0: LogPage("" if cursor else "a\x1b[2Jb\r\nc\td\n", "1"),
+    )
+    assert site.run("logs").stdout == "a\\x1b[2Jb\nc\td\n"
