@@ -13,6 +13,7 @@ import msgspec
 from cli.deploy_options import Chosen, api_options, chain_options, deployments_of, take_chosen
 from cli.deploy_output import Progress, call_lines, lines, outcome
 from cli.deployments import Deployments, View
+from cli.new import adopt_compose_file
 from cli.places import config_path, project_option
 from cli.prepare import write_shared
 from cli.remote import ApiError
@@ -22,7 +23,7 @@ from functions.deploy.record import Step
 from functions.deploy.request import Options, Upload, check_upload
 from functions.deploy.runner import WaitOver
 from functions.deploy.store import NotFoundError
-from functions.plan.project_files import read_config
+from functions.plan.project_files import APP_JSON, read_config
 from shared.compose.project import GlobalConfig
 from shared.errors import ExitCode
 
@@ -35,6 +36,13 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @chain_options
 @click.option("-d", "--delete", "replace", is_flag=True, help="Deploy over what runs under this name.")
 @click.option("--local", is_flag=True, help="Deploy to a simulated machine on this computer.")
+@click.option(
+    "--platform",
+    type=click.Choice(["gcp", "nitro"]),
+    default="gcp",
+    show_default=True,
+    help="Of the project that is made where there is a compose file and no app.json yet.",
+)
 @click.option(
     "--wait-approval/--no-wait-approval",
     default=False,
@@ -56,13 +64,16 @@ def deploy(directory: Path, *, as_json: bool, **given: Any) -> None:  # noqa: AN
     """Deploy the project: plan it, launch its machine, and prove by evidence that it runs what was planned.
 
     Everything is written down before it is made: run this again to go on with a deployment that was
-    interrupted; `remove` leaves nothing.
+    interrupted; `remove` leaves nothing. A directory with a compose file alone becomes a project first, as
+    `new` would make it.
 
     Exit codes: 0 running and attested, 1 failed, 2 usage, 3 refused, 5 needs approval on chain, 6 timed out.
     """
     chosen = take_chosen(given)
     config = read_config(config_path(os.environ))
     deployments = deployments_of(chosen, config)
+    if adopted := adopt_compose_file(directory, given["platform"]):
+        click.echo(f"made {directory / APP_JSON} for {adopted}: keep it, it names this app", err=True)
     upload = _upload(directory, config, given)
     if not _is_under_way(deployments, upload):
         sealed = with_env(upload, directory, config, _sealing(chosen, given))

@@ -8,12 +8,16 @@ from typing import Any, Final
 
 import click
 
-from shared.compose.project import APP_ID_BYTES, SEED_BYTES, read_app_json
+from functions.plan.project_files import APP_JSON
+from shared.compose.project import APP_ID_BYTES, PROJECT_DEFAULTS, SEED_BYTES, read_app_json
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
 INSTANCE_NAME: Final = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 """What Google Cloud takes as the name of an instance; EC2's tags take it too."""
+
+COMPOSE_FILES: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+"""What a directory's compose file may be called; the first one that is there counts."""
 
 _COMPOSE: Final = """\
 services:
@@ -137,6 +141,30 @@ def app_json(
     document[_SECTIONS[platform]] = _machine(platform, machine, options)
     read_app_json(json.dumps(document).encode())
     return document
+
+
+def adopt_compose_file(directory: Path, platform: str) -> str:
+    """Make a project of a directory that holds a compose file alone; returns the file's name.
+
+    The project is called after the directory, as `new` would call it. Where there is an app.json, or no
+    compose file, nothing is done and the name is empty. Raises `ConfigError`: `new.name`, `new.directory`.
+    """
+    found = next((name for name in COMPOSE_FILES if (directory / name).is_file()), "")
+    if not found or (directory / APP_JSON).exists():
+        return ""
+    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")
+    document = app_json(name, platform=platform)
+    if found != PROJECT_DEFAULTS.docker_compose_file:
+        document["docker_compose_file"] = found
+    try:
+        # never over one that somebody makes at the same time
+        with (directory / APP_JSON).open("x") as file:
+            file.write(json.dumps(document, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            "new.directory", f"cannot write {directory / APP_JSON}: {error.strerror}"
+        ) from error
+    return found
 
 
 def write_project(directory: Path, document: dict[str, Any]) -> None:

@@ -468,3 +468,27 @@ def test_a_console_does_not_steer_the_terminal(site: Site, monkeypatch: pytest.M
         lambda _work, cursor="", _limit=0: LogPage("" if cursor else "a\x1b[2Jb\r\nc\td\n", "1"),
     )
     assert site.run("logs").stdout == "a\\x1b[2Jb\nc\td\n"
+
+
+def test_a_compose_file_alone_is_enough(site: Site) -> None:
+    compose = (site.project / "docker-compose.yaml").read_text()
+    place = site.place / "My Site"
+    place.mkdir()
+    (place / "compose.yaml").write_text(compose)
+    site.project = place
+    result = site.run("deploy")
+    assert "made" in result.stderr
+    assert "dstack-my-site on gcp-tdx: running" in result.stdout
+    document = json.loads((place / "app.json").read_text())
+    assert (document["docker_compose_file"], document["public_logs"]) == ("compose.yaml", False)
+    before = (place / "app.json").read_bytes()
+    site.run("deploy", "--delete")
+    assert (place / "app.json").read_bytes() == before
+
+
+def test_a_directory_without_anything_is_no_project(site: Site) -> None:
+    site.project = site.place / "empty"
+    site.project.mkdir()
+    with refuses("plan.project.missing", ConfigError):
+        site.run("deploy")
+    assert list(site.project.iterdir()) == []
