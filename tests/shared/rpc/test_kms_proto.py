@@ -44,14 +44,24 @@ def test_fields_have_the_numbers_of_the_specification(name: str) -> None:
 @pytest.mark.parametrize(
     ("service", "methods"),
     [
-        ("KMS", "GetAppKey GetKmsKey GetAppEnvEncryptPubKey GetMeta GetTempCaCert SignCert"),
-        ("Admin", "ClearImageCache"),
-        ("Onboard", "Bootstrap Onboard GetAttestationInfo Finish"),
+        (
+            "KMS",
+            "GetAppKey(GetAppKeyRequest)AppKeyResponse GetKmsKey(GetKmsKeyRequest)KmsKeyResponse "
+            "GetAppEnvEncryptPubKey(AppId)PublicKeyResponse GetMeta(Empty)GetMetaResponse "
+            "GetTempCaCert(Empty)GetTempCaCertResponse SignCert(SignCertRequest)SignCertResponse",
+        ),
+        ("Admin", "ClearImageCache(ClearImageCacheRequest)Empty"),
+        (
+            "Onboard",
+            "Bootstrap(BootstrapRequest)BootstrapResponse Onboard(OnboardRequest)OnboardResponse "
+            "GetAttestationInfo(Empty)AttestationInfoResponse Finish(Empty)Empty",
+        ),
     ],
 )
 def test_services_have_the_methods_of_the_specification(service: str, methods: str) -> None:
     descriptor = kms_pb2.DESCRIPTOR.services_by_name[service]
-    assert " ".join(method.name for method in descriptor.methods) == methods
+    found = [f"{one.name}({one.input_type.name}){one.output_type.name}" for one in descriptor.methods]
+    assert " ".join(found) == methods
 
 
 def test_the_generated_code_is_fresh(tmp_path: Path) -> None:
