@@ -46,15 +46,19 @@ def test_fields_have_the_numbers_of_the_specification(name: str) -> None:
     [
         (
             "KMS",
-            "GetAppKey(GetAppKeyRequest)AppKeyResponse GetKmsKey(GetKmsKeyRequest)KmsKeyResponse "
-            "GetAppEnvEncryptPubKey(AppId)PublicKeyResponse GetMeta(Empty)GetMetaResponse "
-            "GetTempCaCert(Empty)GetTempCaCertResponse SignCert(SignCertRequest)SignCertResponse",
+            (
+                "GetAppKey(GetAppKeyRequest)AppKeyResponse GetKmsKey(GetKmsKeyRequest)KmsKeyResponse "
+                "GetAppEnvEncryptPubKey(AppId)PublicKeyResponse GetMeta(Empty)GetMetaResponse "
+                "GetTempCaCert(Empty)GetTempCaCertResponse SignCert(SignCertRequest)SignCertResponse"
+            ),
         ),
         ("Admin", "ClearImageCache(ClearImageCacheRequest)Empty"),
         (
             "Onboard",
-            "Bootstrap(BootstrapRequest)BootstrapResponse Onboard(OnboardRequest)OnboardResponse "
-            "GetAttestationInfo(Empty)AttestationInfoResponse Finish(Empty)Empty",
+            (
+                "Bootstrap(BootstrapRequest)BootstrapResponse Onboard(OnboardRequest)OnboardResponse "
+                "GetAttestationInfo(Empty)AttestationInfoResponse Finish(Empty)Empty"
+            ),
         ),
     ],
 )
