@@ -77,7 +77,12 @@ class Kms:
         core = Core(aws_nitro_enclave_key_release=True, treat_nitro_as_up_to_date=True)
         authorizer = _authorizer(clock.now)
         self.service = KmsService(
-            core=core, keys=self.keys, authorizer=authorizer, own=own, policy=pb.KmsPolicy(auth_mode="proof")
+            core=core,
+            keys=self.keys,
+            authorizer=authorizer,
+            own=own,
+            policy=pb.KmsPolicy(auth_mode="proof"),
+            now=self.now,
         )
         self.identity = RpcIdentity(self.keys, attestor, clock.now)
         self.client = self.new_client()

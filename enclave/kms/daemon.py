@@ -86,7 +86,12 @@ def _serve_onboarding(
 def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     core = parts.config.core
     service = KmsService(
-        core=core, keys=keys, authorizer=parts.authorizer, own=parts.own, policy=parts.policy
+        core=core,
+        keys=keys,
+        authorizer=parts.authorizer,
+        own=parts.own,
+        policy=parts.policy,
+        now=parts.verifier.now,
     )
     callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=parts.verifier)
     identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.verifier.now)

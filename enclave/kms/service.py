@@ -51,6 +51,7 @@ class KmsService:
 
     `own` is verified evidence about this very enclave, made at start over zero report data and kept for the
     life of the process (spec kms section 5.4). `policy` is what GetMeta tells of how strict this KMS is.
+    `now` is the trusted clock: what is signed carries its time.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class KmsService:
         authorizer: Authorizer,
         own: VerifiedAttestation,
         policy: pb.KmsPolicy,
+        now: Callable[[], int],
     ) -> None:
         self._core = core
         self._keys = keys
@@ -69,6 +71,7 @@ class KmsService:
         self._authorizer = authorizer
         self._own = kms_boot_info(own, core)
         self._policy = policy
+        self._now = now
 
     def get_app_key(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None

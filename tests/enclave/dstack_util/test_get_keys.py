@@ -77,6 +77,7 @@ class World:
             authorizer=policy,
             own=kms_enclave.evidence(anchors),
             policy=POLICY,
+            now=lambda: NOW,
         )
 
     def platform(self) -> Platform:

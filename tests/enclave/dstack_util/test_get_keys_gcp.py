@@ -50,7 +50,9 @@ class World:
         assert keys is not None
         self.keys = keys
         own = verifier.verify(kms.attestor.attest(bytes(64)), bytes(64))
-        service = KmsService(core=Core(), keys=keys, authorizer=policy, own=own, policy=pb.KmsPolicy())
+        service = KmsService(
+            core=Core(), keys=keys, authorizer=policy, own=own, policy=pb.KmsPolicy(), now=lambda: NOW
+        )
         callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
         identity = RpcIdentity(keys, kms.attestor, lambda: NOW)
         app = main_app(service, callers, version="1", metrics=False)

@@ -52,7 +52,9 @@ def callers(gcp: Machines, kms: Guest, keys) -> CallerVerifier:
 @pytest.fixture
 def service(gcp: Machines, kms: Guest, keys, policy) -> KmsService:
     own = gcp.verifier(kms).verify(kms.attestor.attest(bytes(64)), bytes(64))
-    return KmsService(core=Core(), keys=keys, authorizer=policy, own=own, policy=pb.KmsPolicy())
+    return KmsService(
+        core=Core(), keys=keys, authorizer=policy, own=own, policy=pb.KmsPolicy(), now=lambda: NOW
+    )
 
 
 def _refusal(callers: CallerVerifier, leaf: bytes) -> str:

@@ -45,6 +45,7 @@ def main_listener(keys, policy, kms_enclave, anchors, serve):
         authorizer=policy,
         own=kms_enclave.evidence(anchors),
         policy=pb.KmsPolicy(auth_mode="proof"),
+        now=lambda: NOW,
     )
     verifier = PeerVerifier(anchors=anchors, now=lambda: NOW)
     callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)

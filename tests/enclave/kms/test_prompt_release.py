@@ -37,7 +37,7 @@ def make(bootstrap, kms_enclave, anchors):
 
     def make_service(authorizer: Remembering, core: Core = OPEN) -> KmsService:
         own = kms_enclave.evidence(anchors)
-        return KmsService(core=core, keys=keys, authorizer=authorizer, own=own, policy=POLICY)
+        return KmsService(core=core, keys=keys, authorizer=authorizer, own=own, policy=POLICY, now=lambda: 0)
 
     return make_service
 

@@ -35,6 +35,7 @@ def service(bootstrap, policy, kms_enclave, anchors) -> Callable[[Core], KmsServ
             authorizer=policy,
             own=kms_enclave.evidence(anchors),
             policy=POLICY,
+            now=lambda: NOW,
         )
 
     make.keys = keys  # type: ignore[attr-defined]
