@@ -56,6 +56,7 @@ class ChainInfo(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: int | None = None
     app_implementation: str | None = None
     finalized_block: int = 0
+    eth_rpc_url: str | None = None
 
 
 class Authorizer(Protocol):
@@ -97,6 +98,7 @@ class _Info(msgspec.Struct, frozen=True, kw_only=True):
     gateway_app_id: str = msgspec.field(name="gatewayAppId")
     chain_id: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHAIN_ID)] = msgspec.field(name="chainId")
     app_implementation: str = msgspec.field(name="appImplementation")
+    eth_rpc_url: str | None = msgspec.field(name="ethRpcUrl", default=None)
     proof: Any = None
 
 
@@ -111,7 +113,8 @@ def _decoded(url: str, response: Response, kind: type[AnswerT]) -> AnswerT:
     try:
         value = decode_json(response.body, what="the answer", code="auth.api", max_bytes=MAX_ANSWER_BYTES)
         answer = msgspec.convert(value, kind)
-        answer.gateway_app_id.encode()  # a lone surrogate has no place in any encoding of ours
+        for text in filter(lambda field: isinstance(field, str), msgspec.structs.astuple(answer)):
+            text.encode()  # a lone surrogate has no place in any encoding of ours
     except (msgspec.ValidationError, ProtocolError, UnicodeEncodeError) as error:
         raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}: {error}") from error
     return answer
@@ -220,6 +223,7 @@ class ProofAuthorizer:
             chain_id=self._policy.chain_id,
             app_implementation="0x" + proven.app_implementation.hex(),
             finalized_block=proven.finalized_number,
+            eth_rpc_url=_shown(self._settings.rpc_urls[0]),
         )
 
     def _prove(self, kind: Kind, boot_info: BootInfo) -> tuple[chain.Decision, _Answer]:
@@ -288,6 +292,7 @@ class WebhookAuthorizer:
             kms_contract_address=answer.kms_contract_addr,
             chain_id=answer.chain_id,
             app_implementation=answer.app_implementation,
+            eth_rpc_url=answer.eth_rpc_url,
         )
 
 

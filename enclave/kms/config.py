@@ -4,7 +4,9 @@ Keys that upstream knows and we do not need are ignored, as upstream ignores unk
 `[core.auth_api.proof]`, is policy, so a misspelt key there is refused instead of silently defaulted.
 """
 
+import hashlib
 import tomllib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,6 +30,8 @@ MAX_BLOCK_AGE = 7 * 86_400
 MAX_CHAIN_ID = (1 << 63) - 1
 """What GetMeta's field and every JSON reader of it can hold."""
 
+ADMIN_TOKEN_VARIABLES = ("DSTACK_KMS_ADMIN_TOKEN", "ADMIN_API_TOKEN")
+
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
@@ -45,6 +49,47 @@ class Onboard(msgspec.Struct, frozen=True, kw_only=True):
     auto_bootstrap_domain: str = ""
     address: str = "0.0.0.0"
     port: _Port = 8000
+
+
+class Admin(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.admin]`: the admin listener, off by default. In an enclave `port` is a vsock port.
+
+    `auth_token_hash` is the SHA-256 of the token as hex, so that a measured file need not hold the token.
+    """
+
+    enabled: bool = False
+    address: str = "127.0.0.1"
+    port: _Port = 8001
+    auth_token: str = ""
+    auth_token_hash: str = ""
+
+    def token_digest(self, environ: Mapping[str, str]) -> bytes:
+        """Return the SHA-256 of the token: of the file, else of `environ`, as upstream's order has it.
+
+        Raises `ConfigError`: `config.admin.token` where there is none, `config.invalid`.
+        """
+        if self.auth_token_hash:
+            return decode_hex_setting(
+                self.auth_token_hash, what="core.admin.auth_token_hash", length=32, code="config.invalid"
+            )
+        tokens = (self.auth_token, *(environ.get(name, "") for name in ADMIN_TOKEN_VARIABLES))
+        token = next(filter(None, tokens), "")
+        if not token:
+            raise ConfigError(
+                "config.admin.token",
+                "core.admin is enabled without a token: set auth_token_hash, the sha-256 of one",
+            )
+        return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+
+    def __repr__(self) -> str:
+        """Hide the token."""
+        return f"Admin(enabled={self.enabled!r}, address={self.address!r}, port={self.port!r})"
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """`[core.image]`: what ClearImageCache clears. `verify` is not here: images are always verified."""
+
+    cache_dir: str = "/usr/share/dstack/images"
 
 
 class RootCa(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +193,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     """`[core]`."""
 
     cert_dir: str = "/etc/kms/certs"
+    site_name: str = ""
     enforce_self_authorization: bool = True
     attest_rpc_cert: bool = True
     sev_snp_key_release: bool = False
@@ -157,6 +203,8 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     attestation: Attestation = Attestation()
     auth_api: AuthApi = AuthApi()
     onboard: Onboard = Onboard()
+    admin: Admin = Admin()
+    image: Image = Image()
     metrics: Metrics = Metrics()
 
 

@@ -1,15 +1,22 @@
 """The KMS process: onboarding while there are no keys, then the main listener."""
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
+from enclave.kms.admin import admin_app, serving_beside
 from enclave.kms.assembly import Parts, assemble
+from enclave.kms.attestation_info import attestation_info
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
+from enclave.kms.config import Core
 from enclave.kms.http import main_app, onboard_app
+from enclave.kms.image_cache import ImageCache
 from enclave.kms.key_store import KeyMaterial, KeyStore
 from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService, check_self, context, kms_boot_info
+from enclave.kms.token_auth import TokenAuth
 from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server, build_server, run_server
@@ -33,6 +40,8 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
             disabled_checks=", ".join(parts.own.verdict.disabled_checks),
             evidence_policy=", ".join(parts.policy.evidence_policy),
         )
+        if parts.config.core.admin.enabled:
+            parts.config.core.admin.token_digest(os.environ)  # without one, not even keys are made
         store = KeyStore(platform.writable_path(parts.config.core.cert_dir))
         keys = store.load() or _onboard(platform, parts, store)
         _serve(platform, parts, keys)
@@ -76,7 +85,10 @@ def _serve_onboarding(
     def finish() -> None:
         server.should_exit = True
 
-    server = build_plain_server(onboard_app(bootstrap, finish))
+    def describe() -> pb.AttestationInfoResponse:
+        return attestation_info(parts.own, parts.config.core, parts.authorizer.info)
+
+    server = build_plain_server(onboard_app(bootstrap, finish, describe))
     onboard = parts.config.core.onboard
     listener = platform.tee.listen(onboard.address, onboard.port)
     log_event("kms.onboarding", port=onboard.port)
@@ -101,4 +113,16 @@ def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     rpc = parts.config.rpc
     listener = platform.tee.listen(rpc.address, rpc.port)
     log_event("kms.ready", port=rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
-    run_server(build_server(app, context_factory=identity.context), [listener])
+    with _admin_listener(platform, core):
+        run_server(build_server(app, context_factory=identity.context), [listener])
+
+
+def _admin_listener(platform: Platform, core: Core) -> AbstractContextManager[None]:
+    admin = core.admin
+    if not admin.enabled:
+        return nullcontext()
+    cache = ImageCache(platform.writable_path(core.image.cache_dir))
+    app = admin_app(cache, TokenAuth(admin.token_digest(os.environ)))
+    listener = platform.tee.listen(admin.address, admin.port)
+    log_event("kms.admin.ready", port=admin.port)
+    return serving_beside(app, listener)

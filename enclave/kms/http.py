@@ -93,10 +93,15 @@ def main_app(
     return counted
 
 
-def onboard_app(bootstrap: Callable[[str], pb.BootstrapResponse], finish: Callable[[], None]) -> Starlette:
+def onboard_app(
+    bootstrap: Callable[[str], pb.BootstrapResponse],
+    finish: Callable[[], None],
+    describe: Callable[[], pb.AttestationInfoResponse],
+) -> Starlette:
     """Return the ASGI application that runs while no root keys exist.
 
-    `bootstrap` takes the domain; `finish` asks the listener to stop so that the KMS goes on.
+    `bootstrap` takes the domain; `finish` asks the listener to stop so that the KMS goes on; `describe` tells
+    what an operator has to allow.
     """
 
     def finish_call(_request: object, _caller: None) -> Empty:
@@ -109,6 +114,7 @@ def onboard_app(bootstrap: Callable[[str], pb.BootstrapResponse], finish: Callab
 
     procedures: dict[str, Procedure[None]] = {
         "Bootstrap": Procedure(pb.BootstrapRequest, lambda request, _caller: bootstrap(request.domain)),
+        "GetAttestationInfo": Procedure(Empty, lambda _request, _caller: describe()),
         "Finish": Procedure(Empty, finish_call),
     }
     service = PrpcService("Onboard", procedures, lambda _chain: None)

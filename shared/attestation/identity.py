@@ -123,16 +123,29 @@ def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: 
     )
 
 
+def raw_device_id(verified: VerifiedAttestation) -> bytes:
+    """Return what `device_id` is the SHA-256 of: the PPID of a TDX machine, AWS's name for a module."""
+    match verified.attestation.quote:
+        case NitroEnclaveQuote():
+            module = cast("VerifiedNitroDocument", verified.evidence).document.module_id
+            # Upstream cuts at the first dash: every enclave has the device id of "i". Kept, never relied on.
+            return module.partition("-")[0].encode()
+        case TdxQuote():
+            return cast("VerifiedTdx", verified.evidence).ppid
+        case GcpTdxQuote():
+            return cast("VerifiedGcp", verified.evidence).tdx.ppid
+        case _:
+            return cast("VerifiedNitroTpm", verified.evidence).document.module_id.encode()
+
+
 def _nitro(verified: VerifiedAttestation) -> AppInfo:
     document = cast("VerifiedNitroDocument", verified.evidence).document
     image = os_image_hash_of(document.pcrs)
-    # Upstream cuts at the first dash, so every enclave has the device id of "i": kept, never relied on.
-    device = document.module_id.partition("-")[0]
     return AppInfo(
         app_id=verified.events.app_id,
         compose_hash=image,
         instance_id=b"",
-        device_id=_sha256(device.encode()),
+        device_id=_sha256(raw_device_id(verified)),
         mr_system=image,
         mr_aggregated=image,
         os_image_hash=image,
@@ -155,7 +168,7 @@ def _tdx(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
         system=boot,
         # The three ids count only when one of them is set (trap 8).
         aggregated=boot + runtime + (configured if any(configured) else b""),
-        device=tdx.ppid,
+        device=raw_device_id(verified),
     )
 
 
@@ -167,7 +180,7 @@ def _gcp(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
         boot_time=boot_time,
         system=None,
         aggregated=gcp.pcrs[0] + gcp.pcrs[2] + runtime,
-        device=gcp.tdx.ppid,
+        device=raw_device_id(verified),
     )
 
 
@@ -182,7 +195,7 @@ def _nitro_tpm(verified: VerifiedAttestation, *, boot_time: bool) -> AppInfo:
         boot_time=boot_time,
         system=boot,
         aggregated=boot + runtime,
-        device=document.module_id.encode(),
+        device=raw_device_id(verified),
     )
 
 

@@ -25,7 +25,15 @@ def _keys(cell: str) -> list[str]:
 @pytest.mark.parametrize(
     "settings",
     [
-        *(config.Proof, config.Onboard, config.Rpc, config.RootCa, config.Metrics),
+        *(
+            config.Proof,
+            config.Onboard,
+            config.Rpc,
+            config.RootCa,
+            config.Metrics,
+            config.Admin,
+            config.Image,
+        ),
         *(enclave_config.Kms, enclave_config.Trust, enclave_config.Evidence, Limits),
     ],
 )
@@ -35,7 +43,7 @@ def test_has_every_setting(settings: type[msgspec.Struct]) -> None:
 
 
 def test_has_every_setting_of_core() -> None:
-    tables = {"attestation", "auth_api", "onboard", "metrics"}
+    tables = {"attestation", "auth_api", "onboard", "admin", "image", "metrics"}
     documented = {key for row in ROWS for key in _keys(row[0])}
     assert not set(config.Core.__struct_fields__) - tables - documented
 

@@ -1,9 +1,12 @@
 """kms.toml: upstream's file is taken as it is, and ours is refused when it is misspelt."""
 
+import hashlib
+
 import pytest
 
-from enclave.kms.config import parse_config
+from enclave.kms.config import Admin, parse_config
 from shared.errors import ConfigError
+from tests.shared.refusal import refuses
 
 PROOF = """
 [core.auth_api.proof]
@@ -12,6 +15,10 @@ chain_id = 1
 kms_contract = "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"
 rpc_urls = ["https://a.example", "https://b.example"]
 """
+
+ADMIN = "[core.admin]\nenabled = true\n"
+TOKEN = "correct horse battery staple"
+DIGEST = hashlib.sha256(TOKEN.encode()).digest()
 
 UPSTREAM = """
 workers = 8
@@ -134,3 +141,35 @@ def test_every_extra_root_needs_the_flag(key: str, signer: str) -> None:
 def test_upstreams_collateral_url_is_read() -> None:
     urls = '[core.attestation.urls]\npccs = "https://pccs.example"\namd_kds = "https://kds.example"\n'
     assert parse_config((PROOF + urls).encode()).core.attestation.urls.pccs == "https://pccs.example"
+
+
+@pytest.mark.parametrize(
+    ("line", "environ"),
+    [
+        (f'auth_token_hash = "{DIGEST.hex()}"', {"ADMIN_API_TOKEN": "other"}),
+        (f'auth_token = "{TOKEN}"', {"DSTACK_KMS_ADMIN_TOKEN": "other"}),
+        ("", {"DSTACK_KMS_ADMIN_TOKEN": TOKEN, "ADMIN_API_TOKEN": "other"}),
+        ("", {"DSTACK_KMS_ADMIN_TOKEN": "", "ADMIN_API_TOKEN": TOKEN}),
+    ],
+)
+def test_the_admin_token_is_found_in_upstreams_order(line: str, environ: dict[str, str]) -> None:
+    admin = parse_config(f"{PROOF}{ADMIN}{line}\n".encode()).core.admin
+    assert admin.token_digest(environ) == DIGEST
+    assert TOKEN not in repr(admin)
+
+
+@pytest.mark.parametrize("line", ["", 'auth_token = ""', "insecure_no_auth = true"])
+def test_refuses_an_admin_listener_without_a_token(line: str) -> None:
+    admin = parse_config(f"{PROOF}{ADMIN}{line}\n".encode()).core.admin
+    with refuses("config.admin.token", ConfigError):
+        admin.token_digest({})
+
+
+@pytest.mark.parametrize("digest", ["ab", "zz" * 32])
+def test_refuses_a_token_hash_that_is_none(digest: str) -> None:
+    with refuses("config.invalid", ConfigError):
+        Admin(auth_token_hash=digest).token_digest({})
+
+
+def test_the_admin_listener_is_off_by_default() -> None:
+    assert not parse_config(PROOF.encode()).core.admin.enabled

@@ -1,5 +1,6 @@
 """The KMS's listeners over real sockets: prpc, TLS, and who gets how far (N-50, N-56)."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,12 +10,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from enclave.kms.attestation_info import attestation_info
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
 from enclave.kms.http import main_app, onboard_app
 from enclave.kms.rpc_identity import RpcIdentity
-from enclave.kms.service import KmsService
+from enclave.kms.service import KmsService, kms_boot_info
 from enclave.serving.attested_tls import build_plain_server, build_server
 from enclave.serving.prpc import DEFAULT_BODY_BYTES
 from enclave.tee.peers import PeerVerifier
@@ -166,7 +168,9 @@ def test_meta_answers_in_json_with_upstreams_field_names(main_listener, keys) ->
 
 
 @pytest.fixture
-def onboarding(store, kms_enclave, serve) -> Iterator[tuple[Callable[..., object], list[bool]]]:
+def onboarding(
+    store, kms_enclave, serve, anchors, policy
+) -> Iterator[tuple[Callable[..., object], list[bool]]]:
     maker = Bootstrapper(
         store=store, random=kms_enclave.nsm.get_random, attestor=kms_enclave.attestor, now=lambda: NOW
     )
@@ -174,6 +178,9 @@ def onboarding(store, kms_enclave, serve) -> Iterator[tuple[Callable[..., object
     app = onboard_app(
         lambda domain: maker.bootstrap(domain, check_self=lambda: None, attest=True),
         lambda: finished.append(True),
+        lambda: attestation_info(
+            kms_enclave.evidence(anchors), msgspec.structs.replace(CORE, site_name="here"), policy.info
+        ),
     )
     http = HttpClient(serve(build_plain_server(app)), timeout=20)
 
@@ -238,6 +245,33 @@ def test_every_domain_that_can_be_bootstrapped_can_be_served(onboarding, store, 
     der = leaf.public_bytes(Encoding.DER)
     envelope = check_kms_certificate(der, root_ca_pem=root, hostname=domain, now=NOW)
     verify_attestation(envelope, now=NOW, anchors=anchors, report_data=ratls_report_data(der))
+
+
+def test_attestation_info_is_what_the_contract_is_asked_about(onboarding, kms_enclave, anchors) -> None:
+    call, _ = onboarding
+    told = from_json(pb.AttestationInfoResponse, call("GetAttestationInfo").body)
+    asked = kms_boot_info(kms_enclave.evidence(anchors), CORE)
+    assert told == pb.AttestationInfoResponse(
+        device_id=asked.device_id,
+        mr_aggregated=asked.mr_aggregated,
+        os_image_hash=asked.os_image_hash,
+        tee_variant="dstack-nitro-enclave",
+        site_name="here",
+        kms_contract_address="0x" + "11" * 20,
+        ppid=b"i",
+    )
+    assert hashlib.sha256(told.ppid).digest() == told.device_id
+
+
+def test_attestation_info_does_without_the_contract(onboarding, policy, monkeypatch) -> None:
+    def gone() -> None:
+        raise DstackError("auth.api.status", "gone")
+
+    monkeypatch.setattr(policy, "info", gone)
+    call, _ = onboarding
+    told = from_json(pb.AttestationInfoResponse, call("GetAttestationInfo").body)
+    assert (told.kms_contract_address, told.eth_rpc_url) == ("", "")
+    assert len(told.mr_aggregated) == 32
 
 
 def test_finish_ends_onboarding(onboarding) -> None:
