@@ -79,6 +79,10 @@ def main_app(
 
     procedures: dict[str, Procedure[Caller]] = {
         "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
+        "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key),
+        "GetAppEnvEncryptPubKey": Procedure(
+            pb.AppId, lambda request, _caller: service.get_app_env_encrypt_pub_key(request)
+        ),
         "GetMeta": Procedure(Empty, lambda _request, _caller: service.get_meta()),
         "GetTempCaCert": Procedure(Empty, lambda _request, _caller: service.get_temp_ca_cert()),
     }

@@ -58,6 +58,10 @@ class KeyMaterial(msgspec.Struct, frozen=True, kw_only=True):
         """Hide the keys."""
         return f"KeyMaterial(domain={self.domain!r})"
 
+    def root_ca_pem(self) -> bytes:
+        """Return the root CA's private key, for another KMS alone."""
+        return _pem(self.root_ca_key)
+
     def temp_ca_pem(self) -> bytes:
         """Return the temporary CA's private key, which is public by design (spec kms trap 14)."""
         return _pem(self.temp_ca_key)

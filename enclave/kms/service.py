@@ -20,7 +20,13 @@ from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain.facts import Kind
 from shared.chain.rules import ANY_GATEWAY, treat_nitro_as_up_to_date
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
-from shared.keys.app_keys import derive_app_keys
+from shared.keys.app_keys import (
+    APP_ID_BYTES,
+    derive_app_keys,
+    env_crypt_key,
+    env_public_key,
+    sign_env_public_key,
+)
 from shared.keys.k256 import public_key
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
@@ -129,6 +135,50 @@ class KmsService:
             os_image_hash=subject.os_image_hash,
         )
 
+    def get_kms_key(
+        self, request: pb.GetKmsKeyRequest, caller: VerifiedAttestation | None
+    ) -> pb.KmsKeyResponse:
+        """Release the root keys to another KMS.
+
+        Checks, in order: this KMS is allowed; evidence is present (it was verified and bound to the TLS key
+        before dispatch); image; policy, which must allow the caller as a KMS; the platform's release gate.
+        A KMS needs no app id: its measurements are what the policy lists.
+        """
+        self._check_self(self._authorizer.authorize)
+        verified = _present(caller)
+        subject = kms_boot_info(verified, self._core, vm_config=request.vm_config)
+        decision = self._authorizer.authorize("kms", subject)
+        if not decision.is_allowed:
+            raise PolicyDenied("kms.kms.denied", f"Boot denied: {decision.reason}")
+        self._check_gate(subject.tee_variant)
+        log_event(
+            "kms.root_keys.released",
+            mr_aggregated=subject.mr_aggregated.hex(),
+            os_image_hash=subject.os_image_hash.hex(),
+            device_id=subject.device_id.hex(),
+            tee_variant=subject.tee_variant,
+            simulated=verified.verdict.simulated,
+            auth_mode=self._authorizer.mode,
+            finalized_block=decision.finalized_block,
+        )
+        return pb.KmsKeyResponse(
+            temp_ca_key=self._keys.temp_ca_pem().decode(),
+            keys=[pb.KmsKeys(ca_key=self._keys.root_ca_pem().decode(), k256_key=self._keys.k256)],
+        )
+
+    def get_app_env_encrypt_pub_key(self, request: pb.AppId) -> pb.PublicKeyResponse:
+        """Tell anyone the key to encrypt an app's environment to, with this KMS's word that it is the app's.
+
+        `signature` is for old clients and can be replayed for ever; `signature_v1` covers the trusted time.
+        """
+        self._check_self(self._authorizer.authorize)
+        if len(request.app_id) != APP_ID_BYTES:
+            raise ProtocolError("kms.app_id.length", "app_id must be 20 bytes")
+        public = env_public_key(env_crypt_key(self._root, request.app_id))
+        timestamp = self._now()
+        legacy, v1 = sign_env_public_key(self._root.signing_key, request.app_id, public, timestamp)
+        return pb.PublicKeyResponse(public_key=public, signature=legacy, timestamp=timestamp, signature_v1=v1)
+
     def get_meta(self) -> pb.GetMetaResponse:
         """Describe this KMS: keys, contract facts, and how strict it is."""
         info = self._authorizer.info()
@@ -185,9 +235,9 @@ class KmsService:
             )
 
 
-def kms_boot_info(verified: VerifiedAttestation, core: Core) -> BootInfo:
+def kms_boot_info(verified: VerifiedAttestation, core: Core, *, vm_config: str = "") -> BootInfo:
     """Return what `isKmsAllowed` is asked about, for this KMS or another. No app profits from the option."""
-    info = boot_info(verified)
+    info = boot_info(verified, vm_config=vm_config)
     return treat_nitro_as_up_to_date(info) if core.treat_nitro_as_up_to_date else info
 
 

@@ -106,10 +106,9 @@ def env_public_key(private: bytes) -> bytes:
 
 
 def sign_env_public_key(
-    root_k256: bytes, app_id: bytes, public_key: bytes, timestamp: int
+    key: SigningKey, app_id: bytes, public_key: bytes, timestamp: int
 ) -> tuple[bytes, bytes]:
-    """Return the two signatures over an env public key: legacy, and v1 that also covers the timestamp."""
-    key = SigningKey(root_k256)
+    """Return the root's two signatures over an env public key: legacy, and v1 that also covers the time."""
     return (
         key.sign(_env_message(app_id, public_key, None)),
         key.sign(_env_message(app_id, public_key, timestamp)),

@@ -48,7 +48,7 @@ class KmsStandIn:
             return self.answers.pop(0)
         app_id = bytes.fromhex(json.loads(body)["app_id"])
         public = app_keys.env_public_key(self.private_key(app_id))
-        legacy, v1 = app_keys.sign_env_public_key(self.root.k256, app_id, public, self.timestamp)
+        legacy, v1 = app_keys.sign_env_public_key(self.root.signing_key, app_id, public, self.timestamp)
         found: dict[str, Any] = {"public_key": public.hex(), "signature": legacy.hex()}
         if not self.without_v1:
             found |= {"timestamp": self.timestamp, "signature_v1": v1.hex()}

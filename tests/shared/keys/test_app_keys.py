@@ -53,7 +53,7 @@ def test_reproduces_the_app_ca_scalar() -> None:
 
 
 def test_reproduces_both_env_signatures() -> None:
-    legacy, v1 = app_keys.sign_env_public_key(ROOT.k256, APP_ID, ENV_PUBLIC, TIMESTAMP)
+    legacy, v1 = app_keys.sign_env_public_key(ROOT.signing_key, APP_ID, ENV_PUBLIC, TIMESTAMP)
     assert (legacy, v1) == (ENV_LEGACY, ENV_V1)
 
 
@@ -61,7 +61,7 @@ def test_reproduces_the_env_signatures_of_another_key() -> None:
     vector = json.loads((Path(__file__).parents[2] / "data" / "deploy" / "vectors.json").read_text())
     vector = vector["env_pubkey_signature"]["computed"]
     legacy, v1 = app_keys.sign_env_public_key(
-        bytes.fromhex(vector["signing_key"]),
+        k256.SigningKey(bytes.fromhex(vector["signing_key"])),
         bytes.fromhex(vector["app_id"]),
         bytes.fromhex(vector["public_key"]),
         vector["timestamp"],
@@ -202,7 +202,7 @@ def test_n60_refuses_instance_ids_of_another_length(length: int) -> None:
 
 def test_refuses_env_public_keys_of_another_length() -> None:
     with pytest.raises(ProtocolError) as caught:
-        app_keys.sign_env_public_key(ROOT.k256, APP_ID, bytes(31), TIMESTAMP)
+        app_keys.sign_env_public_key(ROOT.signing_key, APP_ID, bytes(31), TIMESTAMP)
     assert caught.value.code == "keys.env.length"
 
 
@@ -215,7 +215,7 @@ def test_refuses_env_private_keys_of_another_length() -> None:
 @pytest.mark.parametrize("timestamp", [-1, 1 << 64])
 def test_refuses_timestamps_beyond_64_bits(timestamp: int) -> None:
     with pytest.raises(ProtocolError) as caught:
-        app_keys.sign_env_public_key(ROOT.k256, APP_ID, ENV_PUBLIC, timestamp)
+        app_keys.sign_env_public_key(ROOT.signing_key, APP_ID, ENV_PUBLIC, timestamp)
     assert caught.value.code == "keys.env.timestamp"
 
 

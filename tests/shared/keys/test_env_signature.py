@@ -31,7 +31,7 @@ PINNED = TrustedSigners(frozenset({SIGNER}), "kms-whitelist.json")
 
 
 def answer(root: bytes = ROOT, timestamp: int = NOW, app_id: bytes = APP) -> EnvKeyAnswer:
-    legacy, v1 = app_keys.sign_env_public_key(root, app_id, PUBLIC, timestamp)
+    legacy, v1 = app_keys.sign_env_public_key(k256.SigningKey(root), app_id, PUBLIC, timestamp)
     return EnvKeyAnswer(PUBLIC, legacy, timestamp, v1)
 
 
