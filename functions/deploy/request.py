@@ -52,6 +52,9 @@ MAX_ENV_NAMES_BYTES: Final = 64 << 10
 MAX_DROPS: Final = 64
 MAX_SOURCES: Final = 64
 
+_WIDEST: Final = {4: 8, 6: 16}
+"""The shortest prefix, by IP version, that a rule may allow without saying that it means everybody."""
+
 OS_IMAGE_FILES: Final = {
     "os-image/digest.txt": 1024,
     "os-image/sha256sum.txt": MAX_SUMS_BYTES,
@@ -114,7 +117,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class RuleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON of a firewall rule. `anywhere` says that a source of the whole internet is meant."""
+    """The JSON of a firewall rule. `anywhere` says that much of the internet is meant."""
 
     action: Literal["allow", "deny"]
     port: int
@@ -202,8 +205,9 @@ def check_rule(rule: RuleBody) -> None:
             network = ipaddress.ip_network(source)
         except ValueError:
             _refuse("source", f"got the source {source[:80]!a}, expected a network like 192.0.2.0/24")
-        if network.prefixlen == 0 and rule.action == "allow" and not rule.anywhere:
-            _refuse("anywhere", f"{source} is the whole internet: say anywhere where that is meant")
+        # halves and quarters of the internet make the whole of it when asked for together, or in turn
+        if network.prefixlen < _WIDEST[network.version] and rule.action == "allow" and not rule.anywhere:
+            _refuse("anywhere", f"{source} is much of the internet: say anywhere where that is meant")
 
 
 def check_port(protocol: str, port: int) -> None:

@@ -367,6 +367,9 @@ RULE: dict[str, Any] = {"action": "allow", "port": 443, "sources": ["192.0.2.0/2
         ({"sources": ["192.0.2.0/24"] * 65}, "source"),
         ({"sources": ["0.0.0.0/0"]}, "anywhere"),
         ({"sources": ["::/0"]}, "anywhere"),
+        ({"sources": ["0.0.0.0/1", "128.0.0.0/1"]}, "anywhere"),
+        ({"sources": ["0.0.0.0/7"]}, "anywhere"),
+        ({"sources": ["2000::/3"]}, "anywhere"),
     ],
 )
 def test_refuses_rules_that_are_none(changes: dict[str, Any], code: str) -> None:
@@ -376,7 +379,12 @@ def test_refuses_rules_that_are_none(changes: dict[str, Any], code: str) -> None
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sources": ["0.0.0.0/0"], "anywhere": True}, {"action": "deny", "sources": ["0.0.0.0/0"]}],
+    [
+        {},
+        {"sources": ["10.0.0.0/8", "2001::/16"]},
+        {"sources": ["0.0.0.0/0"], "anywhere": True},
+        {"action": "deny", "sources": ["0.0.0.0/0"]},
+    ],
 )
 def test_takes_rules_that_say_what_they_mean(changes: dict[str, Any]) -> None:
     check_rule(read_rule(json.dumps(RULE | changes).encode()))
