@@ -16,12 +16,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from shared.errors import ConfigError
-from shared.ratls.extensions import USAGE_KMS_RPC, attestation_extension, usage_extension
+from shared.ratls.extensions import (
+    USAGE_APP_CA,
+    USAGE_KMS_RPC,
+    app_id_extension,
+    attestation_extension,
+    usage_extension,
+)
 
 Issuer = tuple[x509.Certificate, EllipticCurvePrivateKey]
 
 ROOT_CA_NAME: Final = "Dstack KMS CA"
 TEMP_CA_NAME: Final = "Dstack Client Temp CA"
+APP_CA_NAME: Final = "Dstack App CA"
 CLIENT_NAME: Final = "RA-TLS TEMP Cert"
 LONG_DOMAIN_NAME: Final = "Dstack KMS"
 CA_ORGANIZATION: Final = "Dstack"
@@ -42,20 +49,28 @@ def self_signed_ca(
 
     The KMS root has path length 1, the temp CA 0. Raises `ConfigError("ratls.time.range")`.
     """
-    public_key = key.public_key()
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, CA_ORGANIZATION),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
+    name = _ca_name(common_name)
+    builder = certificate_builder(
+        key.public_key(), subject=name, issuer=name, not_before=not_before, not_after=not_after
     )
-    builder = (
-        _builder(public_key, subject=name, issuer=name, not_before=not_before, not_after=not_after)
-        .add_extension(_key_usage(ca=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier(_key_identifier(public_key)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+    return _as_ca(builder, key, path_length).sign(key, SHA256())
+
+
+def app_ca_certificate(key: EllipticCurvePrivateKey, *, app_id: bytes, issuer: Issuer) -> x509.Certificate:
+    """Return the CA certificate of an app (20 bytes), under the KMS's root and valid as long as that is."""
+    root = issuer[0]
+    builder = certificate_builder(
+        key.public_key(),
+        subject=_ca_name(APP_CA_NAME),
+        issuer=root.subject,
+        not_before=int(root.not_valid_before_utc.timestamp()),
+        not_after=int(root.not_valid_after_utc.timestamp()),
     )
-    return builder.sign(key, SHA256())
+    builder = builder.add_extension(authority_identifier(issuer), critical=False)
+    builder = _as_ca(builder, key, 0)
+    builder = builder.add_extension(app_id_extension(app_id), critical=False)
+    builder = builder.add_extension(usage_extension(USAGE_APP_CA), critical=False)
+    return builder.sign(issuer[1], SHA256())
 
 
 def rpc_certificate(
@@ -76,8 +91,8 @@ def rpc_certificate(
     # A longer name stands in full where clients look for it; the common name is for people.
     name = domain if len(domain) <= _MAX_COMMON_NAME else LONG_DOMAIN_NAME
     builder = _leaf(key, common_name=name, issuer=issuer, now=now, lifetime=lifetime)
-    builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(domain)]), critical=False)
-    builder = builder.add_extension(_key_usage(ca=False), critical=True)
+    builder = builder.add_extension(x509.SubjectAlternativeName([general_name(domain)]), critical=False)
+    builder = builder.add_extension(key_usage(ca=False), critical=True)
     builder = builder.add_extension(usage_extension(USAGE_KMS_RPC), critical=False)
     if attestation is not None:
         builder = builder.add_extension(attestation_extension(attestation), critical=False)
@@ -97,7 +112,7 @@ def client_certificate(
     Raises `ConfigError("ratls.time.range")`.
     """
     builder = _leaf(key, common_name=CLIENT_NAME, issuer=issuer, now=now, lifetime=lifetime)
-    builder = builder.add_extension(_key_usage(ca=False), critical=True)
+    builder = builder.add_extension(key_usage(ca=False), critical=True)
     if attestation is not None:
         builder = builder.add_extension(attestation_extension(attestation), critical=False)
     return builder.sign(issuer[1] if issuer else key, SHA256())
@@ -112,7 +127,7 @@ def _leaf(
     key: EllipticCurvePrivateKey, *, common_name: str, issuer: Issuer | None, now: int, lifetime: int
 ) -> x509.CertificateBuilder:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    builder = _builder(
+    builder = certificate_builder(
         key.public_key(),
         subject=subject,
         issuer=issuer[0].subject if issuer else subject,
@@ -121,11 +136,10 @@ def _leaf(
     )
     if issuer is None:
         return builder
-    identifier = x509.AuthorityKeyIdentifier(_issuer_identifier(issuer[0], issuer[1]), None, None)
-    return builder.add_extension(identifier, critical=False)
+    return builder.add_extension(authority_identifier(issuer), critical=False)
 
 
-def _builder(
+def certificate_builder(
     public_key: EllipticCurvePublicKey,
     *,
     subject: x509.Name,
@@ -133,6 +147,10 @@ def _builder(
     not_before: int,
     not_after: int,
 ) -> x509.CertificateBuilder:
+    """Return the start of every certificate: names, key, serial number and validity in unix seconds.
+
+    Raises `ConfigError("ratls.time.range")`.
+    """
     if not_after < not_before:
         raise ConfigError("ratls.time.range", f"validity ends at {not_after}, before {not_before}")
     return x509.CertificateBuilder(
@@ -154,14 +172,38 @@ def _key_identifier(public_key: EllipticCurvePublicKey) -> bytes:
     return sha256(spki_der(public_key)).digest()[:20]
 
 
-def _issuer_identifier(certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> bytes:
+def _ca_name(common_name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, CA_ORGANIZATION),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _as_ca(
+    builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey, path_length: int
+) -> x509.CertificateBuilder:
+    identifier = x509.SubjectKeyIdentifier(_key_identifier(key.public_key()))
+    return (
+        builder.add_extension(key_usage(ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+    )
+
+
+def authority_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
+    """Return the extension that names the issuer's key."""
+    certificate, key = issuer
     try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        digest = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     except x509.ExtensionNotFound:
-        return _key_identifier(key.public_key())
+        digest = _key_identifier(key.public_key())
+    return x509.AuthorityKeyIdentifier(digest, None, None)
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
+    """Return what the key may sign: certificates too if it is a CA's."""
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -175,7 +217,8 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(domain: str) -> x509.GeneralName:
+def general_name(domain: str) -> x509.GeneralName:
+    """Return an IP address where the text is one, else a DNS name."""
     try:
         return x509.IPAddress(ip_address(domain))
     except ValueError:

@@ -14,10 +14,14 @@ from shared.errors import InvalidEvidence
 _ARC: Final = "1.3.6.1.4.1.62397.1."
 TDX_QUOTE: Final = x509.ObjectIdentifier(_ARC + "1")  # legacy, read and never written
 EVENT_LOG: Final = x509.ObjectIdentifier(_ARC + "2")  # legacy, goes with the quote
+APP_ID: Final = x509.ObjectIdentifier(_ARC + "3")
 USAGE: Final = x509.ObjectIdentifier(_ARC + "4")
 ATTESTATION: Final = x509.ObjectIdentifier(_ARC + "8")
+APP_INFO: Final = x509.ObjectIdentifier(_ARC + "9")
 
 USAGE_KMS_RPC: Final = "kms:rpc"
+USAGE_APP_CA: Final = "app:ca"
+USAGE_APP: Final = "app:custom"
 
 
 def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
@@ -117,6 +121,16 @@ def attestation_extension(envelope: bytes) -> x509.UnrecognizedExtension:
 def usage_extension(usage: str) -> x509.UnrecognizedExtension:
     """Return the extension that carries a special usage."""
     return _wrap(USAGE, usage.encode())
+
+
+def app_id_extension(app_id: bytes) -> x509.UnrecognizedExtension:
+    """Return the extension that names an app, 20 raw bytes."""
+    return _wrap(APP_ID, app_id)
+
+
+def app_info_extension(encoded: bytes) -> x509.UnrecognizedExtension:
+    """Return the extension that carries an encoded app info (`shared.ratls.app_info`)."""
+    return _wrap(APP_INFO, encoded)
 
 
 def _wrap(oid: x509.ObjectIdentifier, content: bytes) -> x509.UnrecognizedExtension:

@@ -100,8 +100,27 @@ def check_kms_certificate(leaf_der: bytes, *, root_ca_pem: bytes, hostname: str,
     leaf = _Leaf(leaf_der, now)
     _check_issuer(leaf.certificate, root)
     verify_p256(_p256_key(root), leaf.certificate.signature, leaf.certificate.tbs_certificate_bytes)
-    _check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
     _check_hostname(leaf.extensions, hostname)
+    return _kms_evidence(leaf)
+
+
+def check_source_kms_certificate(leaf_der: bytes, *, now: int) -> bytes:
+    """Return the attestation envelope of a KMS whose root is not known yet, as onboarding meets it.
+
+    Checks all that `check_kms_certificate` does except issuer and hostname: who the server is rests on its
+    evidence, and on `check_issued_by` once it has handed over its root. Raises `InvalidEvidence("ratls.*")`.
+    """
+    return _kms_evidence(_Leaf(leaf_der, now))
+
+
+def check_issued_by(leaf_der: bytes, issuer_key: EllipticCurvePublicKey) -> None:
+    """Check that `issuer_key` signed a certificate. Raises `InvalidEvidence("ratls.signature")`."""
+    leaf = _parse(leaf_der)
+    verify_p256(issuer_key, leaf.signature, leaf.tbs_certificate_bytes)
+
+
+def _kms_evidence(leaf: _Leaf) -> bytes:
+    _check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
     usage = read_usage(leaf.extensions)
     if usage != USAGE_KMS_RPC:
         raise InvalidEvidence("ratls.usage", f"certificate usage is {usage!r}, expected {USAGE_KMS_RPC!r}")
