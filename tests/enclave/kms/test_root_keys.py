@@ -11,12 +11,14 @@ from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import KmsService
 from shared.attestation.envelope import RuntimeEvent
-from shared.attestation.identity import boot_info
+from shared.attestation.identity import app_info, boot_info
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
-from shared.boot_info import BootInfo
+from shared.boot_info import GCP_TDX, BootInfo
 from shared.errors import DstackError, PolicyDenied
 from shared.rpc import kms_pb2 as pb
 from tests.enclave.conftest import Enclave, Policy
+from tests.enclave.gcp import Machines
+from tests.shared.attestation.guest_forgery import COMPOSE, TpmGuest
 from tests.shared.refusal import refuses
 
 NOW = 1_900_000_000
@@ -148,6 +150,29 @@ def test_n37_no_root_keys_for_a_platform_that_did_not_opt_in(service, other) -> 
     closed = msgspec.structs.replace(OPEN, aws_nitro_enclave_key_release=False)
     with refuses("kms.release.gate", PolicyDenied):
         service(closed).get_kms_key(REQUEST, other)
+
+
+def test_n37_nor_for_an_instance_with_a_nitrotpm(service, policy) -> None:
+    """Its gate is one of its own, and policy was asked before it: upstream's order."""
+    other = TpmGuest().verify()
+    with refuses("kms.release.gate", PolicyDenied) as caught:
+        service().get_kms_key(REQUEST, other)
+    assert "core.aws_nitro_tpm_key_release" in caught.value.message
+    kind, asked = policy.asked[-1]
+    assert (kind, asked.compose_hash, asked.tee_variant) == ("kms", COMPOSE, "dstack-aws-nitro-tpm")
+    opened = Core(aws_nitro_tpm_key_release=True)
+    assert service(opened).get_kms_key(REQUEST, other).keys
+
+
+def test_a_kms_on_google_cloud_is_judged_by_all_that_it_measured(service, policy, gcp: Machines) -> None:
+    """What it recorded after its boot counts too: the policy lists what GetAttestationInfo tells."""
+    guest = gcp.start(key_provider="tpm", no_instance_id=True, app_id=bytes([9]) * 20)
+    evidence = gcp.verifier(guest).verify(guest.attestor.attest(bytes(64)), bytes(64))
+    assert service(Core()).get_kms_key(REQUEST, evidence).keys
+    kind, asked = policy.asked[-1]
+    assert (kind, asked.tee_variant, asked.tcb_status) == ("kms", GCP_TDX, "UpToDate")
+    assert asked.mr_aggregated == app_info(evidence).mr_aggregated
+    assert asked.mr_aggregated != app_info(evidence, boot_time=True).mr_aggregated
 
 
 def test_n57_a_policy_that_cannot_be_asked_is_a_refusal(service, other) -> None:
