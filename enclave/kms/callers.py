@@ -76,6 +76,13 @@ class CallerVerifier:
                     self._known.popitem(last=False)
         return verified
 
+    def verify_evidence(self, envelope: bytes, report_data: bytes) -> VerifiedAttestation:
+        """Return verified evidence that came in a request instead of a certificate; nothing is remembered.
+
+        Raises what `PeerVerifier.verify` raises.
+        """
+        return self._verifier.verify(envelope, report_data)
+
     def recall(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
         """Return the same for a caller that takes no verification; raise `WouldBlockError` for another."""
         if not peer_chain:

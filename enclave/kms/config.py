@@ -32,6 +32,9 @@ MAX_CHAIN_ID = (1 << 63) - 1
 
 ADMIN_TOKEN_VARIABLES = ("DSTACK_KMS_ADMIN_TOKEN", "ADMIN_API_TOKEN")
 
+MAX_APP_CERTIFICATE_DAYS = 3650
+"""Upstream's ten years."""
+
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
@@ -200,6 +203,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     aws_nitro_tpm_key_release: bool = False
     aws_nitro_enclave_key_release: bool = False
     treat_nitro_as_up_to_date: bool = False
+    app_certificate_days: Annotated[int, msgspec.Meta(ge=1, le=MAX_APP_CERTIFICATE_DAYS)] = 90
     attestation: Attestation = Attestation()
     auth_api: AuthApi = AuthApi()
     onboard: Onboard = Onboard()

@@ -21,6 +21,9 @@ Caller = VerifiedAttestation | None
 COUNTED = frozenset({"GetAppKey", "GetKmsKey", "SignCert"})
 """The methods that upstream's two counters count (spec kms section 1.1)."""
 
+SIGN_CERT_BODY_BYTES = 384 * 1024
+"""The largest request, as hex, and a vm_config of 64 KiB, quoted as JSON."""
+
 SERVER_HEADER = (b"server", b"DStack KMS")
 
 
@@ -82,6 +85,12 @@ def main_app(
         "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key),
         "GetAppEnvEncryptPubKey": Procedure(
             pb.AppId, lambda request, _caller: service.get_app_env_encrypt_pub_key(request)
+        ),
+        "SignCert": Procedure(
+            pb.SignCertRequest,
+            lambda request, _caller: service.sign_cert(request, callers.verify_evidence),
+            max_body=SIGN_CERT_BODY_BYTES,
+            judges_evidence=True,
         ),
         "GetMeta": Procedure(Empty, lambda _request, _caller: service.get_meta()),
         "GetTempCaCert": Procedure(Empty, lambda _request, _caller: service.get_temp_ca_cert()),

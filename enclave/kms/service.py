@@ -9,12 +9,14 @@ from contextlib import contextmanager
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from enclave.kms.app_ca import issue_chain
 from enclave.kms.authorization import Authorizer, Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.log import log_event
 from enclave.serving.prpc import WouldBlockError
-from shared.attestation.identity import boot_info
+from shared.attestation.identity import app_info, boot_info
+from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain.facts import Kind
@@ -28,10 +30,14 @@ from shared.keys.app_keys import (
     sign_env_public_key,
 )
 from shared.keys.k256 import public_key
+from shared.ratls.csr import check_signature, decode_csr
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
 
 Decide = Callable[[Kind, BootInfo], Decision]
+
+Verify = Callable[[bytes, bytes], VerifiedAttestation]
+"""Verifies an envelope over exactly these 64 bytes of report data."""
 
 MAX_API_VERSION = 1
 
@@ -103,14 +109,8 @@ class KmsService:
         self._check_self(decide)
         with context("App not allowed"):
             verified = _present(caller)
-            subject = boot_info(verified, vm_config=request.vm_config)
-            if len(subject.app_id) != 20:
-                raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
-            if not any(subject.app_id):
-                raise InvalidEvidence("kms.app_id.zero", "app_id is zero")
-            decision = decide("app", subject)
-            if not decision.is_allowed:
-                raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
+            subject = _app_boot_info(verified, request.vm_config)
+            decision = _admit(decide, subject)
             if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
             self._check_gate(subject.tee_variant)
@@ -179,6 +179,39 @@ class KmsService:
         legacy, v1 = sign_env_public_key(self._root.signing_key, request.app_id, public, timestamp)
         return pb.PublicKeyResponse(public_key=public, signature=legacy, timestamp=timestamp, signature_v1=v1)
 
+    def sign_cert(self, request: pb.SignCertRequest, verify: Verify) -> pb.SignCertResponse:
+        """Issue the certificate that an app's enclave asks for, whoever brings the request.
+
+        Checks, in order: this KMS is allowed; the request's layout, its signature and its confirm word; the
+        evidence in it, which must be over its key; image and app id; policy, asked about the app as it
+        booted; the platform's release gate; the names and the validity asked for.
+        """
+        self._check_self(self._authorizer.authorize)
+        csr = decode_csr(request.csr, request.api_version)
+        check_signature(csr, request.csr, request.signature)
+        with context("invalid quote"):
+            verified = verify(csr.envelope, report_data(RATLS_CERT, csr.pubkey))
+        subject = _app_boot_info(verified, request.vm_config, boot_time=True)
+        decision = _admit(self._authorizer.authorize, subject)
+        self._check_gate(subject.tee_variant)
+        info = app_info(verified, vm_config=request.vm_config)
+        lifetime = self._core.app_certificate_days * 86_400
+        chain = issue_chain(self._keys, csr, verified, info, now=self._now(), lifetime=lifetime)
+        log_event(
+            "kms.app_certificate.issued",
+            app_id=subject.app_id.hex(),
+            compose_hash=subject.compose_hash.hex(),
+            tee_variant=subject.tee_variant,
+            serial_number=f"{chain[0].serial_number:x}",
+            names=", ".join(csr.config.subject_alt_names),
+            simulated=verified.verdict.simulated,
+            auth_mode=self._authorizer.mode,
+            finalized_block=decision.finalized_block,
+        )
+        return pb.SignCertResponse(
+            certificate_chain=[certificate.public_bytes(Encoding.PEM).decode() for certificate in chain]
+        )
+
     def get_meta(self) -> pb.GetMetaResponse:
         """Describe this KMS: keys, contract facts, and how strict it is."""
         info = self._authorizer.info()
@@ -246,6 +279,23 @@ def check_self(decide: Decide, own: BootInfo) -> None:
     decision = decide("kms", own)
     if not decision.is_allowed:
         raise PolicyDenied("kms.self.denied", f"KMS is not allowed: {decision.reason}")
+
+
+def _app_boot_info(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool = False) -> BootInfo:
+    """Return what `isAppAllowed` is asked about; without an app id there is nothing to ask."""
+    subject = boot_info(verified, vm_config=vm_config, boot_time=boot_time)
+    if len(subject.app_id) != APP_ID_BYTES:
+        raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
+    if not any(subject.app_id):
+        raise InvalidEvidence("kms.app_id.zero", "app_id is zero")
+    return subject
+
+
+def _admit(decide: Decide, subject: BootInfo) -> Decision:
+    decision = decide("app", subject)
+    if not decision.is_allowed:
+        raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
+    return decision
 
 
 def _check_api_version(version: int) -> None:

@@ -52,12 +52,15 @@ class Procedure(NamedTuple, Generic[CallerT]):
     `prompt` is the same method for the event loop, tried first where there is one. It answers, refuses, or
     raises `WouldBlockError` before it has done anything; `handler` then runs. A thread per request costs
     more than a key release does.
+    `judges_evidence` is for a method that verifies evidence in the request itself, which may fetch: it takes
+    the threads of callers whose evidence is still to be verified, whoever calls.
     """
 
     request: type[Message]
     handler: Callable[[Any, CallerT], Message]
     prompt: Callable[[Any, CallerT], Message] | None = None
     max_body: int = DEFAULT_BODY_BYTES
+    judges_evidence: bool = False
 
 
 class _Request(NamedTuple):
@@ -128,7 +131,10 @@ class PrpcService(Generic[CallerT]):
             if procedure.prompt is not None and len(body) <= PROMPT_BODY_BYTES:
                 with suppress(WouldBlockError):
                     return _Answer(200, encoding, _call(procedure, procedure.prompt, request, caller))
-            limiter = None if caller is not None else self._anonymous
+            if procedure.judges_evidence:
+                limiter: CapacityLimiter | None = self._identifying
+            else:
+                limiter = None if caller is not None else self._anonymous
             answer = await to_thread.run_sync(
                 _call, procedure, procedure.handler, request, caller, limiter=limiter
             )
