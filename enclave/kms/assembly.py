@@ -22,6 +22,7 @@ from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
+from shared.net.proof_source import ProofSource
 from shared.net.quorum import ChainQuorum
 from shared.rpc import kms_pb2 as pb
 
@@ -147,8 +148,9 @@ def _proof_authorizer(platform: Platform, proof: Proof, clock: Clock, *, simulat
         )
     roots = platform.read_measured(proof.rpc_roots) if proof.rpc_roots else None
     http = HttpClient(platform.dialer(), ca_roots=roots, timeout=proof.timeout)
+    endpoints = [JsonRpc(url, http) for url in proof.rpc_urls]
     quorum = ChainQuorum(
-        [JsonRpc(url, http) for url in proof.rpc_urls],
+        endpoints,
         chain_id=proof.chain_id,
         quorum=proof.quorum,
         allow_plain_http=simulated,
@@ -161,4 +163,5 @@ def _proof_authorizer(platform: Platform, proof: Proof, clock: Clock, *, simulat
         max_head_age=proof.max_head_age,
         codes=code_list(proof.implementations),
     )
-    return ProofAuthorizer(proof, policy, quorum, http, clock.now, clock.raise_floor)
+    sources = [ProofSource(endpoint, policy.kms_contract) for endpoint in endpoints]
+    return ProofAuthorizer(proof, policy, quorum, http, clock.now, clock.raise_floor, sources)

@@ -7,7 +7,7 @@ believes the server. `dev` allows everything and starts only in a simulated encl
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,11 +16,12 @@ import msgspec
 from enclave.kms.config import MAX_CHAIN_ID, Proof
 from shared.boot_info import BootInfo
 from shared.chain import decision as chain
-from shared.chain.bundle import MAX_ANSWER_BYTES, bundle_from_wire
+from shared.chain.bundle import MAX_ANSWER_BYTES, ProofBundle, bundle_from_wire
 from shared.chain.facts import Kind
 from shared.chain.header import BlockRef
-from shared.errors import PolicyDenied, ProtocolError, UnavailableError
+from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
+from shared.net.proof_source import ProofRequest, ProofSource
 from shared.net.quorum import ChainQuorum
 from shared.net.response import Response
 from shared.strict_json import decode_json
@@ -145,7 +146,8 @@ def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
 class ProofAuthorizer:
     """Mode `proof`: two proven views, one refusal is enough.
 
-    `raise_floor` is told the time of each accepted head, which a clock may then not fall behind.
+    `raise_floor` is told the time of each accepted head, which a clock may then not fall behind. `sources`
+    give the proofs that the authorize function does not.
     """
 
     mode = "proof"
@@ -158,6 +160,7 @@ class ProofAuthorizer:
         http: HttpClient,
         now: Callable[[], int],
         raise_floor: Callable[[int], None] = lambda _timestamp: None,
+        sources: Sequence[ProofSource] = (),
     ) -> None:
         self._settings = settings
         self._policy = policy
@@ -165,6 +168,7 @@ class ProofAuthorizer:
         self._http = http
         self._now = now
         self._raise_floor = raise_floor
+        self._sources = sources
         self._allows: OrderedDict[tuple[Kind, BootInfo], tuple[int, Decision]] = OrderedDict()
         self._lock = threading.Lock()
         self._info: tuple[int, ChainInfo | None] = (0, None)
@@ -225,6 +229,38 @@ class ProofAuthorizer:
             finalized_block=proven.finalized_number,
             eth_rpc_url=_shown(self._settings.rpc_urls[0]),
         )
+
+    def proven_k256(self) -> bytes | None:
+        """Return `kmsInfo.k256Pubkey` as the chain proves it; None where the contract publishes none.
+
+        Raises `UnavailableError("auth.proof.sources")` where no source can prove it, and what
+        `ChainQuorum.blocks` and `kms_signer` raise.
+        """
+        finalized, head = self._quorum.blocks()
+        try:
+            signer = chain.kms_signer(
+                self._gather(ProofRequest("signer"), finalized, head),
+                chain=self._policy,
+                finalized=finalized,
+                head=head,
+                now=self._now(),
+            )
+        except PolicyDenied as error:
+            if error.code == "proof.signer.unset":
+                return None
+            raise
+        return signer.k256_pubkey
+
+    def _gather(self, request: ProofRequest, finalized: BlockRef, head: BlockRef) -> ProofBundle:
+        """Return the first bundle that any source gives: it is checked here, so the source may be anybody."""
+        failure: DstackError | None = None
+        for source in self._sources:
+            try:
+                return source.gather(request, finalized.hash, head.hash)
+            except DstackError as error:
+                failure = error
+        why = failure.message if failure else "there is none"
+        raise UnavailableError("auth.proof.sources", f"no endpoint proves the contract's state: {why}")
 
     def _prove(self, kind: Kind, boot_info: BootInfo) -> tuple[chain.Decision, _Answer]:
         finalized, head = self._quorum.blocks()

@@ -45,13 +45,38 @@ class Rpc(msgspec.Struct, frozen=True, kw_only=True):
     port: _Port = 8000
 
 
+def _optional_hex(text: str, name: str, length: int) -> bytes | None:
+    if not text:
+        return None
+    return decode_hex_setting(text, what=f"core.onboard.{name}", length=length, code="config.invalid")
+
+
 class Onboard(msgspec.Struct, frozen=True, kw_only=True):
-    """`[core.onboard]`: the plain HTTP listener that runs only while root keys are missing."""
+    """`[core.onboard]`: the plain HTTP listener that runs only while root keys are missing.
+
+    `token_hash` is the SHA-256 of the token that Bootstrap, Onboard and Finish need. `source_*` are the
+    public root keys (hex) whose private halves Onboard must be handed.
+    """
 
     enabled: bool = True
     auto_bootstrap_domain: str = ""
     address: str = "0.0.0.0"
     port: _Port = 8000
+    token_hash: str = ""
+    source_ca_pubkey: str = ""
+    source_k256_pubkey: str = ""
+
+    def token_digest(self) -> bytes | None:
+        """Return the SHA-256 of the token that the methods need, None for none."""
+        return _optional_hex(self.token_hash, "token_hash", 32)
+
+    def pinned_ca(self) -> bytes | None:
+        """Return the source's root CA key, SPKI DER of P-256."""
+        return _optional_hex(self.source_ca_pubkey, "source_ca_pubkey", 91)
+
+    def pinned_k256(self) -> bytes | None:
+        """Return the source's k256 root key, compressed."""
+        return _optional_hex(self.source_k256_pubkey, "source_k256_pubkey", 33)
 
 
 class Admin(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +259,8 @@ def parse_config(text: bytes) -> KmsConfig:
     except msgspec.ValidationError as error:
         raise ConfigError("config.invalid", f"kms.toml: {error}") from error
     core = config.core
+    for check in (core.onboard.token_digest, core.onboard.pinned_ca, core.onboard.pinned_k256):
+        check()
     if core.auth_api.type == "proof":
         proof = core.auth_api.proof
         if proof is None:

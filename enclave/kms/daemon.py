@@ -4,18 +4,22 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from enclave.kms.admin import admin_app, serving_beside
 from enclave.kms.assembly import Parts, assemble
 from enclave.kms.attestation_info import attestation_info
+from enclave.kms.authorization import ProofAuthorizer
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
 from enclave.kms.http import main_app, onboard_app
 from enclave.kms.image_cache import ImageCache
 from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.kms.onboarding import Onboarder, RootPins, approve_source
 from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService, check_self, context, kms_boot_info
+from enclave.kms.source_kms import SourceKms
 from enclave.kms.token_auth import TokenAuth
 from enclave.log import log_event
 from enclave.platform import Platform
@@ -69,7 +73,7 @@ def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
     if core.onboard.auto_bootstrap_domain:
         bootstrapper.bootstrap(core.onboard.auto_bootstrap_domain, check_self=check, attest=False)
     else:
-        _serve_onboarding(platform, parts, bootstrapper, check)
+        _serve_onboarding(platform, parts, store, bootstrapper, check)
     keys = store.load()
     if keys is None:
         raise ConfigError("kms.onboard.unfinished", "Failed to onboard: finish came before bootstrap")
@@ -77,7 +81,11 @@ def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
 
 
 def _serve_onboarding(
-    platform: Platform, parts: Parts, bootstrapper: Bootstrapper, check: Callable[[], None]
+    platform: Platform,
+    parts: Parts,
+    store: KeyStore,
+    bootstrapper: Bootstrapper,
+    check: Callable[[], None],
 ) -> None:
     def bootstrap(domain: str) -> pb.BootstrapResponse:
         return bootstrapper.bootstrap(domain, check_self=check, attest=True)
@@ -88,11 +96,38 @@ def _serve_onboarding(
     def describe() -> pb.AttestationInfoResponse:
         return attestation_info(parts.own, parts.config.core, parts.authorizer.info)
 
-    server = build_plain_server(onboard_app(bootstrap, finish, describe))
-    onboard = parts.config.core.onboard
-    listener = platform.tee.listen(onboard.address, onboard.port)
-    log_event("kms.onboarding", port=onboard.port)
+    settings = parts.config.core.onboard
+    digest = settings.token_digest()
+    if digest is None and not parts.own.verdict.simulated:
+        raise ConfigError(
+            "config.onboard.token",
+            "whoever comes first could make this KMS's keys: set core.onboard.token_hash, "
+            "or auto_bootstrap_domain",
+        )
+    app = onboard_app(
+        bootstrap=bootstrap,
+        onboard=_onboarder(platform, parts, store).onboard,
+        finish=finish,
+        describe=describe,
+        auth=None if digest is None else TokenAuth(digest),
+    )
+    server = build_plain_server(app)
+    listener = platform.tee.listen(settings.address, settings.port)
+    log_event("kms.onboarding", port=settings.port, needs_token=digest is not None)
     run_server(server, [listener])
+
+
+def _onboarder(platform: Platform, parts: Parts, store: KeyStore) -> Onboarder:
+    core, authorizer = parts.config.core, parts.authorizer
+    proven = authorizer.proven_k256 if isinstance(authorizer, ProofAuthorizer) else lambda: None
+    return Onboarder(
+        store=store,
+        source=SourceKms(dialer=platform.dialer(), verifier=parts.verifier, attestor=parts.attestor),
+        approve=partial(approve_source, authorizer, core),
+        pins=RootPins(ca_pubkey=core.onboard.pinned_ca(), k256_pubkey=core.onboard.pinned_k256()),
+        proven_k256=proven,
+        now=parts.verifier.now,
+    )
 
 
 def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:

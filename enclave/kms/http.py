@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.service import KmsService, context
+from enclave.kms.token_auth import TokenAuth, TokenGuard
 from enclave.serving.prpc import Procedure, PrpcService
 from shared.attestation.verify import VerifiedAttestation
 from shared.rpc import kms_pb2 as pb
@@ -20,6 +21,8 @@ Caller = VerifiedAttestation | None
 
 COUNTED = frozenset({"GetAppKey", "GetKmsKey", "SignCert"})
 """The methods that upstream's two counters count (spec kms section 1.1)."""
+
+PUBLIC_ONBOARDING = frozenset({"/health", "/prpc/GetAttestationInfo", "/prpc/Onboard.GetAttestationInfo"})
 
 SIGN_CERT_BODY_BYTES = 384 * 1024
 """The largest request, as hex, and a vm_config of 64 KiB, quoted as JSON."""
@@ -107,14 +110,18 @@ def main_app(
 
 
 def onboard_app(
+    *,
     bootstrap: Callable[[str], pb.BootstrapResponse],
+    onboard: Callable[[str, str], pb.OnboardResponse],
     finish: Callable[[], None],
     describe: Callable[[], pb.AttestationInfoResponse],
-) -> Starlette:
+    auth: TokenAuth | None = None,
+) -> ASGIApp:
     """Return the ASGI application that runs while no root keys exist.
 
-    `bootstrap` takes the domain; `finish` asks the listener to stop so that the KMS goes on; `describe` tells
-    what an operator has to allow.
+    `bootstrap` takes the domain, `onboard` the source's URL and the domain; `finish` asks the listener to
+    stop so that the KMS goes on; `describe` tells what an operator has to allow, and anybody may ask. With
+    `auth` everything else needs its token.
     """
 
     def finish_call(_request: object, _caller: None) -> Empty:
@@ -127,11 +134,15 @@ def onboard_app(
 
     procedures: dict[str, Procedure[None]] = {
         "Bootstrap": Procedure(pb.BootstrapRequest, lambda request, _caller: bootstrap(request.domain)),
+        "Onboard": Procedure(
+            pb.OnboardRequest, lambda request, _caller: onboard(request.source_url, request.domain)
+        ),
         "GetAttestationInfo": Procedure(Empty, lambda _request, _caller: describe()),
         "Finish": Procedure(Empty, finish_call),
     }
     service = PrpcService("Onboard", procedures, lambda _chain: None)
-    return Starlette(routes=[service.route(), Route("/health", _health), Route("/finish", finish_page)])
+    app = Starlette(routes=[service.route(), Route("/health", _health), Route("/finish", finish_page)])
+    return app if auth is None else TokenGuard(app, auth, PUBLIC_ONBOARDING)
 
 
 async def _health(_request: Request) -> Response:

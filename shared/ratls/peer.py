@@ -100,6 +100,7 @@ def check_kms_certificate(leaf_der: bytes, *, root_ca_pem: bytes, hostname: str,
     leaf = _Leaf(leaf_der, now)
     _check_issuer(leaf.certificate, root)
     verify_p256(_p256_key(root), leaf.certificate.signature, leaf.certificate.tbs_certificate_bytes)
+    _check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
     _check_hostname(leaf.extensions, hostname)
     return _kms_evidence(leaf)
 
@@ -110,7 +111,9 @@ def check_source_kms_certificate(leaf_der: bytes, *, now: int) -> bytes:
     Checks all that `check_kms_certificate` does except issuer and hostname: who the server is rests on its
     evidence, and on `check_issued_by` once it has handed over its root. Raises `InvalidEvidence("ratls.*")`.
     """
-    return _kms_evidence(_Leaf(leaf_der, now))
+    leaf = _Leaf(leaf_der, now)
+    _check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
+    return _kms_evidence(leaf)
 
 
 def check_issued_by(leaf_der: bytes, issuer_key: EllipticCurvePublicKey) -> None:
@@ -120,7 +123,6 @@ def check_issued_by(leaf_der: bytes, issuer_key: EllipticCurvePublicKey) -> None
 
 
 def _kms_evidence(leaf: _Leaf) -> bytes:
-    _check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
     usage = read_usage(leaf.extensions)
     if usage != USAGE_KMS_RPC:
         raise InvalidEvidence("ratls.usage", f"certificate usage is {usage!r}, expected {USAGE_KMS_RPC!r}")

@@ -173,3 +173,14 @@ def test_refuses_a_token_hash_that_is_none(digest: str) -> None:
 
 def test_the_admin_listener_is_off_by_default() -> None:
     assert not parse_config(PROOF.encode()).core.admin.enabled
+
+
+@pytest.mark.parametrize("name", ["token_hash", "source_ca_pubkey", "source_k256_pubkey"])
+@pytest.mark.parametrize("value", ["zz", "ab"])
+def test_refuses_an_onboarding_pin_that_is_none(name: str, value: str) -> None:
+    assert _code(f'{PROOF}[core.onboard]\n{name} = "{value}"\n') == "config.invalid"
+
+
+def test_onboarding_names_no_keys_and_no_token_by_default() -> None:
+    onboard = parse_config(PROOF.encode()).core.onboard
+    assert (onboard.token_digest(), onboard.pinned_ca(), onboard.pinned_k256()) == (None, None, None)

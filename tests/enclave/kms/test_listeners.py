@@ -176,9 +176,10 @@ def onboarding(
     )
     finished: list[bool] = []
     app = onboard_app(
-        lambda domain: maker.bootstrap(domain, check_self=lambda: None, attest=True),
-        lambda: finished.append(True),
-        lambda: attestation_info(
+        bootstrap=lambda domain: maker.bootstrap(domain, check_self=lambda: None, attest=True),
+        onboard=lambda _source, _domain: pb.OnboardResponse(),
+        finish=lambda: finished.append(True),
+        describe=lambda: attestation_info(
             kms_enclave.evidence(anchors), msgspec.structs.replace(CORE, site_name="here"), policy.info
         ),
     )

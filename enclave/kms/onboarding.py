@@ -1,0 +1,157 @@
+"""Taking the root keys over from a running KMS (spec kms section 5.3).
+
+Both sides check each other: the source asks its policy about this guest, this guest asks its own about the
+source. Besides, the keys must be those that this image or the chain names, so that an approved KMS of
+somebody else's cannot hand over its own.
+"""
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from enclave.kms.authorization import Authorizer
+from enclave.kms.bootstrap import check_domain
+from enclave.kms.config import Core
+from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.kms.service import context, kms_boot_info
+from enclave.kms.source_kms import Source, SourceKms
+from enclave.log import log_event
+from shared.attestation.verify import VerifiedAttestation
+from shared.errors import ConfigError, InvalidEvidence, PolicyDenied, ProtocolError, StorageError
+from shared.keys.k256 import public_key
+from shared.ratls.certificates import (
+    BACKDATE,
+    CA_LIFETIME,
+    ROOT_CA_NAME,
+    TEMP_CA_NAME,
+    rpc_certificate,
+    self_signed_ca,
+    spki_der,
+)
+from shared.ratls.peer import check_issued_by
+from shared.rpc import kms_pb2 as pb
+
+
+def approve_source(authorizer: Authorizer, core: Core, verified: VerifiedAttestation) -> None:
+    """Raise `PolicyDenied("kms.source.denied")` unless this KMS's own policy allows the source as a KMS."""
+    with context("Source KMS is not allowed for onboarding"):
+        decision = authorizer.authorize("kms", kms_boot_info(verified, core))
+        if not decision.is_allowed:
+            raise PolicyDenied("kms.source.denied", f"boot denied: {decision.reason}")
+
+
+class RootPins(msgspec.Struct, frozen=True, kw_only=True):
+    """The public halves that handed over keys must have: SPKI DER of the root CA, compressed k256 key.
+
+    Those of the measured configuration; None where it names none.
+    """
+
+    ca_pubkey: bytes | None
+    k256_pubkey: bytes | None
+
+
+class Onboarder:
+    """Fetches, checks and stores the keys of a source KMS, at most once and only where no key exists.
+
+    `approve` raises unless the policy allows the source's evidence as a KMS. `proven_k256` returns the key
+    that the contract publishes, proven, or None where it publishes none.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: KeyStore,
+        source: SourceKms,
+        approve: Callable[[VerifiedAttestation], None],
+        pins: RootPins,
+        proven_k256: Callable[[], bytes | None],
+        now: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._approve = approve
+        self._pins = pins
+        self._proven_k256 = proven_k256
+        self._now = now
+        self._lock = threading.Lock()
+
+    def onboard(self, source_url: str, domain: str) -> pb.OnboardResponse:
+        """Copy the keys of the KMS at `source_url`, to serve them as `domain`.
+
+        Raises `kms.domain`, `kms.source.*`, `kms.onboarded`, `kms.onboard.unpinned`, `kms.onboard.keys`,
+        `kms.onboard.other_keys`, and what checks, policy, chain and store raise.
+        """
+        check_domain(domain)
+        source = Source.parse(source_url)
+        with self._lock:
+            if self._store.bootstrapped():
+                raise StorageError("kms.onboarded", "KMS has already been onboarded")
+            ca_pubkey, k256_pubkeys = self._expected()
+            answer, leaf = self._source.root_keys(source, self._approve)
+            material = self._material(answer, domain)
+            _check_identity(material, ca_pubkey, k256_pubkeys)
+            check_issued_by(leaf, material.root_ca_key.public_key())
+            self._store.create(material)
+        k256_pubkey = public_key(material.k256)
+        log_event("kms.onboarded", domain=domain, source=source.host, k256_pubkey=k256_pubkey.hex())
+        return pb.OnboardResponse(k256_pubkey=k256_pubkey)
+
+    def _expected(self) -> tuple[bytes, set[bytes]]:
+        """Return the root CA's key and every k256 key that is named: all of them must be the source's."""
+        named = {self._pins.k256_pubkey, self._proven_k256()} - {None}
+        if self._pins.ca_pubkey is None or not named:
+            raise ConfigError(
+                "kms.onboard.unpinned",
+                "no root keys are named: set core.onboard.source_ca_pubkey, and source_k256_pubkey "
+                "where no contract publishes one",
+            )
+        return self._pins.ca_pubkey, {key for key in named if key is not None}
+
+    def _material(self, answer: pb.KmsKeyResponse, domain: str) -> KeyMaterial:
+        if len(answer.keys) != 1:
+            raise ProtocolError("kms.onboard.keys", "Invalid keys")
+        keys = answer.keys[0]
+        root, temporary = _p256_key(keys.ca_key), _p256_key(answer.temp_ca_key)
+        now = self._now()
+        material = KeyMaterial(
+            root_ca_key=root,
+            temp_ca_key=temporary,
+            k256=keys.k256_key,
+            root_ca_cert=self_signed_ca(root, ROOT_CA_NAME, 1, now - BACKDATE, now + CA_LIFETIME),
+            temp_ca_cert=self_signed_ca(temporary, TEMP_CA_NAME, 0, now - BACKDATE, now + CA_LIFETIME),
+            domain=domain,
+        )
+        try:
+            material.root_keys()
+        except ConfigError as error:
+            raise ProtocolError("kms.onboard.keys", "Invalid keys") from error
+        # a domain that no certificate can carry must fail here, before any key is stored
+        issuer = (material.root_ca_cert, root)
+        rpc_certificate(temporary, domain=domain, issuer=issuer, attestation=None, now=now)
+        return material
+
+
+def _check_identity(material: KeyMaterial, ca_pubkey: bytes, k256_pubkeys: set[bytes]) -> None:
+    root = spki_der(material.root_ca_key.public_key())
+    if root != ca_pubkey or k256_pubkeys != {public_key(material.k256)}:
+        raise InvalidEvidence(
+            "kms.onboard.other_keys", "the source's root keys are not those that this KMS expects"
+        )
+    if spki_der(material.temp_ca_key.public_key()) == root:
+        # the temporary CA's key is given to anybody
+        raise ProtocolError("kms.onboard.keys", "Invalid keys")
+
+
+def _p256_key(pem: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # no cause: a parser's error could quote what it read
+        raise ProtocolError("kms.onboard.keys", "Invalid keys") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ProtocolError("kms.onboard.keys", "Invalid keys")
+    return key
