@@ -206,6 +206,32 @@ def test_refuses_a_kms_under_a_root_of_the_same_name() -> None:
     assert refusal(lambda: check_kms(KMS, root=other.public_bytes(Encoding.PEM))) == "ratls.signature"
 
 
+def test_a_source_is_taken_under_any_root_and_name() -> None:
+    other = (self_signed_ca(TEMP_KEY, "Another Root", 1, NOW - DAY, NOW + DAY), TEMP_KEY)
+    for der in (KMS, build(issuer_ca=other, extra=[usage("kms:rpc"), evidence()])):
+        assert peer.check_source_kms_certificate(der, now=NOW) == ENVELOPE
+
+
+@pytest.mark.parametrize("name", ["app:custom", "KMS:RPC", ""])
+def test_n51_refuses_a_source_of_another_usage(name: str) -> None:
+    der = build(issuer_ca=(ROOT, ROOT_KEY), extra=[san(HOST), usage(name), evidence()])
+    assert refusal(lambda: peer.check_source_kms_certificate(der, now=NOW)) == "ratls.usage"
+
+
+def test_refuses_a_source_without_an_attestation_and_one_out_of_date() -> None:
+    def check(der: bytes, now: int = NOW) -> None:
+        peer.check_source_kms_certificate(der, now=now)
+
+    assert refusal(lambda: check(kms(attestation=None))) == "ratls.attestation.missing"
+    assert refusal(lambda: check(KMS, NOW + 30 * DAY)) == "ratls.certificate.expired"
+    assert refusal(lambda: check(KMS[:-1])) == "ratls.certificate.malformed"
+
+
+def test_the_issuer_is_known_by_its_signature() -> None:
+    peer.check_issued_by(KMS, ROOT_KEY.public_key())
+    assert refusal(lambda: peer.check_issued_by(KMS, TEMP_KEY.public_key())) == "ratls.signature"
+
+
 def test_refuses_a_self_issued_kms() -> None:
     der = build(subject=HOST, issuer=HOST, signer=KEY, extra=[san(HOST), usage("kms:rpc"), evidence()])
     assert refusal(lambda: check_kms(der)) == "ratls.issuer"
