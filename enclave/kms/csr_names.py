@@ -22,6 +22,7 @@ MAX_NAMES = 32
 
 _MAX_NAME = 64  # X.520's upper bound for both parts of the subject
 _MAX_DOMAIN = 253
+_SHOWN = 40  # characters of a refused name; escaped ones take ten each
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")  # a last label that browsers read as an IPv4 address
 _APP_LABEL = re.compile(r"([0-9a-f]{40})(-[0-9]*[a-z]?)?")  # how gateways name an app or an instance
@@ -68,11 +69,11 @@ def _check_name(name: str, own: frozenset[str]) -> None:
     if _address(name) is not None:
         return
     if "*" in name:
-        raise PolicyDenied("csr.name.wildcard", f"the alternative name {name[:64]!r} has a wildcard")
+        raise PolicyDenied("csr.name.wildcard", f"the alternative name {name[:_SHOWN]!r} has a wildcard")
     labels = name.split(".")
     if len(name) > _MAX_DOMAIN or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
         raise PolicyDenied(
-            "csr.name.invalid", f"the alternative name {name[:64]!r} is no dns name or ip address"
+            "csr.name.invalid", f"the alternative name {name[:_SHOWN]!r} is no dns name or ip address"
         )
     _check_label(name, own)
 
@@ -81,12 +82,14 @@ def _check_label(name: str, own: frozenset[str]) -> None:
     for label in name.lower().split("."):
         match = _APP_LABEL.fullmatch(label)
         if match is not None and match[1] not in own:
-            raise PolicyDenied("csr.name.app", f"the name {name[:64]!r} stands for another app or instance")
+            raise PolicyDenied(
+                "csr.name.app", f"the name {name[:_SHOWN]!r} stands for another app or instance"
+            )
 
 
 def _check_not_ours(name: str, kms_domain: str) -> None:
     if _canonical(name) == _canonical(kms_domain) or name.strip().lower() in _OWN_NAMES:
-        raise PolicyDenied("csr.name.kms", f"the name {name[:64]!r} is the kms's own")
+        raise PolicyDenied("csr.name.kms", f"the name {name[:_SHOWN]!r} is the kms's own")
 
 
 def _canonical(name: str) -> str:

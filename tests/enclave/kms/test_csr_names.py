@@ -107,6 +107,7 @@ def test_refuses_a_name_twice(twice: tuple[str, ...]) -> None:
         ),
         *("1.2.3", "0x7f.1", "1.2.3.4.5", "01.2.3.4", "a.0x7f", "http://a.test", "a.test:443", "[::1]"),
         ".".join(["a" * 60] * 5),
+        "\U000e0001" * 300,
     ],
 )
 def test_refuses_what_is_no_name(name: str) -> None:

@@ -193,6 +193,41 @@ def test_evidence_that_is_slow_to_verify_cannot_hold_up_known_callers() -> None:
     assert asyncio.run(run()) == ("known", True)
 
 
+def test_evidence_in_requests_cannot_hold_up_other_anonymous_calls() -> None:
+    """A method that judges evidence runs in the threads for that, also when its caller is anonymous."""
+    release = threading.Event()
+    arrived = threading.Semaphore(0)
+
+    def judge(_request: object, _caller: None) -> pb.BootstrapRequest:
+        arrived.release()
+        assert release.wait(30)
+        return pb.BootstrapRequest()
+
+    procedures = {
+        "Judge": Procedure(pb.BootstrapRequest, judge, judges_evidence=True),
+        "Run": Procedure(pb.BootstrapRequest, lambda _request, _caller: pb.BootstrapRequest(domain="ran")),
+    }
+    service = PrpcService("Test", procedures, lambda _chain: None, lambda _chain: None)
+    transport = httpx.ASGITransport(app=Starlette(routes=[service.route()]))
+
+    async def run() -> str:
+        async with httpx.AsyncClient(transport=transport, base_url="http://kms.test") as client:
+            waiting = [
+                asyncio.create_task(client.post("/prpc/Judge?json", content=b"{}"))
+                for _ in range(3 * IDENTIFYING_THREADS)
+            ]
+            try:
+                for _ in range(IDENTIFYING_THREADS):
+                    assert await asyncio.to_thread(arrived.acquire, timeout=10)
+                answer = await asyncio.wait_for(client.post("/prpc/Run?json", content=b"{}"), 10)
+            finally:
+                release.set()
+                await asyncio.gather(*waiting)
+            return msgspec.json.decode(answer.content)["domain"]
+
+    assert asyncio.run(run()) == "ran"
+
+
 @pytest.mark.parametrize(("path", "status"), [("/prpc/Test.Run/more", 404), ("/prpc/", 404)])
 def test_only_one_segment_names_a_method(path: str, status: int) -> None:
     service = PrpcService("Test", {}, lambda _chain: None)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from shared.attestation import scale
 from shared.attestation.envelope import Attestation, TdxQuote, decode_envelope, encode_envelope
@@ -210,17 +210,25 @@ def _compressed() -> bytes:
     return bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + point
 
 
+def _hybrid() -> bytes:
+    spki = spki_der(KEY.public_key())
+    hybrid = spki[:26] + bytes([6 + spki[-1] % 2]) + spki[27:]
+    assert load_der_public_key(hybrid) == KEY.public_key()
+    return hybrid
+
+
 @pytest.mark.parametrize(
     "pubkey",
     [
         b"",
         bytes(91),
         _compressed(),
+        _hybrid(),
         spki_der(KEY.public_key()) + b"\0",
         spki_der(generate_private_key(SECP384R1()).public_key()),
         spki_der(KEY.public_key())[:-1] + b"\0",
     ],
-    ids=["empty", "zero", "compressed", "trailing", "p384", "off the curve"],
+    ids=["empty", "zero", "compressed", "hybrid", "trailing", "p384", "off the curve"],
 )
 def test_refuses_a_key_in_another_form(pubkey: bytes) -> None:
     csr = msgspec.structs.replace(decode_csr(FULL_BYTES, V2), pubkey=pubkey)
