@@ -1,5 +1,7 @@
 """SignCert: who gets a certificate, what it says, and in which order it is refused (spec kms section 2.2)."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from cryptography import x509
@@ -17,9 +19,12 @@ from enclave.kms.service import KmsService
 from enclave.serving.attested_tls import build_server
 from enclave.serving.prpc import DEFAULT_BODY_BYTES
 from enclave.tee.peers import PeerVerifier
+from shared.attestation.envelope import TdxQuote, decode_envelope
+from shared.attestation.event_log_json import event_log_json
 from shared.attestation.identity import app_info
 from shared.attestation.messagepack import decode_strict
 from shared.attestation.report_data import RATLS_CERT, report_data
+from shared.attestation.verify import VerifiedAttestation
 from shared.errors import InvalidEvidence, PolicyDenied, ProtocolError
 from shared.keys.app_keys import app_ca_scalar
 from shared.keys.kdf import p256_key
@@ -31,8 +36,10 @@ from shared.ratls.peer import check_client_certificate, check_kms_certificate, r
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json, to_json
 from tests.enclave.gcp import GUEST_APP_ID
+from tests.shared.ratls.old_csr import old_csr
 from tests.shared.refusal import refuses
 
+TDX_ENVELOPE = Path(__file__).parents[2] / "data/attestation/synthetic/envelopes/v0_tdx.bin"
 NOW = 1_900_000_000
 DAY = 86_400
 ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
@@ -228,6 +235,25 @@ def test_a_certificate_is_valid_for_no_longer_than_the_policy_says(service, veri
     leaf = chain_of(service(core).sign_cert(asked(app_enclave.attestor, config), verifier.verify))[0]
     assert int(leaf.not_valid_before_utc.timestamp()) == NOW - BACKDATE
     assert int(leaf.not_valid_after_utc.timestamp()) == NOW + 2 * DAY
+
+
+def test_the_old_layout_has_its_quote_verified_over_the_requests_key(service, app_enclave, anchors) -> None:
+    """The quote of a TDX guest stands for its evidence; here another guest's is found to be good."""
+    quote = decode_envelope(TDX_ENVELOPE.read_bytes()).quote
+    assert isinstance(quote, TdxQuote)
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = old_csr(key, CONFIG, quote.quote, event_log_json(quote.event_log).encode())
+    request = pb.SignCertRequest(api_version=1, csr=csr, signature=key.sign(csr, ec.ECDSA(SHA256())))
+    given = []
+
+    def verify(envelope: bytes, bound: bytes) -> VerifiedAttestation:
+        given.append((decode_envelope(envelope).quote, bound))
+        return app_enclave.evidence(anchors)
+
+    leaf = chain_of(service().sign_cert(request, verify))[0]
+    assert given == [(quote, ratls_report_data(leaf.public_bytes(Encoding.DER)))]
+    assert leaf.public_key() == key.public_key()
+    assert read_extension(leaf, APP_INFO) is None
 
 
 def test_a_google_guest_is_judged_as_it_booted(service, gcp, policy) -> None:

@@ -1,7 +1,6 @@
 """Certificate requests: upstream's bytes, both layouts, and every way in which one is refused."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,6 +31,7 @@ from shared.ratls.csr import (
     encode_csr,
     signed_csr,
 )
+from tests.shared.ratls.old_csr import old_csr
 from tests.shared.refusal import refuses
 
 DATA = Path(__file__).parents[2] / "data"
@@ -50,28 +50,6 @@ FULL = CsrConfig(
     not_after=(1 << 64) - 1,
 )
 FULL_BYTES, SIGNATURE = signed_csr(KEY, FULL, ENVELOPE)
-
-
-@dataclass(frozen=True)
-class Old:
-    """A request in layout V1, written field by field."""
-
-    config: CsrConfig
-    quote: bytes
-    event_log: bytes
-
-    def encode(self) -> bytes:
-        config = self.config
-        return (
-            scale.string("please sign cert:")
-            + scale.bytes_(spki_der(KEY.public_key()))
-            + (b"\0" if config.org_name is None else b"\1" + scale.string(config.org_name))
-            + scale.string(config.subject)
-            + scale.list_of(config.subject_alt_names, scale.string)
-            + bytes([config.usage_server_auth, config.usage_client_auth, config.ext_quote])
-            + scale.bytes_(self.quote)
-            + scale.bytes_(self.event_log)
-        )
 
 
 def _tdx() -> tuple[Attestation, TdxQuote]:
@@ -102,7 +80,7 @@ def test_every_field_comes_back() -> None:
 def test_the_old_layout_stands_for_an_envelope_without_a_config() -> None:
     attestation, quote = _tdx()
     config = msgspec.structs.replace(FULL, ext_app_info=False, not_before=None, not_after=None)
-    data = Old(config, quote.quote, event_log_json(quote.event_log).encode()).encode()
+    data = old_csr(KEY, config, quote.quote, event_log_json(quote.event_log).encode())
     csr = decode_csr(data, V1)
     assert csr.config == config
     found = decode_envelope(csr.envelope)
@@ -114,14 +92,14 @@ def test_the_old_layout_stands_for_an_envelope_without_a_config() -> None:
 
 def test_the_old_layout_has_nothing_after_its_log() -> None:
     _, quote = _tdx()
-    data = Old(FULL, quote.quote, b"[]").encode()
+    data = old_csr(KEY, FULL, quote.quote, b"[]")
     with refuses("scale.trailing"):
         decode_csr(data + b"\0", V1)
 
 
 def test_the_old_layout_refuses_a_quote_that_is_none() -> None:
     with refuses("tdx.quote.size"):
-        decode_csr(Old(FULL, b"", b"[]").encode(), V1)
+        decode_csr(old_csr(KEY, FULL, b"", b"[]"), V1)
 
 
 @pytest.mark.parametrize("version", [0, 3])
