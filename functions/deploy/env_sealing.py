@@ -115,6 +115,12 @@ class EnvKeySource:
             raise ConfigError("env.kms.none", "no kms_urls are configured, and the environment needs a key")
         raise failure
 
+    def close(self) -> None:
+        """Close the connections that are kept for another question."""
+        for client in (self._verified, self._unverified):
+            if client is not None:
+                client.close()
+
     def _fetch(self, kms_url: str, app_id: bytes) -> FetchedKey:
         is_tls = kms_url.lower().startswith("https:")
         if is_tls and self._unverified is not None:

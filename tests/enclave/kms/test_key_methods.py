@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,13 @@ def _sealed_by(answer: pb.PublicKeyResponse, kms: Kms) -> SealedEnv:
     return seal_env({"A": "b"}, app_id=APP_ID, source=Given(answer), signers=kms.signers, now=kms.now)
 
 
-def _seal(dialer, kms: Kms, ca_roots: bytes | None, now: int = NOW) -> SealedEnv:
-    source = EnvKeySource(dialer, [URL], ca_roots, timeout=20)
-    return seal_env({"A": "b"}, app_id=APP_ID, source=source, signers=kms.signers, now=now)
+def _seal(dialer, kms: Kms) -> SealedEnv:
+    with closing(EnvKeySource(dialer, [URL], timeout=20)) as source:
+        return seal_env({"A": "b"}, app_id=APP_ID, source=source, signers=kms.signers, now=NOW)
 
 
 def test_our_client_seals_to_this_kms_and_the_apps_guest_opens_it(listener, kms: Kms) -> None:
-    sealed = _seal(listener, kms, None)
+    sealed = _seal(listener, kms)
     assert (sealed.signature, sealed.tls) == ("v1", "unverified")
     assert sealed.signer == public_key(kms.keys.k256)
     private = derive_app_keys(kms.keys.root_keys(), APP_ID).env_crypt_key
@@ -224,7 +225,7 @@ def test_our_client_seals_to_this_kms_and_the_apps_guest_opens_it(listener, kms:
 def test_our_client_shows_why_the_kms_refused(listener, kms: Kms, policy) -> None:
     policy.kms = DENIED
     with pytest.raises(UnavailableError, match="KMS self authorization failed") as caught:
-        _seal(listener, kms, None)
+        _seal(listener, kms)
     assert caught.value.code == "env.kms.status"
 
 
