@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
@@ -62,10 +63,9 @@ class HttpClient:
         self._lock = threading.Lock()
         # the system's roots take long to read, so they are read when they are needed
         self._tls = None if ca_roots is None else _tls_context(ca_roots, authenticate=authenticate)
-
-    def __del__(self) -> None:
-        # idle sockets are this object's own business: whoever drops it need not know of them
-        self.close()
+        # Idle sockets are this object's own business: whoever drops it need not know of them. A `__del__`
+        # may come too late where both are part of one cycle, whose members are finalized in any order.
+        weakref.finalize(self, _close_idle, self._idle, self._lock)
 
     def request(
         self,
@@ -153,11 +153,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close the idle connections."""
-        with self._lock:
-            idle = [connection for kept in self._idle.values() for connection in kept]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        _close_idle(self._idle, self._lock)
 
     def _open(self, origin: _Origin, deadline: float) -> "_Connection":
         scheme, host, port = origin
@@ -238,6 +234,14 @@ class _Connection(http.client.HTTPConnection):
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         return not poll.poll(0)
+
+
+def _close_idle(kept: "dict[_Origin, list[_Connection]]", lock: threading.Lock) -> None:
+    with lock:
+        idle = [connection for connections in kept.values() for connection in connections]
+        kept.clear()
+    for connection in idle:
+        connection.close()
 
 
 def _split(url: str) -> tuple[SplitResult, _Origin]:

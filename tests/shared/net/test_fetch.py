@@ -1,11 +1,13 @@
 """The HTTP client against servers that misbehave: one deadline, one size, no redirects, only given roots."""
 
 import datetime as dt
+import gc
 import ipaddress
 import itertools
 import re
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +102,31 @@ def test_credentials_in_a_url_become_a_header(raw_server: RawServer) -> None:
     port = raw_server(serve)
     client().request("GET", f"http://user:secret@127.0.0.1:{port}/")
     assert b"Authorization: Basic dXNlcjpzZWNyZXQ=" in seen[0]
+
+
+def test_a_dropped_client_closes_its_connections_in_whatever_order_garbage_goes(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        if not connection.recv(1):
+            left.set()
+
+    http = client()
+    http.request("GET", f"http://127.0.0.1:{raw_server(serve)}/")
+    cycle: dict[str, object] = {"socket": next(iter(http._idle.values()))[0].socket}
+    cycle |= {"client": http, "self": cycle}
+    del http
+    gc.collect()  # so that the socket is before its client in the order of the next collection
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    del cycle
+    gc.collect()
+    assert left.wait(10)
+    assert complaints == []
 
 
 def test_does_not_follow_redirects(raw_server: RawServer) -> None:
