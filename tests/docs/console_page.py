@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,15 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from cli.devchain.governance import Governance
 from cli.main import main
 
 GAP = "…"
+TOOLS = ("bash", "curl", "openssl", "xxd", "sha512sum", "cut")
+"""What the quickstarts' own verification is typed with, besides `dstack-cloud`."""
+
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _EXIT = '; echo "exit $?"'
 _NOT_PLAIN = re.compile(r"[|;&<>`()~]|\$(?![A-Z_])")
@@ -165,6 +171,13 @@ def call(words: Sequence[str]) -> tuple[str, int]:
     out.seek(0)
     # simulated machines live in this process, and log to what the command prints to
     return "".join(line for line in out if not line.startswith('{"event"')), code
+
+
+def need_tools() -> None:
+    """Skip where a quickstart's commands cannot be typed."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"the page's commands need {', '.join(missing)}: install them from your distribution")
 
 
 def shell(text: str) -> str:

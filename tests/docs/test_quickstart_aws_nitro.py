@@ -14,7 +14,7 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from enclave.dstack_util.enclave_config import EnclaveConfig
 from shared.compose.project import NITRO_DEFAULTS
-from tests.docs.console_page import Session, Transcript, files, send_planned, table_codes, wrong
+from tests.docs.console_page import Session, Transcript, files, need_tools, send_planned, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.aws_site import PROFILE, aws_site
 from tests.end_to_end.commands import become
@@ -47,6 +47,7 @@ VERBS = (
 @pytest.fixture(scope="module")
 def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcript]:
     """Run the page's commands one after another; each with the lines that came."""
+    need_tools()
     with ExitStack() as stack:
         yield make_session(tmp_path_factory.mktemp("page"), stack).take(PAGE)
 

@@ -21,7 +21,7 @@ from functions.deploy.runner import run_until_settled
 from functions.google_api.errors import LOGIN
 from shared.compose.project import GCP_DEFAULTS
 from shared.errors import UnavailableError
-from tests.docs.console_page import Session, Transcript, send_planned, table_codes, wrong
+from tests.docs.console_page import Session, Transcript, need_tools, send_planned, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
 from tests.end_to_end.gcp_site import BUCKET, GcpSite, gcp_site
@@ -62,6 +62,7 @@ VERBS = (
 @pytest.fixture(scope="module")
 def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcript]:
     """Run the page's commands one after another; each with the lines that came."""
+    need_tools()
     place = tmp_path_factory.mktemp("page")
     with ExitStack() as stack:
         session = make_session(place, stack)
