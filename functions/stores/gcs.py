@@ -7,6 +7,7 @@ from typing import BinaryIO, Final
 from functions.deploy.store import NotFoundError
 from functions.google_api.errors import GoogleError
 from functions.google_api.storage import Bucket
+from functions.stores.digests import check_digest, read_checked
 from shared.errors import StorageError
 
 PREFIX: Final = "blobs/"
@@ -39,17 +40,11 @@ class GcsBlobs:
     def get(self, digest: str, limit: int) -> bytes:
         """See `BlobStore`."""
         with self.open(digest) as source:
-            data = source.read(limit + 1)
-        if len(data) > limit:
-            raise StorageError("deploy.blob.size", f"blob {digest} has more than {limit} bytes")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError("deploy.blob.corrupt", f"blob {digest} holds other bytes than it did")
-        return data
+            return read_checked(source, digest, limit)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore`."""
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise NotFoundError("deploy.blob", f"{digest[:64]!a} names no blob")
+        check_digest(digest)
         try:
             return self._bucket.open(self._prefix + digest)
         except GoogleError as error:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final
 from functions.aws_api import AwsClient, aws_errors, error_code
 from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.deploy.store import MAX_BLOB, NotFoundError
+from functions.stores.digests import check_digest, read_checked
 from shared.errors import CloudError, StorageError
 
 PREFIX: Final = "blobs/"
@@ -21,7 +22,6 @@ RESUMES: Final = 5
 """How often reading goes on after a lost connection that brought nothing."""
 
 _BUFFER: Final = 1 << 20
-_DIGEST_DIGITS: Final = frozenset("0123456789abcdef")
 
 
 class S3Blobs:
@@ -86,17 +86,11 @@ class S3Blobs:
     def get(self, digest: str, limit: int) -> bytes:
         """See `BlobStore`."""
         with self.open(digest) as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise StorageError("deploy.blob.size", f"blob {digest} has more than {limit} bytes")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError("deploy.blob.corrupt", f"blob {digest} holds other bytes than it did")
-        return data
+            return read_checked(file, digest, limit)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore`. The file can be sought, and goes on reading after a lost connection."""
-        if len(digest) != 64 or not set(digest) <= _DIGEST_DIGITS:
-            raise NotFoundError("deploy.blob", f"{digest[:64]!a} names no blob")
+        check_digest(digest)
         return io.BufferedReader(_Object(self, digest), _BUFFER)
 
     def _put_unchanged(self, data: bytes, digest: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from functions.deploy.record import Deployment, Event, Step, decode_record, encode_record
 from functions.deploy.store import ConflictError, NotFoundError
+from functions.stores.digests import check_digest, read_checked
 from shared.errors import StorageError
 
 BUSY_SECONDS: Final = 30
@@ -162,12 +163,7 @@ class FileBlobs:
     def get(self, digest: str, limit: int) -> bytes:
         """See `BlobStore`."""
         with self.open(digest) as file, _storage(self._place(digest)):
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise StorageError("deploy.blob.size", f"blob {digest} has more than {limit} bytes")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError("deploy.blob.corrupt", f"blob {digest} holds other bytes than it did")
-        return data
+            return read_checked(file, digest, limit)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore`."""
@@ -177,8 +173,7 @@ class FileBlobs:
             raise NotFoundError("deploy.blob", f"there is no blob {digest[:64]!a}") from error
 
     def _place(self, digest: str) -> Path:
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise NotFoundError("deploy.blob", f"{digest[:64]!a} names no blob")
+        check_digest(digest)
         return self._directory / digest
 
     def _write(self, digest: str, write: Callable[[BinaryIO], object]) -> None:
