@@ -86,8 +86,13 @@ class LocalVendors:
                     timeout=_MAKE_SECONDS,
                     env=environment(),
                 )
+            except subprocess.CalledProcessError as error:
+                said = error.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][-200:].rstrip(".")
+                reason = said or f"the simulator ended with {error.returncode}"
+                raise CloudError("local.vendors", f"cannot make simulated roots: {reason}") from error
             except (OSError, subprocess.SubprocessError) as error:
-                raise CloudError("local.vendors", f"cannot make simulated roots: {error}") from error
+                reason = f"the simulator did not run: {type(error).__name__}"
+                raise CloudError("local.vendors", f"cannot make simulated roots: {reason}") from error
             unfinished.rename(self.nitro)
 
     def publish(self) -> None:

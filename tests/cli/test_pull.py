@@ -1,14 +1,14 @@
 """`dstack-cloud pull` from a server that may serve anything."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import cli
-from cli.pull import source_of
+from cli.pull import _in_time, source_of
 from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError, UnavailableError
 from tests.fakes.file_server import FileServer, archive
 from tests.functions.plan.projects import write_os_image
@@ -153,3 +153,26 @@ def test_a_name_is_looked_for_where_it_was_released(name: str, url: str) -> None
 def test_what_names_no_release_is_refused(name: str) -> None:
     with refuses("pull.name", ConfigError):
         source_of(name)
+
+
+def test_a_machine_without_an_image_directory_is_told(place: Path) -> None:
+    (place / "config.json").write_text(json.dumps({"image_search_paths": []}))
+    with refuses("pull.search_path", ConfigError):
+        pull("dstack-0.6.0")
+
+
+def test_unpacking_ends_with_the_time_for_it(
+    place: Path, server: FileServer, image: tuple[bytes, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers["/dstack-0.6.0.tar.gz"] = image[0]
+    monkeypatch.setattr("cli.pull._in_time", lambda made=_in_time: _past(made, monkeypatch))
+    with refuses("pull.timeout", UnavailableError):
+        pull(f"{server.url}/dstack-0.6.0.tar.gz")
+    assert not (place / "images" / "dstack-0.6.0").exists()
+
+
+def _past(made: Callable[[], Callable[[], None]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return the check of a limit that is over."""
+    with monkeypatch.context() as over:
+        over.setattr("cli.pull.TIMEOUT", -1)
+        return made()

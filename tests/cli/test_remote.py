@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cli import main
-from cli.remote import TRIES, ApiError, RemoteDeployments
+from cli.remote import GITHUB_TOKEN, GITHUB_URL, TRIES, ApiError, RemoteDeployments, token_source
 from functions.deploy.cloud import DeniedError
-from shared.errors import UnavailableError
+from shared.errors import ProtocolError, UnavailableError
 from shared.net.response import Response
 from tests.shared.refusal import refuses
 
@@ -93,3 +93,29 @@ def test_the_command_says_what_to_do(
         "dstack-cloud: no quota is left [gcp.quota]",
         "what to do: ask for more",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (Response(500, {}, b"busy"), UnavailableError),
+        (Response(200, {}, b'{"count": 1}'), ProtocolError),
+    ],
+)
+def test_a_job_without_its_token_is_told(
+    given: Response, error: type[UnavailableError | ProtocolError]
+) -> None:
+    environ = {GITHUB_URL: "https://t.example", GITHUB_TOKEN: "bearer"}
+    token = token_source(environ, AnyAnswer(given), "https://api.example")  # type: ignore[arg-type] # all that it asks for
+    with refuses("api.token.github", error):
+        token()
+
+
+class AnyAnswer:
+    """An HTTP client with one answer to everything."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    def request(self, _method: str, _url: str, **_: Any) -> Response:
+        return self._response

@@ -266,3 +266,10 @@ def test_modules_are_found_that_are_imported_late_and_for_typing_alone_are_not()
     ]
     with refuses("package.entry", ConfigError):
         modules_of(["functions.verify.azure"])
+
+
+def test_a_machine_without_uv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("functions.packaging.aws_zip.sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("functions.packaging.aws_zip.which", lambda _: None)
+    with refuses("package.uv", ConfigError):
+        aws_zip.install_command(tmp_path / "lock", tmp_path, runtime_of(sys.executable, "x86_64"))

@@ -11,7 +11,7 @@ from enclave.vsock.config import parse_config
 from functions.aws_api import AwsClient
 from functions.clouds import nitro_parent
 from functions.clouds.aws_nitro import GRACE_SECONDS, AwsNitroCloud
-from functions.clouds.ec2_group import delete_group, find_groups, group_name, group_rules
+from functions.clouds.ec2_group import delete_group, ensure_group, find_groups, group_name, group_rules
 from functions.clouds.ec2_instances import (
     delete_volumes,
     find_instances,
@@ -21,6 +21,7 @@ from functions.clouds.ec2_instances import (
 from functions.clouds.nitro_bring_up import AGENT_SECONDS, ENCLAVE_SECONDS
 from functions.clouds.nitro_commands import LOG_PAGE, enclave_failure
 from functions.clouds.nitro_launch import SHOW_SECONDS, UPLOAD_SECONDS
+from functions.clouds.nitro_site import recorded_instance
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
 from functions.deploy.machine_claims import check_machine
 from functions.deploy.record import Files, Lease, Resource, Step
@@ -823,3 +824,24 @@ def test_what_is_missing_in_the_account_is_found_before(
     quick_nitro.fake.fail(call, code, status=status)
     found = [one for one in quick_nitro.cloud.check(quick_nitro.work()) if one.severity is Severity.ERROR]
     assert [one.code for one in found] == [expected]
+
+
+class NoNetworks:
+    """An EC2 client of an account without networks."""
+
+    def describe_subnets(self, **_: object) -> dict[str, list[object]]:
+        return {"Subnets": []}
+
+    def describe_vpcs(self, **_: object) -> dict[str, list[object]]:
+        return {"Vpcs": []}
+
+
+@pytest.mark.parametrize(("subnet", "error"), [("", DeniedError), ("subnet-0123456789abcdef0", CloudError)])
+def test_an_account_without_the_network_is_told(subnet: str, error: type[CloudError]) -> None:
+    with refuses("nitro.vpc", error):
+        ensure_group(NoNetworks(), NAME, "uid", subnet)  # type: ignore[arg-type] # all that it asks before
+
+
+def test_a_record_without_an_instance_names_none_to_ask(quick_nitro: World) -> None:
+    with refuses("nitro.instance.unrecorded", CloudError):
+        recorded_instance(quick_nitro.work())

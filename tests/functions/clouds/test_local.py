@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,12 +16,13 @@ import pytest
 from functions.clouds import local_machine, local_process
 from functions.clouds.local import LocalCloud
 from functions.clouds.local_process import PLACE
-from functions.deploy.cloud import FirewallRule, Machine
+from functions.clouds.local_vendors import LocalVendors
+from functions.deploy.cloud import DeniedError, FirewallRule, Machine
 from functions.deploy.machine_claims import check_machine
 from functions.deploy.record import Deployment, Goal, Step
 from functions.deploy.work import LeasedWork
 from shared.attestation.envelope import Attestation, decode_envelope
-from shared.errors import CloudError, InvalidEvidence, StorageError
+from shared.errors import CloudError, InvalidEvidence, StorageError, UnavailableError
 from tests.fakes.os_images import write_whole_os_image
 from tests.functions.clouds.local_deployments import (
     World,
@@ -409,3 +411,41 @@ def test_the_vendors_service_lives_as_long_as_a_machine(tmp_path: Path) -> None:
         # the roots stay, so does the address that stands in certificates
         until_done(cloud.launch, second)
         assert cloud.vendors.pccs_url() == url
+
+
+def test_a_plan_of_a_platform_that_is_not_simulated_is_refused(here: Here) -> None:
+    work = here.planned_work(project(here, "nitro"))
+    plan = work.plan
+    assert plan.platform == "nitro"
+    other = msgspec.structs.replace(plan, platform="aws")
+    with refuses("local.platform_kind", DeniedError):
+        here.cloud._platform(SimpleNamespace(plan=other))  # type: ignore[arg-type] # all that it reads
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 3", "ended with 3"),
+        ("echo one >&2; echo no space. >&2; exit 1", "no space"),
+        (None, "PermissionError"),
+    ],
+)
+def test_roots_that_cannot_be_made_are_told_and_leave_none(
+    tmp_path: Path, script: str | None, said: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o600 if script is None else 0o700)
+    vendors = LocalVendors(tmp_path / "vendors", str(program))
+    with refuses("local.vendors", CloudError) as refused:
+        vendors.make_nitro()
+    assert refused.value.message.endswith(said)
+    assert not vendors.nitro.exists()
+
+
+def test_evidence_waits_for_vendors_that_do_not_answer(tmp_path: Path) -> None:
+    vendors = LocalVendors(tmp_path / "vendors", shutil.which("false") or "/bin/false")
+    (vendors.gcp / "google").mkdir(parents=True)
+    (vendors.gcp / "google" / "url").write_text("http://127.0.0.1:1")
+    with refuses("local.vendors", UnavailableError):
+        vendors.pccs_url()
