@@ -11,6 +11,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -149,14 +150,11 @@ def write_to_all(store: DeploymentStore, writer: str, names: Sequence[str], seed
     order = list(names)
     Random(seed).shuffle(order)  # noqa: S311 - an order
     for name in order:
-        while True:
-            found = store.get(name)
+        # after a lost answer another's write can hide whether ours was done: the mark in the record tells
+        while writer not in (found := store.get(name)).requests:
             changed = following(found, requests=found.requests | {writer: str(found.version)})
-            try:
+            with suppress(ConflictError, TransientCloudError):
                 store.replace(changed, found.version, events_of(changed, 1))
-            except ConflictError:
-                continue
-            break
 
 
 def check_all_marks(store: DeploymentStore, writers: Sequence[str], names: Sequence[str]) -> None:
