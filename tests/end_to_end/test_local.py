@@ -11,10 +11,11 @@ import pytest
 
 from tests.end_to_end.commands import become, run, shown
 from tests.end_to_end.gcp_service import SERVE, Service
-from tests.end_to_end.gcp_site import REPOSITORY, user_environment
+from tests.end_to_end.gcp_site import user_environment
 from tests.end_to_end.pipeline import GRANTS, Identities, Job, become_job, identities
 from tests.end_to_end.shared_clock import PRELUDE, SharedClock
 from tests.fakes.os_images import write_whole_os_image
+from tests.packaging.conftest import Artefacts
 
 PINNED = "nginx@sha256:" + "ab" * 32
 
@@ -52,12 +53,14 @@ def test_a_whole_life_by_the_command(here: Path) -> None:
     assert list((here / "state" / "dstack-cloud" / "local" / "machines").iterdir()) == []
 
 
-def test_a_whole_life_by_the_functions_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_life_by_the_functions_api(
+    tmp_path: Path, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SharedClock(tmp_path / "clock")
     with identities(tmp_path, clock) as who:
         become_job(monkeypatch, who, tmp_path)
         make_project(tmp_path)
-        service = start_function(tmp_path / "function", who, clock)
+        service = start_function(tmp_path / "function", artefacts.wheel(), who, clock)
         with closing(service):
             job = Job(tmp_path, service.url, who, monkeypatch)
             deployed = job.gets("deploy --local --timeout 120")
@@ -71,15 +74,15 @@ def test_a_whole_life_by_the_functions_api(tmp_path: Path, monkeypatch: pytest.M
             assert list((tmp_path / "function" / "machines" / "machines").iterdir()) == []
 
 
-def start_function(place: Path, who: Identities, clock: SharedClock) -> Service:
+def start_function(place: Path, wheel: Path, who: Identities, clock: SharedClock) -> Service:
     """Start the deploy function as one process with everything on this machine.
 
-    It runs from the installation: the packages leave simulated machines out.
+    It runs from the built wheel: the packages for clouds leave simulated machines out.
     """
     place.mkdir()
-    source = REPOSITORY / "functions" / "deploy" / "gcp.py"
+    source = wheel / "functions" / "deploy" / "gcp.py"
     options = ["--target", "deploy", "--source", str(source), "--host", "127.0.0.1", "--port", "0"]
-    command = [sys.executable, "-c", PRELUDE + SERVE, str(REPOSITORY), str(REPOSITORY), *options]
+    command = [sys.executable, "-c", PRELUDE + SERVE, str(wheel), str(wheel), *options]
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(place),

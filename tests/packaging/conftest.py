@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,19 @@ class Artefacts:
             if not done:
                 target.mkdir(parents=True)
                 install(source / "requirements.txt", target, self.runtime)
+        return target
+
+    def wheel(self) -> Path:
+        """Return a directory with what the project's wheel holds."""
+        target = self.directory / "wheel"
+        with self._once("wheel") as done:
+            if not done:
+                built = self.directory / "dist"
+                command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
+                subprocess.run([*command, str(built)], cwd=REPOSITORY, capture_output=True, check=True)
+                (path,) = built.glob("*.whl")
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(target)
         return target
 
     def awslambdaric(self) -> Path:
