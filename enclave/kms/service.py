@@ -15,7 +15,7 @@ from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.log import log_event
 from enclave.serving.prpc import WouldBlockError
-from shared.attestation.identity import app_info, boot_info
+from shared.attestation.identity import boot_info, check_release_image, claimed_boot_info, info_of
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
@@ -91,8 +91,8 @@ class KmsService:
         """Release an app's keys to its attested enclave.
 
         Checks, in order: API version; this KMS is allowed; evidence is present (it was verified and bound to
-        the TLS key before dispatch); image and app id; policy, whose gateway may not be the wildcard; the
-        platform's release gate.
+        the TLS key before dispatch); app id; policy, whose gateway may not be the wildcard; the image that
+        was claimed is the measured one; the platform's release gate.
         """
         return self._app_key(request, caller, self._authorizer.authorize)
 
@@ -113,6 +113,7 @@ class KmsService:
             decision = _admit(decide, subject)
             if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
+            check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
         keys = derive_app_keys(self._root, subject.app_id, subject.instance_id)
         log_event(
@@ -141,15 +142,16 @@ class KmsService:
         """Release the root keys to another KMS.
 
         Checks, in order: this KMS is allowed; evidence is present (it was verified and bound to the TLS key
-        before dispatch); image; policy, which must allow the caller as a KMS; the platform's release gate.
+        before dispatch); policy, which must allow the caller as a KMS; image; the platform's release gate.
         A KMS needs no app id: its measurements are what the policy lists.
         """
         self._check_self(self._authorizer.authorize)
         verified = _present(caller)
-        subject = kms_boot_info(verified, self._core, vm_config=request.vm_config)
+        subject = _as_kms(claimed_boot_info(verified, vm_config=request.vm_config), self._core)
         decision = self._authorizer.authorize("kms", subject)
         if not decision.is_allowed:
             raise PolicyDenied("kms.kms.denied", f"Boot denied: {decision.reason}")
+        check_release_image(verified, vm_config=request.vm_config)
         self._check_gate(subject.tee_variant)
         log_event(
             "kms.root_keys.released",
@@ -183,8 +185,8 @@ class KmsService:
         """Issue the certificate that an app's enclave asks for, whoever brings the request.
 
         Checks, in order: this KMS is allowed; the request's layout, its signature and its confirm word; the
-        evidence in it, which must be over its key; image and app id; policy, asked about the app as it
-        booted; the platform's release gate; the names and the validity asked for.
+        evidence in it, which must be over its key; app id; policy, asked about the app as it booted; image;
+        the platform's release gate; the names and the validity asked for.
         """
         self._check_self(self._authorizer.authorize)
         csr = decode_csr(request.csr, request.api_version)
@@ -193,8 +195,8 @@ class KmsService:
             verified = verify(csr.envelope, report_data(RATLS_CERT, csr.pubkey))
         subject = _app_boot_info(verified, request.vm_config, boot_time=True)
         decision = _admit(self._authorizer.authorize, subject)
+        info = info_of(check_release_image(verified, vm_config=request.vm_config))
         self._check_gate(subject.tee_variant)
-        info = app_info(verified, vm_config=request.vm_config)
         lifetime = self._core.app_certificate_days * 86_400
         chain = issue_chain(self._keys, csr, verified, info, now=self._now(), lifetime=lifetime)
         log_event(
@@ -268,10 +270,9 @@ class KmsService:
             )
 
 
-def kms_boot_info(verified: VerifiedAttestation, core: Core, *, vm_config: str = "") -> BootInfo:
-    """Return what `isKmsAllowed` is asked about, for this KMS or another. No app profits from the option."""
-    info = boot_info(verified, vm_config=vm_config)
-    return treat_nitro_as_up_to_date(info) if core.treat_nitro_as_up_to_date else info
+def kms_boot_info(verified: VerifiedAttestation, core: Core) -> BootInfo:
+    """Return what `isKmsAllowed` is asked about a KMS, this or another, after its image was checked."""
+    return _as_kms(boot_info(verified), core)
 
 
 def check_self(decide: Decide, own: BootInfo) -> None:
@@ -281,9 +282,14 @@ def check_self(decide: Decide, own: BootInfo) -> None:
         raise PolicyDenied("kms.self.denied", f"KMS is not allowed: {decision.reason}")
 
 
+def _as_kms(info: BootInfo, core: Core) -> BootInfo:
+    """Apply the option for Nitro, which no app profits from."""
+    return treat_nitro_as_up_to_date(info) if core.treat_nitro_as_up_to_date else info
+
+
 def _app_boot_info(verified: VerifiedAttestation, vm_config: str, *, boot_time: bool = False) -> BootInfo:
     """Return what `isAppAllowed` is asked about; without an app id there is nothing to ask."""
-    subject = boot_info(verified, vm_config=vm_config, boot_time=boot_time)
+    subject = claimed_boot_info(verified, vm_config=vm_config, boot_time=boot_time)
     if len(subject.app_id) != APP_ID_BYTES:
         raise InvalidEvidence("kms.app_id", "app_id must be 20 bytes")
     if not any(subject.app_id):

@@ -89,21 +89,43 @@ def info_of(checked: VerifiedAttestation, *, boot_time: bool = False) -> AppInfo
 
 
 def boot_info(verified: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False) -> BootInfo:
-    """Return what a policy is asked about; checks the image first (`image.check_image`).
+    """Return what a policy is asked about; checks the image first (`check_release_image`).
 
-    On Nitro `app_id` is self-asserted: safe only because the app's contract must allow the compose_hash,
-    which is measured. Raises what `check_image` raises; `InvalidEvidence`: `identity.os_image.unverified` for
-    an image that was skipped (a policy may be lax for a report, never for a release),
-    `identity.compose_hash.missing` for a guest that recorded none.
+    Raises what `check_release_image` and `claimed_boot_info` raise.
+    """
+    check_release_image(verified, vm_config=vm_config)
+    return claimed_boot_info(verified, vm_config=vm_config, boot_time=boot_time)
+
+
+def check_release_image(verified: VerifiedAttestation, *, vm_config: str = "") -> VerifiedAttestation:
+    """Return what `check_image` does, where the image that the config claims is the measured one.
+
+    Raises what `check_image` raises, and `InvalidEvidence("identity.os_image.unverified")` for an image that
+    was skipped: a policy may be lax for a report, never for a release.
     """
     checked = check_image(verified, vm_config=vm_config)
-    verdict = checked.verdict
-    if verdict.lanes.os_image.status is not Status.VERIFIED:
+    lane = checked.verdict.lanes.os_image
+    if lane.status is not Status.VERIFIED:
         raise InvalidEvidence(
             "identity.os_image.unverified",
-            f"image is not verified, a release needs it to be: {verdict.lanes.os_image.reason}",
+            f"image is not verified, a release needs it to be: {lane.reason}",
         )
-    info = info_of(checked, boot_time=boot_time)
+    return checked
+
+
+def claimed_boot_info(
+    verified: VerifiedAttestation, *, vm_config: str = "", boot_time: bool = False
+) -> BootInfo:
+    """Return the same without a look at the image: upstream asks the policy first (spec kms section 2.2).
+
+    Whoever releases anything by it still owes `check_release_image`: outside Nitro, where the registers name
+    the image, `os_image_hash` is a claim until then. On Nitro `app_id` is self-asserted: safe only because
+    the app's contract must allow the compose_hash, which is measured. Raises `InvalidEvidence`:
+    `vm_config.*`, `identity.compose_hash.missing` for a guest that recorded none.
+    """
+    config = claimed_config(verified.attestation, vm_config)
+    info = info_of(msgspec.structs.replace(verified, config=config), boot_time=boot_time)
+    verdict = verified.verdict
     if not info.compose_hash:
         raise InvalidEvidence(
             "identity.compose_hash.missing", "guest recorded no compose hash, a release needs one"

@@ -1,6 +1,7 @@
 """A KMS and callers on Google Cloud: the same methods, judged by fresh collateral under a measured policy."""
 
 import threading
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from shared.ratls.certificates import client_certificate, spki_der
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
 from tests.enclave.gcp import GUEST_APP_ID, NOW, Guest, Machines, with_vtpm_of
+from tests.shared.refusal import refuses
 
 REQUEST = pb.GetAppKeyRequest(api_version=1)
 
@@ -231,3 +233,16 @@ def test_collateral_that_is_slow_holds_up_nobody_else(gcp, callers, kms, keys, s
         gcp.vendors.gate.set()
         waiting.join(30)
     assert from_json(pb.AppKeyResponse, answers[0].body).k256_key
+
+
+def test_n54_what_a_policy_was_asked_about_must_be_the_image_that_booted(service, policy, gcp, kms) -> None:
+    """The hash of an image that governance allows does not help a guest that booted another one."""
+    allowed = b"an image that governance allows"
+    guest = gcp.start()
+    caller = gcp.verifier(kms).verify(guest.attestor.attest(bytes(64)), bytes(64))
+    claimed = msgspec.json.decode(caller.attestation.config)
+    claimed["os_image_hash"] = sha256(allowed).hexdigest()
+    request = pb.GetAppKeyRequest(api_version=1, vm_config=msgspec.json.encode(claimed).decode())
+    with refuses("measurement.os_image_hash"):
+        service.get_app_key(request, caller)
+    assert policy.asked[-1][1].os_image_hash == sha256(allowed).digest()

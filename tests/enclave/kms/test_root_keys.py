@@ -146,6 +146,13 @@ def test_n54_refuses_a_vm_config_that_names_another_image(service, other) -> Non
         service().get_kms_key(request, other)
 
 
+def test_policy_is_asked_before_the_image_is_checked(service, other) -> None:
+    request = pb.GetKmsKeyRequest(vm_config='{"os_image_hash":"' + "ab" * 32 + '"}')
+    core = msgspec.structs.replace(OPEN, enforce_self_authorization=False)
+    with refuses("kms.kms.denied", PolicyDenied):
+        service(core, Listed()).get_kms_key(request, other)
+
+
 def test_n37_no_root_keys_for_a_platform_that_did_not_opt_in(service, other) -> None:
     closed = msgspec.structs.replace(OPEN, aws_nitro_enclave_key_release=False)
     with refuses("kms.release.gate", PolicyDenied):

@@ -10,7 +10,7 @@ from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import KmsService
 from shared.attestation.envelope import RuntimeEvent
-from shared.attestation.identity import app_info
+from shared.attestation.identity import app_info, boot_info
 from shared.attestation.trust import TrustAnchors
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
@@ -154,6 +154,15 @@ def test_refuses_a_vm_config_that_names_another_image(service, caller) -> None:
     request = pb.GetAppKeyRequest(vm_config='{"os_image_hash":"' + "ab" * 32 + '"}')
     error = _refusal(lambda: service().get_app_key(request, caller), InvalidEvidence)
     assert error.code == "identity.os_image.mismatch"
+
+
+def test_policy_is_asked_before_the_image_is_checked(service, caller, policy) -> None:
+    """Upstream's order: an app that is not allowed is told so, whatever image it claims."""
+    policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
+    request = pb.GetAppKeyRequest(vm_config='{"os_image_hash":"' + "ab" * 32 + '"}')
+    error = _refusal(lambda: service().get_app_key(request, caller), PolicyDenied)
+    assert error.code == "kms.app.denied"
+    assert policy.asked[-1][1].os_image_hash == boot_info(caller).os_image_hash  # as the registers name it
 
 
 def test_up_to_date_is_filled_in_for_the_kms_alone(service, caller, policy) -> None:

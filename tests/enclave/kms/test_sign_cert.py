@@ -229,6 +229,13 @@ def test_n54_refuses_a_vm_config_of_another_image_in_a_request(service, verifier
         service().sign_cert(request, verifier.verify)
 
 
+def test_policy_is_asked_before_the_image_is_checked(service, verifier, policy, app_enclave) -> None:
+    policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
+    request = asked(app_enclave.attestor, vm_config='{"os_image_hash":"' + "ab" * 32 + '"}')
+    with refuses("kms.app.denied", PolicyDenied):
+        service().sign_cert(request, verifier.verify)
+
+
 def test_a_certificate_is_valid_for_no_longer_than_the_policy_says(service, verifier, app_enclave) -> None:
     core = msgspec.structs.replace(OPEN, app_certificate_days=2)
     config = msgspec.structs.replace(CONFIG, not_before=0, not_after=NOW + 3650 * DAY)
