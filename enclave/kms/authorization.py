@@ -230,26 +230,20 @@ class ProofAuthorizer:
             eth_rpc_url=_shown(self._settings.rpc_urls[0]),
         )
 
-    def proven_k256(self) -> bytes | None:
-        """Return `kmsInfo.k256Pubkey` as the chain proves it; None where the contract publishes none.
+    def proven_roots(self) -> chain.KmsRoots:
+        """Return the public root keys in `kmsInfo` as the chain proves them.
 
-        Raises `UnavailableError("auth.proof.sources")` where no source can prove it, and what
-        `ChainQuorum.blocks` and `kms_signer` raise.
+        Raises `UnavailableError("auth.proof.sources")` where no source can prove them, and what
+        `ChainQuorum.blocks` and `kms_roots` raise.
         """
         finalized, head = self._quorum.blocks()
-        try:
-            signer = chain.kms_signer(
-                self._gather(ProofRequest("signer"), finalized, head),
-                chain=self._policy,
-                finalized=finalized,
-                head=head,
-                now=self._now(),
-            )
-        except PolicyDenied as error:
-            if error.code == "proof.signer.unset":
-                return None
-            raise
-        return signer.k256_pubkey
+        return chain.kms_roots(
+            self._gather(ProofRequest("roots"), finalized, head),
+            chain=self._policy,
+            finalized=finalized,
+            head=head,
+            now=self._now(),
+        )
 
     def _gather(self, request: ProofRequest, finalized: BlockRef, head: BlockRef) -> ProofBundle:
         """Return the first bundle that any source gives: it is checked here, so the source may be anybody."""

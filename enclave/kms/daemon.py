@@ -9,14 +9,13 @@ from functools import partial
 from enclave.kms.admin import admin_app, serving_beside
 from enclave.kms.assembly import Parts, assemble
 from enclave.kms.attestation_info import attestation_info
-from enclave.kms.authorization import ProofAuthorizer
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
 from enclave.kms.http import main_app, onboard_app
 from enclave.kms.image_cache import ImageCache
 from enclave.kms.key_store import KeyMaterial, KeyStore
-from enclave.kms.onboarding import Onboarder, RootPins, approve_source
+from enclave.kms.onboarding import Onboarder, RootPins, approve_source, proven_pins
 from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService, check_self, context, kms_boot_info
 from enclave.kms.source_kms import SourceKms
@@ -119,13 +118,12 @@ def _serve_onboarding(
 
 def _onboarder(platform: Platform, parts: Parts, store: KeyStore) -> Onboarder:
     core, authorizer = parts.config.core, parts.authorizer
-    proven = authorizer.proven_k256 if isinstance(authorizer, ProofAuthorizer) else lambda: None
     return Onboarder(
         store=store,
         source=SourceKms(dialer=platform.dialer(), verifier=parts.verifier, attestor=parts.attestor),
         approve=partial(approve_source, authorizer, core),
         pins=RootPins(ca_pubkey=core.onboard.pinned_ca(), k256_pubkey=core.onboard.pinned_k256()),
-        proven_k256=proven,
+        proven=partial(proven_pins, authorizer),
         now=parts.verifier.now,
     )
 

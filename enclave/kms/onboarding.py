@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from enclave.kms.authorization import Authorizer
+from enclave.kms.authorization import Authorizer, ProofAuthorizer
 from enclave.kms.bootstrap import check_domain
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial, KeyStore
@@ -47,18 +47,29 @@ def approve_source(authorizer: Authorizer, core: Core, verified: VerifiedAttesta
 class RootPins(msgspec.Struct, frozen=True, kw_only=True):
     """The public halves that handed over keys must have: SPKI DER of the root CA, compressed k256 key.
 
-    Those of the measured configuration; None where it names none.
+    Those of the measured configuration, or of the contract; None where it names none.
     """
 
-    ca_pubkey: bytes | None
-    k256_pubkey: bytes | None
+    ca_pubkey: bytes | None = None
+    k256_pubkey: bytes | None = None
+
+
+def proven_pins(authorizer: Authorizer) -> RootPins:
+    """Return the keys that the contract publishes, proven; none in a mode that proves nothing.
+
+    Raises what `ProofAuthorizer.proven_roots` raises.
+    """
+    if not isinstance(authorizer, ProofAuthorizer):
+        return RootPins()
+    roots = authorizer.proven_roots()
+    return RootPins(ca_pubkey=roots.ca_pubkey, k256_pubkey=roots.k256_pubkey)
 
 
 class Onboarder:
     """Fetches, checks and stores the keys of a source KMS, at most once and only where no key exists.
 
-    `approve` raises unless the policy allows the source's evidence as a KMS. `proven_k256` returns the key
-    that the contract publishes, proven, or None where it publishes none.
+    `approve` raises unless the policy allows the source's evidence as a KMS. `proven` returns the keys that
+    the contract publishes, proven.
     """
 
     def __init__(
@@ -68,14 +79,14 @@ class Onboarder:
         source: SourceKms,
         approve: Callable[[VerifiedAttestation], None],
         pins: RootPins,
-        proven_k256: Callable[[], bytes | None],
+        proven: Callable[[], RootPins],
         now: Callable[[], int],
     ) -> None:
         self._store = store
         self._source = source
         self._approve = approve
         self._pins = pins
-        self._proven_k256 = proven_k256
+        self._proven = proven
         self._now = now
         self._lock = threading.Lock()
 
@@ -90,26 +101,28 @@ class Onboarder:
         with self._lock:
             if self._store.bootstrapped():
                 raise StorageError("kms.onboarded", "KMS has already been onboarded")
-            ca_pubkey, k256_pubkeys = self._expected()
+            ca_pubkeys, k256_pubkeys = self._expected()
             answer, leaf = self._source.root_keys(source, self._approve)
             material = self._material(answer, domain)
-            _check_identity(material, ca_pubkey, k256_pubkeys)
+            _check_identity(material, ca_pubkeys, k256_pubkeys)
             check_issued_by(leaf, material.root_ca_key.public_key())
             self._store.create(material)
         k256_pubkey = public_key(material.k256)
         log_event("kms.onboarded", domain=domain, source=source.host, k256_pubkey=k256_pubkey.hex())
         return pb.OnboardResponse(k256_pubkey=k256_pubkey)
 
-    def _expected(self) -> tuple[bytes, set[bytes]]:
-        """Return the root CA's key and every k256 key that is named: all of them must be the source's."""
-        named = {self._pins.k256_pubkey, self._proven_k256()} - {None}
-        if self._pins.ca_pubkey is None or not named:
+    def _expected(self) -> tuple[set[bytes], set[bytes]]:
+        """Return every root CA key and every k256 key that is named: all of them must be the source's."""
+        proven = self._proven()
+        ca_pubkeys = {key for key in (self._pins.ca_pubkey, proven.ca_pubkey) if key is not None}
+        k256_pubkeys = {key for key in (self._pins.k256_pubkey, proven.k256_pubkey) if key is not None}
+        if not ca_pubkeys or not k256_pubkeys:
             raise ConfigError(
                 "kms.onboard.unpinned",
-                "no root keys are named: set core.onboard.source_ca_pubkey, and source_k256_pubkey "
-                "where no contract publishes one",
+                "no root keys are named: set core.onboard.source_ca_pubkey and source_k256_pubkey "
+                "where no contract publishes caPubkey and k256Pubkey",
             )
-        return self._pins.ca_pubkey, {key for key in named if key is not None}
+        return ca_pubkeys, k256_pubkeys
 
     def _material(self, answer: pb.KmsKeyResponse, domain: str) -> KeyMaterial:
         if len(answer.keys) != 1:
@@ -135,9 +148,9 @@ class Onboarder:
         return material
 
 
-def _check_identity(material: KeyMaterial, ca_pubkey: bytes, k256_pubkeys: set[bytes]) -> None:
+def _check_identity(material: KeyMaterial, ca_pubkeys: set[bytes], k256_pubkeys: set[bytes]) -> None:
     root = spki_der(material.root_ca_key.public_key())
-    if root != ca_pubkey or k256_pubkeys != {public_key(material.k256)}:
+    if ca_pubkeys != {root} or k256_pubkeys != {public_key(material.k256)}:
         raise InvalidEvidence(
             "kms.onboard.other_keys", "the source's root keys are not those that this KMS expects"
         )

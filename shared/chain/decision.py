@@ -23,6 +23,10 @@ DEFAULT_MAX_BLOCK_AGE = 1800
 # Ten slots of the slowest chain we know of: a head that is older hides revocations.
 DEFAULT_MAX_HEAD_AGE = 120
 
+# What the DER of every SubjectPublicKeyInfo on P-256 begins with; the uncompressed point's x and y follow.
+P256_SPKI_HEAD = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+P256_SPKI_BYTES = len(P256_SPKI_HEAD) + 64
+
 
 class ChainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Which contract decides, which code it may run, and how old its blocks may be (seconds).
@@ -59,6 +63,18 @@ class KmsSigner(msgspec.Struct, frozen=True):
     """
 
     k256_pubkey: bytes
+    finalized_number: int
+    expires_at: int
+
+
+class KmsRoots(msgspec.Struct, frozen=True):
+    """The public root keys that the KMS contract publishes, in both views; None for one that it does not.
+
+    `ca_pubkey` is the root CA's, SPKI DER of P-256 (91 bytes); the rest is as in `KmsSigner`.
+    """
+
+    ca_pubkey: bytes | None
+    k256_pubkey: bytes | None
     finalized_number: int
     expires_at: int
 
@@ -129,6 +145,18 @@ def kms_signer(
     """
     views = _Views(bundle, chain, finalized, head, now, kind="signer", boot_info=None)
     return views.kms_signer()
+
+
+def kms_roots(
+    bundle: ProofBundle, *, chain: ChainPolicy, finalized: BlockRef, head: BlockRef, now: int
+) -> KmsRoots:
+    """Prove `kmsInfo.caPubkey` and `kmsInfo.k256Pubkey`, which say whose keys a KMS has.
+
+    A key that is not set is None; one that is set must be a key. Raises as `kms_signer` does, except for what
+    is unset, and `PolicyDenied`: `proof.root_ca.unsettled`, `proof.root_ca.malformed`.
+    """
+    views = _Views(bundle, chain, finalized, head, now, kind="roots", boot_info=None)
+    return views.kms_roots()
 
 
 class _Views:
@@ -209,20 +237,42 @@ class _Views:
 
     def kms_signer(self) -> KmsSigner:
         """Return the key that both views name."""
+        key = self._k256_pubkey()
+        if not key:
+            raise PolicyDenied("proof.signer.unset", "the contract publishes no k256Pubkey: call setKmsInfo")
+        return KmsSigner(key, self._finalized_number, self._expires_at)
+
+    def kms_roots(self) -> KmsRoots:
+        """Return the keys that both views name."""
+        ca_pubkey = self.head.ca_pubkey
+        if ca_pubkey != self.finalized.ca_pubkey:
+            raise PolicyDenied(
+                "proof.root_ca.unsettled",
+                "the contract's caPubkey has just changed: wait until the newest block is final",
+            )
+        if ca_pubkey and not _is_p256_spki(ca_pubkey):
+            raise PolicyDenied(
+                "proof.root_ca.malformed",
+                f"the contract's caPubkey is 0x{ca_pubkey.hex()[:80]}, expected the spki of a p-256 key, "
+                f"{P256_SPKI_BYTES} bytes of der",
+            )
+        return KmsRoots(
+            ca_pubkey or None, self._k256_pubkey() or None, self._finalized_number, self._expires_at
+        )
+
+    def _k256_pubkey(self) -> bytes:
         key = self.head.k256_pubkey
         if key != self.finalized.k256_pubkey:
             raise PolicyDenied(
                 "proof.signer.unsettled",
                 "the contract's k256Pubkey has just changed: wait until the newest block is final",
             )
-        if not key:
-            raise PolicyDenied("proof.signer.unset", "the contract publishes no k256Pubkey: call setKmsInfo")
-        if len(key) != 33 or key[0] not in {2, 3}:
+        if key and (len(key) != 33 or key[0] not in {2, 3}):
             raise PolicyDenied(
                 "proof.signer.malformed",
                 f"the contract's k256Pubkey is 0x{key.hex()[:80]}, expected a compressed key of 33 bytes",
             )
-        return KmsSigner(key, self._finalized_number, self._expires_at)
+        return key
 
     def _runs(self, contract: str, deployed: Deployed) -> bool:
         """Whether a known proxy delegates to a known build of `contract`."""
@@ -275,6 +325,20 @@ def _check_boot_info(kind: Kind, boot_info: BootInfo) -> None:
             raise InvalidEvidence(
                 "proof.boot_info.length", f"{name} has {len(value)} bytes, expected {length}"
             )
+
+
+def _is_p256_spki(der: bytes) -> bool:
+    """Whether these bytes are the one SubjectPublicKeyInfo of an uncompressed point on P-256."""
+    from Crypto.PublicKey import ECC  # noqa: PLC0415 - no decision about a workload needs it
+
+    if len(der) != P256_SPKI_BYTES or not der.startswith(P256_SPKI_HEAD):
+        return False
+    x, y = (int.from_bytes(half, "big") for half in (der[-64:-32], der[-32:]))
+    try:
+        ECC.EccPoint(x, y, "P-256")
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown(what: str, contract: str, deployed: Deployed) -> str:

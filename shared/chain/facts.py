@@ -15,8 +15,9 @@ from shared.chain.state import Account, State
 from shared.errors import InvalidEvidence
 
 Kind = Literal["app", "kms"]
-# What a view can be asked: about a workload of a kind, or whose keys the KMS contract publishes.
-Question = Literal["app", "kms", "signer"]
+# What a view can be asked: about a workload of a kind, or whose keys the KMS contract publishes. Who
+# checks a signature needs one of the two keys, and is not kept from it by what the contract says of the other.
+Question = Literal["app", "kms", "signer", "roots"]
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ class ViewFacts(msgspec.Struct, frozen=True, kw_only=True):
     aggregated_mr_allowed: bool = False
     kms_device_allowed: bool = False
     k256_pubkey: bytes = b""
+    ca_pubkey: bytes = b""
 
 
 def read_view(
@@ -66,7 +68,7 @@ def read_view(
 ) -> ViewFacts:
     """Read from one state everything that a question of `kind` about `boot_info` needs (None asks neither).
 
-    A question about the `signer` needs no `boot_info`.
+    A question about the `signer` or the `roots` needs no `boot_info`.
 
     Raises `InvalidEvidence`: `proof.kms.absent` where there is no contract at `kms_contract`, `proof.node.*`,
     `proof.code.missing`, `proof.slot.malformed`, `proof.string.*`.
@@ -83,9 +85,13 @@ def read_view(
         gateway_app_id=slots.string_of(gateway, more),
         app_implementation=slots.address_in(state.slot(kms, slots.KMS_APP_IMPLEMENTATION)),
     )
-    if kind == "signer":
-        return msgspec.structs.replace(
+    if kind in {"signer", "roots"}:
+        view = msgspec.structs.replace(
             view, k256_pubkey=slots.bytes_of(*_dynamic(state, kms, slots.KMS_K256_PUBKEY))
+        )
+    if kind == "roots":
+        return msgspec.structs.replace(
+            view, ca_pubkey=slots.bytes_of(*_dynamic(state, kms, slots.KMS_CA_PUBKEY))
         )
     if kind is None or boot_info is None:
         return view
@@ -131,6 +137,8 @@ def dynamic_slots(kind: Question | None) -> tuple[bytes, ...]:
     """Return the slots of strings and bytes among the `kms_slots`: long ones continue elsewhere."""
     if kind == "signer":
         return (slots.KMS_GATEWAY_APP_ID, slots.KMS_K256_PUBKEY)
+    if kind == "roots":
+        return (slots.KMS_GATEWAY_APP_ID, slots.KMS_K256_PUBKEY, slots.KMS_CA_PUBKEY)
     return (slots.KMS_GATEWAY_APP_ID,)
 
 

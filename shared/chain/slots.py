@@ -18,12 +18,13 @@ def mapping_element(key: bytes, number: int) -> bytes:
 
 
 KMS_K256_PUBKEY = fixed(0)
+KMS_CA_PUBKEY = fixed(1)
 KMS_GATEWAY_APP_ID = fixed(4)
 KMS_APP_IMPLEMENTATION = fixed(9)
 APP_FLAGS = fixed(1)
 APP_REQUIRE_TCB = fixed(3)
 
-# The contract bounds nothing; an app id is 40 or 42 characters, a compressed key 33 bytes.
+# The contract bounds nothing; an app id is 40 or 42 characters, a compressed key 33 bytes, an SPKI 91.
 MAX_STRING = 256
 
 

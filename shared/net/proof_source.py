@@ -28,7 +28,7 @@ _FACTS = ("proof.kms.absent", "proof.slot.malformed", "proof.string.size", "proo
 class ProofRequest(msgspec.Struct, frozen=True):
     """What is to be proven: a question of `kind` about `boot_info`; with neither, the contract's facts.
 
-    The kind `signer` asks for the key in `kmsInfo`, and has no `boot_info`.
+    The kinds `signer` and `roots` ask for one key in `kmsInfo` or both, and have no `boot_info`.
     """
 
     kind: Question | None = None

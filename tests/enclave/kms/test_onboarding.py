@@ -98,13 +98,13 @@ def onboarder(new_store, new_enclave, verifier, policy, keys) -> Callable[..., O
     """Return a function that makes the new KMS's side; the pins are the source's unless given."""
 
     def make(dialer: StandInDialer, **changes: Any) -> Onboarder:
-        pins = RootPins(ca_pubkey=spki_der(keys.root_ca_key.public_key()), k256_pubkey=public_key(keys.k256))
+        pins = _named(keys)
         values: dict[str, Any] = {
             "store": new_store,
             "source": SourceKms(dialer=dialer, verifier=verifier, attestor=new_enclave.attestor),
             "approve": lambda verified: approve_source(policy, CORE, verified),
             "pins": pins,
-            "proven_k256": lambda: None,
+            "proven": RootPins,
             "now": lambda: NOW,
         }
         return Onboarder(**values | changes)
@@ -289,27 +289,52 @@ def test_a_refusal_without_a_text_is_malformed(impostor, onboarder) -> None:
         onboarder(dialer).onboard(URL, "second.kms.test")
 
 
-def test_the_chains_key_suffices_and_both_must_hold(running, onboarder, new_store, keys) -> None:
-    ca, k256 = spki_der(keys.root_ca_key.public_key()), public_key(keys.k256)
-    other = public_key(bytes(31) + b"\x07")
-    for pinned, proven in ((k256, other), (other, k256), (None, other)):
-        wrong = onboarder(
-            running,
-            pins=RootPins(ca_pubkey=ca, k256_pubkey=pinned),
-            proven_k256=lambda proven=proven: proven,
-        )
-        with refuses("kms.onboard.other_keys"):
-            wrong.onboard(URL, "second.kms.test")
-    right = onboarder(running, pins=RootPins(ca_pubkey=ca, k256_pubkey=None), proven_k256=lambda: k256)
-    assert right.onboard(URL, "second.kms.test").k256_pubkey == k256
+def _named(keys: KeyMaterial) -> RootPins:
+    return RootPins(ca_pubkey=spki_der(keys.root_ca_key.public_key()), k256_pubkey=public_key(keys.k256))
+
+
+@pytest.mark.parametrize("pinned", [(), ("ca_pubkey",), ("k256_pubkey",), ("ca_pubkey", "k256_pubkey")])
+def test_the_chains_keys_suffice_and_pins_beside_them_must_agree(
+    running, onboarder, new_store, keys, pinned: tuple[str, ...]
+) -> None:
+    named = _named(keys)
+    pins = RootPins(**{name: getattr(named, name) for name in pinned})
+    right = onboarder(running, pins=pins, proven=lambda: named)
+    assert right.onboard(URL, "second.kms.test").k256_pubkey == named.k256_pubkey
+    assert new_store.load() is not None
+
+
+@pytest.mark.parametrize("of", ["pins", "proven"])
+@pytest.mark.parametrize("named", ["ca_pubkey", "k256_pubkey"])
+def test_n55_every_key_that_is_named_must_be_the_sources(
+    running, onboarder, new_store, keys, of: str, named: str
+) -> None:
+    right = _named(keys)
+    other = RootPins(ca_pubkey=spki_der(OTHER_KEY.public_key()), k256_pubkey=public_key(bytes(31) + b"\x07"))
+    wrong = msgspec.structs.replace(right, **{named: getattr(other, named)})
+    both = {"pins": right, "proven": right} | {of: wrong}
+    with refuses("kms.onboard.other_keys"):
+        onboarder(running, pins=both["pins"], proven=lambda: both["proven"]).onboard(URL, "second.kms.test")
+    assert new_store.load() is None
+
+
+@pytest.mark.parametrize("missing", ["ca_pubkey", "k256_pubkey"])
+def test_what_the_contract_does_not_publish_takes_a_pin(
+    running, onboarder, keys, new_store, missing: str
+) -> None:
+    named = _named(keys)
+    partly = msgspec.structs.replace(named, **{missing: None})
+    with refuses("kms.onboard.unpinned", ConfigError):
+        onboarder(running, pins=RootPins(), proven=lambda: partly).onboard(URL, "second.kms.test")
+    pins = RootPins(**{missing: getattr(named, missing)})
+    onboarder(running, pins=pins, proven=lambda: partly).onboard(URL, "second.kms.test")
     assert new_store.load() is not None
 
 
 @pytest.mark.parametrize("missing", ["ca_pubkey", "k256_pubkey"])
 def test_asks_nobody_while_no_keys_are_named(impostor, onboarder, keys, missing: str) -> None:
     dialer, asked = impostor(_answer(keys))
-    pins = RootPins(ca_pubkey=spki_der(keys.root_ca_key.public_key()), k256_pubkey=public_key(keys.k256))
-    without = msgspec.structs.replace(pins, **{missing: None})
+    without = msgspec.structs.replace(_named(keys), **{missing: None})
     with refuses("kms.onboard.unpinned", ConfigError):
         onboarder(dialer, pins=without).onboard(URL, "second.kms.test")
     assert asked == []

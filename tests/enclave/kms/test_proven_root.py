@@ -1,19 +1,23 @@
-"""`kmsInfo.k256Pubkey` as the KMS itself proves it, from a real chain, through endpoints that fail."""
+"""`kmsInfo`'s keys as the KMS itself proves it, from a real chain, through endpoints that fail."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cli.devchain.launcher import start_chain
-from enclave.kms.authorization import ProofAuthorizer
+from enclave.kms.authorization import DevAuthorizer, ProofAuthorizer
 from enclave.kms.config import Proof
+from enclave.kms.onboarding import RootPins, proven_pins
 from shared.errors import PolicyDenied, UnavailableError
 from shared.net.json_rpc import Call, fields, quantity
 from shared.net.proof_source import ProofSource
+from shared.ratls.certificates import spki_der
 from tests.shared.chain.world import World
 from tests.shared.refusal import refuses
 
 KEY = b"\x02" + b"k" * 32
+CA = spki_der(ec.derive_private_key(5, ec.SECP256R1()).public_key())
 
 
 class Dead:
@@ -54,15 +58,19 @@ def authorizer(world: World) -> Callable[..., ProofAuthorizer]:
 
 def test_proves_what_the_contract_publishes_and_knows_when_it_publishes_nothing(authorizer, world) -> None:
     prover = authorizer(Dead(), world.rpc)
-    assert prover.proven_k256() is None
-    world.owner.settle(world.owner.set_kms_info(k256_pubkey=KEY, ca_pubkey=b"c" * 91))
-    with refuses("proof.signer.unsettled", PolicyDenied):
-        prover.proven_k256()
+    assert proven_pins(prover) == RootPins()
+    world.owner.settle(world.owner.set_kms_info(k256_pubkey=KEY, ca_pubkey=CA))
+    with refuses("proof.root_ca.unsettled", PolicyDenied):
+        proven_pins(prover)
     world.finalize()
-    assert prover.proven_k256() == KEY
+    assert proven_pins(prover) == RootPins(ca_pubkey=CA, k256_pubkey=KEY)
 
 
 @pytest.mark.parametrize("endpoints", [(), (Dead(),)])
 def test_without_a_proof_nothing_is_taken_for_unset(authorizer, endpoints: tuple[object, ...]) -> None:
     with refuses("auth.proof.sources", UnavailableError):
-        authorizer(*endpoints).proven_k256()
+        proven_pins(authorizer(*endpoints))
+
+
+def test_a_mode_that_proves_nothing_names_nothing() -> None:
+    assert proven_pins(DevAuthorizer("any")) == RootPins()
