@@ -131,6 +131,7 @@ def _seal(files: ProjectFiles, config: GlobalConfig, sealing: Sealing, app_id: b
         env_signer=bytes.fromhex(model.env_signer or ""),
         author=_author(sealing, app_id),
         allow_legacy=sealing.allow_legacy,
+        epoch=model.key_epoch,
     )
 
 

@@ -1,6 +1,7 @@
 """`/etc/dstack/enclave.toml`: what an app's enclave image fixes, and thereby measures (DESIGN section 2).
 
 app_id = "0x..."                            # the DstackApp contract; on GCP the guest records it too
+key_epoch = 0                               # raise it to leave this app's keys behind
 [kms]
 url = "https://kms.example.org:8000"
 root_ca = "/etc/dstack/kms-root-ca.pem"     # the KMS root CA, never the temporary CA
@@ -17,6 +18,7 @@ port = 8080
 """
 
 import tomllib
+from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -26,6 +28,7 @@ from enclave.tee.peers import TrustSettings
 from shared.attestation.trust import Signer
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
+from shared.keys.epoch import MAX_EPOCH
 
 CONFIG_PATH = "/etc/dstack/enclave.toml"
 DEFAULT_KMS_PORT = 443
@@ -99,6 +102,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     app_id: str
     kms: Kms
+    key_epoch: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)] = 0
     trust: Trust = Trust()
     evidence: Evidence = Evidence()
 

@@ -83,7 +83,7 @@ def get_keys(platform: Platform) -> KeyBundle:
 
     temporary = client.call("GetTempCaCert", None, pb.GetTempCaCertResponse)
     identity = _make_identity(temporary, platform.tee.attestor(app_id), trust.clock.now())
-    request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="")
+    request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="", key_epoch=config.key_epoch)
     response = client.call("GetAppKey", request, pb.AppKeyResponse, identity)
     keys = AppKeys(
         disk_crypt_key=response.disk_crypt_key,

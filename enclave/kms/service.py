@@ -115,7 +115,7 @@ class KmsService:
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
             check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
-        keys = derive_app_keys(self._root, subject.app_id, subject.instance_id)
+        keys = derive_app_keys(self._root, subject.app_id, subject.instance_id, epoch=request.key_epoch)
         log_event(
             "kms.app_key.released",
             app_id=subject.app_id.hex(),
@@ -176,9 +176,11 @@ class KmsService:
         self._check_self(self._authorizer.authorize)
         if len(request.app_id) != APP_ID_BYTES:
             raise ProtocolError("kms.app_id.length", "app_id must be 20 bytes")
-        public = env_public_key(env_crypt_key(self._root, request.app_id))
+        public = env_public_key(env_crypt_key(self._root, request.app_id, epoch=request.key_epoch))
         timestamp = self._now()
-        legacy, v1 = sign_env_public_key(self._root.signing_key, request.app_id, public, timestamp)
+        legacy, v1 = sign_env_public_key(
+            self._root.signing_key, request.app_id, public, timestamp, epoch=request.key_epoch
+        )
         return pb.PublicKeyResponse(public_key=public, signature=legacy, timestamp=timestamp, signature_v1=v1)
 
     def sign_cert(self, request: pb.SignCertRequest, verify: Verify) -> pb.SignCertResponse:

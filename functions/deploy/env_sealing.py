@@ -98,8 +98,8 @@ class EnvKeySource:
             HttpClient(dialer, None, timeout, MAX_ANSWER, authenticate=False) if ca_roots is None else None
         )
 
-    def fetch(self, app_id: bytes) -> FetchedKey:
-        """Return the first answer about the key of an app (id of 20 bytes).
+    def fetch(self, app_id: bytes, *, epoch: int = 0) -> FetchedKey:
+        """Return the first answer about the key of an app (id of 20 bytes), of one of its key epochs.
 
         Raises `ConfigError("env.kms.none")` without a URL. Where all fail, the error is the first server's:
         `UnavailableError("env.kms.status")` for another status than 200, and what `HttpClient.request` and
@@ -108,7 +108,7 @@ class EnvKeySource:
         failure: UnavailableError | ProtocolError | None = None
         for url in self._kms_urls:
             try:
-                return self._fetch(url, app_id)
+                return self._fetch(url, _question(app_id, epoch))
             except (UnavailableError, ProtocolError) as error:
                 failure = failure or error
         if failure is None:
@@ -121,24 +121,21 @@ class EnvKeySource:
             if client is not None:
                 client.close()
 
-    def _fetch(self, kms_url: str, app_id: bytes) -> FetchedKey:
+    def _fetch(self, kms_url: str, question: bytes) -> FetchedKey:
         is_tls = kms_url.lower().startswith("https:")
         if is_tls and self._unverified is not None:
             try:
-                return self._ask(self._verified, kms_url, app_id, "verified")
+                return self._ask(self._verified, kms_url, question, "verified")
             except UnavailableError as error:
                 if error.code != "net.tls.refused":
                     raise
-            return self._ask(self._unverified, kms_url, app_id, "unverified")
-        return self._ask(self._verified, kms_url, app_id, "verified" if is_tls else "none")
+            return self._ask(self._unverified, kms_url, question, "unverified")
+        return self._ask(self._verified, kms_url, question, "verified" if is_tls else "none")
 
     @staticmethod
-    def _ask(client: HttpClient, kms_url: str, app_id: bytes, tls: Tls) -> FetchedKey:
+    def _ask(client: HttpClient, kms_url: str, question: bytes, tls: Tls) -> FetchedKey:
         response = client.request(
-            "POST",
-            env_key_url(kms_url),
-            json.dumps({"app_id": app_id.hex()}).encode(),
-            {"Content-Type": "application/json"},
+            "POST", env_key_url(kms_url), question, {"Content-Type": "application/json"}
         )
         if response.status != 200:
             text = response.body[:_MAX_TEXT].decode("ascii", "replace").encode("ascii", "replace").decode()
@@ -149,6 +146,10 @@ class EnvKeySource:
                 f"and said: {shown}",
             )
         return FetchedKey(parse_env_key(response.body), kms_url, tls)
+
+
+def _question(app_id: bytes, epoch: int) -> bytes:
+    return json.dumps({"app_id": app_id.hex()} | ({"key_epoch": epoch} if epoch else {})).encode()
 
 
 def env_key_url(kms_url: str) -> str:
@@ -192,7 +193,7 @@ def signer_on_chain(
     )
 
 
-def seal_env(
+def seal_env(  # noqa: PLR0913 - each is one thing that the ciphertext depends on
     env: Mapping[str, str],
     *,
     app_id: bytes,
@@ -202,12 +203,14 @@ def seal_env(
     env_signer: bytes = b"",
     author: EnvAuthor | None = None,
     allow_legacy: bool = False,
+    epoch: int = 0,
 ) -> SealedEnv:
     """Encrypt the variables for one app (id of 20 bytes), to a key that a pinned signer vouches for.
 
-    `env_signer` is what app-compose names (32 bytes, or empty); an author must have that key. Nothing is
-    asked and nothing encrypted without a pin. Raises `PolicyDenied("env.signer.unpinned")`; `ConfigError`:
-    `env_signer.author` where the guest would refuse what this author signs; and what the steps raise.
+    `env_signer` (32 bytes, or empty) and `epoch` are what app-compose names; an author must have that signing
+    key. Nothing is asked and nothing encrypted without a pin. Raises `PolicyDenied("env.signer.unpinned")`;
+    `ConfigError`: `env_signer.author` where the guest would refuse what this author signs; and what the steps
+    raise.
     """
     _check_author(author, env_signer, app_id)
     if not signers.keys:
@@ -216,8 +219,10 @@ def seal_env(
             f"no kms signer is pinned by {signers.source}: name one in a kms-whitelist.json, "
             "or a kms contract",
         )
-    fetched = source.fetch(app_id)
-    key = verify_env_key(fetched.answer, app_id=app_id, now=now, signers=signers, allow_legacy=allow_legacy)
+    fetched = source.fetch(app_id, epoch=epoch)
+    key = verify_env_key(
+        fetched.answer, app_id=app_id, now=now, signers=signers, allow_legacy=allow_legacy, epoch=epoch
+    )
     return SealedEnv(
         ciphertext=encrypt_env(env, key.public_key, author=author),
         names=tuple(sorted(env)),

@@ -36,7 +36,11 @@ def app_compose_document(
         "key_provider": full.key_provider,
         "storage_fs": full.storage_fs,
     }
-    for name in ("env_signer", "env_min_version"):  # ours, so upstream's documents stay as they are
+    for name in (
+        "env_signer",
+        "env_min_version",
+        "key_epoch",
+    ):  # ours, so upstream's documents stay as they are
         if not isinstance(value := getattr(full, name), UnsetType):
             document[name] = value
     if pre_launch_script is not None:

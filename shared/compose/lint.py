@@ -108,6 +108,7 @@ def _fields(document: dict[str, Any], compose: AppCompose) -> Iterator[Finding]:
         yield warning("lint.public_logs", "public_logs", "is true: anybody can read what containers print")
     yield from _keys(document, compose)
     yield from _env_signer(compose)
+    yield from _key_epoch(compose)
     yield from _runner(compose)
     yield from _platforms(compose)
 
@@ -145,6 +146,23 @@ def _keys(document: dict[str, Any], compose: AppCompose) -> Iterator[Finding]:
             "allowed_envs",
             f"needs key_provider kms, got {provider}",
         )
+
+
+def _key_epoch(compose: AppCompose) -> Iterator[Finding]:
+    """Say what a raised epoch takes: keys of another epoch open nothing that the old ones closed."""
+    if not compose.key_epoch:
+        return
+    if compose.effective_key_provider != "kms":
+        yield error(
+            "lint.key_epoch.key_provider",
+            "key_epoch",
+            f"needs key_provider kms, got {compose.effective_key_provider}",
+        )
+    yield note(
+        "lint.key_epoch.guest",
+        "key_epoch",
+        "is for the guest and KMS of this project; the disk of another epoch cannot be opened with its keys",
+    )
 
 
 def _env_signer(compose: AppCompose) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE, SEV_SNP, TDX
 from shared.compose.app_compose import parse_app_compose
 from shared.compose.env_envelope import MAX_ENV_VERSION
 from shared.errors import ProtocolError
+from shared.keys.epoch import MAX_EPOCH
 
 MAX_MANIFEST_VERSION: Final = 3  # the newest that the guest reads
 MAX_INIT_SCRIPTS: Final = 5
@@ -49,6 +50,7 @@ _V3: Final = 3
 
 _Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 _EnvVersion = Annotated[int, msgspec.Meta(ge=0, le=MAX_ENV_VERSION)]
+_KeyEpoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)]
 
 
 class GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,8 +108,8 @@ class AppCompose(msgspec.Struct, frozen=True, kw_only=True):
 
     `unknown` holds the names of fields that no guest knows (dotted below the top), sorted. `gpu_policy_hash`
     is what the event of that name carries: 32 bytes, of the policy as written and not of defaults.
-    `env_signer` (an Ed25519 key, 64 hex digits) and `env_min_version` are ours: upstream's guest measures and
-    ignores them.
+    `env_signer` (an Ed25519 key, 64 hex digits), `env_min_version` and `key_epoch` are ours: upstream's guest
+    measures and ignores them.
     """
 
     manifest_version: int | str
@@ -141,6 +143,7 @@ class AppCompose(msgspec.Struct, frozen=True, kw_only=True):
     launch_token_hash: str | None = None
     env_signer: str | None = None
     env_min_version: _EnvVersion = 0
+    key_epoch: _KeyEpoch = 0
     unknown: tuple[str, ...] = ()
     gpu_policy_hash: bytes = DEFAULT_GPU_POLICY_HASH
 

@@ -143,6 +143,7 @@ class AppProject(msgspec.Struct, frozen=True, kw_only=True):
     allowed_envs: tuple[str, ...] | UnsetType = UNSET
     env_signer: str | UnsetType = UNSET
     env_min_version: int | UnsetType = UNSET
+    key_epoch: int | UnsetType = UNSET
     extra: dict[str, dict[str, Any]] = {}
 
 

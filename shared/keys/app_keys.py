@@ -2,6 +2,9 @@
 
 Every context has a length of its own (20-byte app id, instance id of 20 or 0 bytes, labels of distinct
 length), so the plain concatenation of section 3.1 is unambiguous. That is why other id lengths are refused.
+
+A key epoch is ours: a number that an app's measured configuration raises to leave its keys behind. Epoch 0
+gives upstream's bytes. It rotates an app's keys; it does not help against whoever has the roots.
 """
 
 from collections.abc import Collection
@@ -12,6 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shared.errors import ConfigError, InvalidEvidence, ProtocolError
+from shared.keys.epoch import encode_epoch
 from shared.keys.k256 import ORDER as K256_ORDER
 from shared.keys.k256 import SigningKey, recover_public_key
 from shared.keys.k256 import public_key as k256_public_key
@@ -24,6 +28,8 @@ MAX_FUTURE: Final = 60
 
 _ISSUED: Final = b"dstack-kms-issued:"
 _ENV_PUBLIC_KEY: Final = b"dstack-env-encrypt-pubkey:"
+_ENV_PUBLIC_KEY_EPOCH: Final = b"dstack-env-encrypt-pubkey-epoch:"
+_EPOCH: Final = b":epoch:"
 
 
 class _Secret(msgspec.Struct, frozen=True):
@@ -66,10 +72,11 @@ class AppKeys(_Secret, frozen=True):
     k256_signature: bytes
 
 
-def derive_app_keys(root: RootKeys, app_id: bytes, instance_id: bytes = b"") -> AppKeys:
+def derive_app_keys(root: RootKeys, app_id: bytes, instance_id: bytes = b"", *, epoch: int = 0) -> AppKeys:
     """Derive an app's keys. `instance_id` is empty on Nitro and for apps without instance ids.
 
-    Raises `ProtocolError`: `keys.app_id.length`, `keys.instance_id.length`; `ConfigError` as the derivations.
+    Raises `ProtocolError`: `keys.app_id.length`, `keys.instance_id.length`, `keys.epoch`; `ConfigError` as
+    the derivations.
     """
     _check_app_id(app_id)
     if instance_id and len(instance_id) != INSTANCE_ID_BYTES:
@@ -77,19 +84,21 @@ def derive_app_keys(root: RootKeys, app_id: bytes, instance_id: bytes = b"") -> 
             "keys.instance_id.length",
             f"instance_id has {len(instance_id)} bytes, expected {INSTANCE_ID_BYTES} or none",
         )
-    k256_key = hkdf_sha256(root.k256, (app_id, b"app-key"))
+    suffix = _epoch_context(epoch)
+    k256_key = hkdf_sha256(root.k256, (app_id, b"app-key", *suffix))
+    disk_context = (app_id, instance_id, b"app-disk-crypt-key", *suffix)
     return AppKeys(
-        disk_crypt_key=derive_dh_secret(root.ca_scalar, (app_id, instance_id, b"app-disk-crypt-key")),
-        env_crypt_key=env_crypt_key(root, app_id),
+        disk_crypt_key=derive_dh_secret(root.ca_scalar, disk_context),
+        env_crypt_key=env_crypt_key(root, app_id, epoch=epoch),
         k256_key=k256_key,
         k256_signature=root.signing_key.sign(_ISSUED + app_id + k256_public_key(k256_key)),
     )
 
 
-def env_crypt_key(root: RootKeys, app_id: bytes) -> bytes:
+def env_crypt_key(root: RootKeys, app_id: bytes, *, epoch: int = 0) -> bytes:
     """Return the X25519 private key for an app's encrypted environment: 32 bytes, as derived, not clamped."""
     _check_app_id(app_id)
-    return derive_dh_secret(root.ca_scalar, (app_id, b"env-encrypt-key"))
+    return derive_dh_secret(root.ca_scalar, (app_id, b"env-encrypt-key", *_epoch_context(epoch)))
 
 
 def app_ca_scalar(root: RootKeys, app_id: bytes) -> bytes:
@@ -106,13 +115,14 @@ def env_public_key(private: bytes) -> bytes:
 
 
 def sign_env_public_key(
-    key: SigningKey, app_id: bytes, public_key: bytes, timestamp: int
+    key: SigningKey, app_id: bytes, public_key: bytes, timestamp: int, *, epoch: int = 0
 ) -> tuple[bytes, bytes]:
-    """Return the root's two signatures over an env public key: legacy, and v1 that also covers the time."""
-    return (
-        key.sign(_env_message(app_id, public_key, None)),
-        key.sign(_env_message(app_id, public_key, timestamp)),
-    )
+    """Return the root's two signatures over an env public key: legacy, and v1 that also covers the time.
+
+    That of an epoch above 0 covers the epoch too, and there is no legacy one, which is empty then.
+    """
+    legacy = b"" if epoch else key.sign(_env_message(app_id, public_key, None))
+    return legacy, key.sign(_env_message(app_id, public_key, timestamp, epoch))
 
 
 def verify_env_public_key(
@@ -123,20 +133,25 @@ def verify_env_public_key(
     timestamp: int | None,
     now: int,
     trusted: Collection[bytes],
+    epoch: int = 0,
 ) -> bytes:
-    """Return the compressed k256 key (33 bytes) of the KMS that vouches for an env public key.
+    """Return the compressed k256 key (33 bytes) of the KMS that vouches for an app's env public key.
 
-    `trusted` holds the k256 root keys to accept. `timestamp` is None for the legacy signature, which can be
-    replayed for ever; with one, the v1 signature is checked and may be 300 s old or 60 s early.
+    The key must be that of `epoch`: one of another epoch has another signature. `trusted` holds the k256 root
+    keys to accept. `timestamp` is None for the legacy signature, which can be replayed for ever; with one,
+    the v1 signature is checked and may be 300 s old or 60 s early.
 
-    Raises `InvalidEvidence`: `keys.env.stale`, `keys.env.signer`, and as `recover_public_key`.
+    Raises `InvalidEvidence`: `keys.env.epoch` for a legacy signature where an epoch is wanted,
+    `keys.env.stale`, `keys.env.signer`, and as `recover_public_key`.
     """
+    if epoch and timestamp is None:
+        raise InvalidEvidence("keys.env.epoch", f"a legacy signature names no epoch, expected {epoch}")
     if timestamp is not None and not -MAX_FUTURE <= now - timestamp <= MAX_AGE:
         raise InvalidEvidence(
             "keys.env.stale",
             f"env public key was signed at {timestamp}, expected {now - MAX_AGE} to {now + MAX_FUTURE}",
         )
-    signer = recover_public_key(_env_message(app_id, public_key, timestamp), signature)
+    signer = recover_public_key(_env_message(app_id, public_key, timestamp, epoch), signature)
     if signer not in trusted:
         raise InvalidEvidence("keys.env.signer", f"env public key is signed by untrusted {signer.hex()}")
     return signer
@@ -166,7 +181,7 @@ def verify_issued_key(app_id: bytes, app_pubkey: bytes, signature: bytes, root_p
         )
 
 
-def _env_message(app_id: bytes, public_key: bytes, timestamp: int | None) -> bytes:
+def _env_message(app_id: bytes, public_key: bytes, timestamp: int | None, epoch: int = 0) -> bytes:
     _check_app_id(app_id)
     if len(public_key) != 32:
         raise ProtocolError("keys.env.length", f"env public key has {len(public_key)} bytes, expected 32")
@@ -174,7 +189,13 @@ def _env_message(app_id: bytes, public_key: bytes, timestamp: int | None) -> byt
         return _ENV_PUBLIC_KEY + app_id + public_key
     if not 0 <= timestamp < 1 << 64:
         raise ProtocolError("keys.env.timestamp", f"timestamp {timestamp} is not an unsigned 64-bit number")
-    return _ENV_PUBLIC_KEY + app_id + timestamp.to_bytes(8) + public_key
+    if epoch == 0:
+        return _ENV_PUBLIC_KEY + app_id + timestamp.to_bytes(8) + public_key
+    return _ENV_PUBLIC_KEY_EPOCH + app_id + encode_epoch(epoch) + timestamp.to_bytes(8) + public_key
+
+
+def _epoch_context(epoch: int) -> tuple[bytes, ...]:
+    return (_EPOCH, encode_epoch(epoch)) if epoch else ()
 
 
 def _check_app_id(app_id: bytes) -> None:

@@ -102,13 +102,21 @@ def parse_trusted_signers(raw: bytes, *, source: str) -> TrustedSigners:
 
 
 def verify_env_key(
-    answer: EnvKeyAnswer, *, app_id: bytes, now: int, signers: TrustedSigners, allow_legacy: bool = False
+    answer: EnvKeyAnswer,
+    *,
+    app_id: bytes,
+    now: int,
+    signers: TrustedSigners,
+    allow_legacy: bool = False,
+    epoch: int = 0,
 ) -> VerifiedEnvKey:
     """Check that a pinned signer vouches for the key of this app (id of 20 bytes), within the last 300 s.
 
+    The key is that of the app's key epoch, and of no other.
+
     Without a v1 signature the answer is refused, unless `allow_legacy`; the result says which it was. Raises
     `PolicyDenied`: `env.signer.unpinned`, `env.key.legacy`; `InvalidEvidence`: `keys.env.stale` unless the
-    signature is -60 to 300 s old, `keys.env.signer`, `keys.signature.*`.
+    signature is -60 to 300 s old, `keys.env.epoch`, `keys.env.signer`, `keys.signature.*`.
     """
     if not signers.keys:
         raise PolicyDenied(
@@ -127,6 +135,7 @@ def verify_env_key(
         timestamp=answer.timestamp if is_v1 else None,
         now=now,
         trusted=signers.keys,
+        epoch=epoch,
     )
     return VerifiedEnvKey(
         public_key=answer.public_key,

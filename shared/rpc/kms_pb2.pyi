@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GetAppKeyRequest(_message.Message):
-    __slots__ = ("api_version", "vm_config")
+    __slots__ = ("api_version", "vm_config", "key_epoch")
     API_VERSION_FIELD_NUMBER: _ClassVar[int]
     VM_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    KEY_EPOCH_FIELD_NUMBER: _ClassVar[int]
     api_version: int
     vm_config: str
-    def __init__(self, api_version: _Optional[int] = ..., vm_config: _Optional[str] = ...) -> None: ...
+    key_epoch: int
+    def __init__(self, api_version: _Optional[int] = ..., vm_config: _Optional[str] = ..., key_epoch: _Optional[int] = ...) -> None: ...
 
 class AppKeyResponse(_message.Message):
     __slots__ = ("ca_cert", "disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "tproxy_app_id", "gateway_app_id", "os_image_hash")
@@ -36,10 +38,12 @@ class AppKeyResponse(_message.Message):
     def __init__(self, ca_cert: _Optional[str] = ..., disk_crypt_key: _Optional[bytes] = ..., env_crypt_key: _Optional[bytes] = ..., k256_key: _Optional[bytes] = ..., k256_signature: _Optional[bytes] = ..., tproxy_app_id: _Optional[str] = ..., gateway_app_id: _Optional[str] = ..., os_image_hash: _Optional[bytes] = ...) -> None: ...
 
 class AppId(_message.Message):
-    __slots__ = ("app_id",)
+    __slots__ = ("app_id", "key_epoch")
     APP_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_EPOCH_FIELD_NUMBER: _ClassVar[int]
     app_id: bytes
-    def __init__(self, app_id: _Optional[bytes] = ...) -> None: ...
+    key_epoch: int
+    def __init__(self, app_id: _Optional[bytes] = ..., key_epoch: _Optional[int] = ...) -> None: ...
 
 class PublicKeyResponse(_message.Message):
     __slots__ = ("public_key", "signature", "timestamp", "signature_v1")
@@ -78,7 +82,7 @@ class GetMetaResponse(_message.Message):
     def __init__(self, ca_cert: _Optional[str] = ..., allow_any_upgrade: _Optional[bool] = ..., k256_pubkey: _Optional[bytes] = ..., bootstrap_info: _Optional[_Union[BootstrapResponse, _Mapping]] = ..., is_dev: _Optional[bool] = ..., gateway_app_id: _Optional[str] = ..., kms_contract_address: _Optional[str] = ..., chain_id: _Optional[int] = ..., app_auth_implementation: _Optional[str] = ..., policy: _Optional[_Union[KmsPolicy, _Mapping]] = ...) -> None: ...
 
 class KmsPolicy(_message.Message):
-    __slots__ = ("auth_mode", "clock_source", "simulated", "nitro_enclave_key_release", "treat_nitro_as_up_to_date", "image_verification", "quorum", "quorum_plain_http", "finalized_block", "max_block_age", "evidence_anchor", "self_authorization", "attested_certificate", "max_head_age", "allow_cache", "pinned_implementations", "evidence_policy", "nitro_tpm_key_release")
+    __slots__ = ("auth_mode", "clock_source", "simulated", "nitro_enclave_key_release", "treat_nitro_as_up_to_date", "image_verification", "quorum", "quorum_plain_http", "finalized_block", "max_block_age", "evidence_anchor", "self_authorization", "attested_certificate", "max_head_age", "allow_cache", "pinned_implementations", "evidence_policy", "nitro_tpm_key_release", "key_handover")
     AUTH_MODE_FIELD_NUMBER: _ClassVar[int]
     CLOCK_SOURCE_FIELD_NUMBER: _ClassVar[int]
     SIMULATED_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +101,7 @@ class KmsPolicy(_message.Message):
     PINNED_IMPLEMENTATIONS_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_POLICY_FIELD_NUMBER: _ClassVar[int]
     NITRO_TPM_KEY_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    KEY_HANDOVER_FIELD_NUMBER: _ClassVar[int]
     auth_mode: str
     clock_source: str
     simulated: bool
@@ -115,7 +120,8 @@ class KmsPolicy(_message.Message):
     pinned_implementations: int
     evidence_policy: _containers.RepeatedScalarFieldContainer[str]
     nitro_tpm_key_release: bool
-    def __init__(self, auth_mode: _Optional[str] = ..., clock_source: _Optional[str] = ..., simulated: _Optional[bool] = ..., nitro_enclave_key_release: _Optional[bool] = ..., treat_nitro_as_up_to_date: _Optional[bool] = ..., image_verification: _Optional[bool] = ..., quorum: _Optional[int] = ..., quorum_plain_http: _Optional[bool] = ..., finalized_block: _Optional[int] = ..., max_block_age: _Optional[int] = ..., evidence_anchor: _Optional[str] = ..., self_authorization: _Optional[bool] = ..., attested_certificate: _Optional[bool] = ..., max_head_age: _Optional[int] = ..., allow_cache: _Optional[int] = ..., pinned_implementations: _Optional[int] = ..., evidence_policy: _Optional[_Iterable[str]] = ..., nitro_tpm_key_release: _Optional[bool] = ...) -> None: ...
+    key_handover: str
+    def __init__(self, auth_mode: _Optional[str] = ..., clock_source: _Optional[str] = ..., simulated: _Optional[bool] = ..., nitro_enclave_key_release: _Optional[bool] = ..., treat_nitro_as_up_to_date: _Optional[bool] = ..., image_verification: _Optional[bool] = ..., quorum: _Optional[int] = ..., quorum_plain_http: _Optional[bool] = ..., finalized_block: _Optional[int] = ..., max_block_age: _Optional[int] = ..., evidence_anchor: _Optional[str] = ..., self_authorization: _Optional[bool] = ..., attested_certificate: _Optional[bool] = ..., max_head_age: _Optional[int] = ..., allow_cache: _Optional[int] = ..., pinned_implementations: _Optional[int] = ..., evidence_policy: _Optional[_Iterable[str]] = ..., nitro_tpm_key_release: _Optional[bool] = ..., key_handover: _Optional[str] = ...) -> None: ...
 
 class GetKmsKeyRequest(_message.Message):
     __slots__ = ("vm_config",)
@@ -192,12 +198,14 @@ class BootstrapResponse(_message.Message):
     def __init__(self, ca_pubkey: _Optional[bytes] = ..., k256_pubkey: _Optional[bytes] = ..., attestation: _Optional[bytes] = ...) -> None: ...
 
 class OnboardRequest(_message.Message):
-    __slots__ = ("source_url", "domain")
+    __slots__ = ("source_url", "domain", "source_token")
     SOURCE_URL_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     source_url: str
     domain: str
-    def __init__(self, source_url: _Optional[str] = ..., domain: _Optional[str] = ...) -> None: ...
+    source_token: str
+    def __init__(self, source_url: _Optional[str] = ..., domain: _Optional[str] = ..., source_token: _Optional[str] = ...) -> None: ...
 
 class OnboardResponse(_message.Message):
     __slots__ = ("k256_pubkey",)
@@ -206,7 +214,7 @@ class OnboardResponse(_message.Message):
     def __init__(self, k256_pubkey: _Optional[bytes] = ...) -> None: ...
 
 class AttestationInfoResponse(_message.Message):
-    __slots__ = ("device_id", "mr_aggregated", "os_image_hash", "tee_variant", "site_name", "eth_rpc_url", "kms_contract_address", "ppid")
+    __slots__ = ("device_id", "mr_aggregated", "os_image_hash", "tee_variant", "site_name", "eth_rpc_url", "kms_contract_address", "ppid", "simulated")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     MR_AGGREGATED_FIELD_NUMBER: _ClassVar[int]
     OS_IMAGE_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +223,7 @@ class AttestationInfoResponse(_message.Message):
     ETH_RPC_URL_FIELD_NUMBER: _ClassVar[int]
     KMS_CONTRACT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PPID_FIELD_NUMBER: _ClassVar[int]
+    SIMULATED_FIELD_NUMBER: _ClassVar[int]
     device_id: bytes
     mr_aggregated: bytes
     os_image_hash: bytes
@@ -223,7 +232,8 @@ class AttestationInfoResponse(_message.Message):
     eth_rpc_url: str
     kms_contract_address: str
     ppid: bytes
-    def __init__(self, device_id: _Optional[bytes] = ..., mr_aggregated: _Optional[bytes] = ..., os_image_hash: _Optional[bytes] = ..., tee_variant: _Optional[str] = ..., site_name: _Optional[str] = ..., eth_rpc_url: _Optional[str] = ..., kms_contract_address: _Optional[str] = ..., ppid: _Optional[bytes] = ...) -> None: ...
+    simulated: bool
+    def __init__(self, device_id: _Optional[bytes] = ..., mr_aggregated: _Optional[bytes] = ..., os_image_hash: _Optional[bytes] = ..., tee_variant: _Optional[str] = ..., site_name: _Optional[str] = ..., eth_rpc_url: _Optional[str] = ..., kms_contract_address: _Optional[str] = ..., ppid: _Optional[bytes] = ..., simulated: _Optional[bool] = ...) -> None: ...
 
 class ProtoError(_message.Message):
     __slots__ = ("message", "code")

@@ -135,6 +135,11 @@ def test_gets_the_keys_that_the_roots_derive(world: World) -> None:
     assert (kind, asked.app_id) == ("app", APP_ID)
 
 
+def test_the_image_chooses_the_epoch_of_its_keys(world: World) -> None:
+    world.config = {"key_epoch": "4", **world.config}
+    assert get_keys(world.platform()).keys == derive_app_keys(world.keys.root_keys(), APP_ID, epoch=4)
+
+
 def test_writes_upstreams_file_for_its_owner_alone(world: World, tmp_path: Path) -> None:
     output = tmp_path / "appkeys.json"
     assert main(["get-keys", "-o", str(output)], world.platform()) == ExitCode.OK

@@ -24,7 +24,7 @@ from enclave.tee.peers import PeerVerifier
 from functions.deploy.env_sealing import EnvKeySource, FetchedKey, SealedEnv, seal_env
 from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence, PolicyDenied, UnavailableError
-from shared.keys.app_keys import derive_app_keys, verify_env_public_key
+from shared.keys.app_keys import derive_app_keys, env_public_key, verify_env_public_key
 from shared.keys.env_encryption import EnvPolicy, decrypt_env
 from shared.keys.env_signature import TrustedSigners, parse_env_key
 from shared.keys.k256 import public_key
@@ -148,6 +148,12 @@ def test_anyone_is_answered_in_every_encoding(listener, kms: Kms) -> None:
     assert "dstack_kms_attestation_requests_total 0\n" in metrics
 
 
+def test_the_env_key_of_an_epoch_opens_with_the_keys_of_that_epoch(kms: Kms) -> None:
+    answer = kms.service().get_app_env_encrypt_pub_key(pb.AppId(app_id=APP_ID, key_epoch=3))
+    private = derive_app_keys(kms.keys.root_keys(), APP_ID, epoch=3).env_crypt_key
+    assert (answer.public_key, answer.signature) == (env_public_key(private), b"")
+
+
 def test_both_signatures_verify_and_only_one_of_them_ages(kms: Kms) -> None:
     answer = kms.service().get_app_env_encrypt_pub_key(pb.AppId(app_id=APP_ID))
     trusted = kms.signers.keys
@@ -199,8 +205,8 @@ class Given:
     def __init__(self, answer: pb.PublicKeyResponse) -> None:
         self._answer = parse_env_key(to_json(answer))
 
-    def fetch(self, app_id: bytes) -> FetchedKey:
-        del app_id
+    def fetch(self, app_id: bytes, *, epoch: int) -> FetchedKey:
+        del app_id, epoch
         return FetchedKey(self._answer, URL, "verified")
 
 

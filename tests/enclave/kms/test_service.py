@@ -65,6 +65,13 @@ def test_releases_the_keys_that_the_roots_derive(service, caller) -> None:
     assert response.os_image_hash == app_info(caller).os_image_hash
 
 
+def test_releases_the_keys_of_the_epoch_that_was_asked_for(service, caller) -> None:
+    response = service().get_app_key(pb.GetAppKeyRequest(api_version=1, key_epoch=3), caller)
+    expected = derive_app_keys(service.keys.root_keys(), APP_ID, epoch=3)
+    assert (response.disk_crypt_key, response.k256_key) == (expected.disk_crypt_key, expected.k256_key)
+    assert response.k256_key != derive_app_keys(service.keys.root_keys(), APP_ID).k256_key
+
+
 @pytest.mark.parametrize("version", [0, 1])
 def test_accepts_api_versions_zero_and_one(service, caller, version: int) -> None:
     assert service().get_app_key(pb.GetAppKeyRequest(api_version=version), caller).k256_key

@@ -38,17 +38,20 @@ class KmsStandIn:
     def signer(self) -> bytes:
         return k256.public_key(self.root.k256)
 
-    def private_key(self, app_id: bytes) -> bytes:
+    def private_key(self, app_id: bytes, epoch: int = 0) -> bytes:
         """Return what the guest of an app gets, and nobody else."""
-        return app_keys.env_crypt_key(self.root, app_id)
+        return app_keys.env_crypt_key(self.root, app_id, epoch=epoch)
 
     def answer(self, path: str, body: bytes) -> tuple[int, bytes]:
         self.requests.append((path, body))
         if self.answers:
             return self.answers.pop(0)
-        app_id = bytes.fromhex(json.loads(body)["app_id"])
-        public = app_keys.env_public_key(self.private_key(app_id))
-        legacy, v1 = app_keys.sign_env_public_key(self.root.signing_key, app_id, public, self.timestamp)
+        question = json.loads(body)
+        app_id, epoch = bytes.fromhex(question["app_id"]), question.get("key_epoch", 0)
+        public = app_keys.env_public_key(self.private_key(app_id, epoch))
+        legacy, v1 = app_keys.sign_env_public_key(
+            self.root.signing_key, app_id, public, self.timestamp, epoch=epoch
+        )
         found: dict[str, Any] = {"public_key": public.hex(), "signature": legacy.hex()}
         if not self.without_v1:
             found |= {"timestamp": self.timestamp, "signature_v1": v1.hex()}

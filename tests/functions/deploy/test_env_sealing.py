@@ -93,6 +93,22 @@ def test_only_the_guest_of_this_app_opens_it(kms: KmsStandIn) -> None:
     assert kms.requests == [("/prpc/GetAppEnvEncryptPubKey?json", json.dumps({"app_id": APP.hex()}).encode())]
 
 
+def test_the_key_is_that_of_the_apps_epoch(kms: KmsStandIn) -> None:
+    sealed = seal(kms, epoch=2)
+    policy = EnvPolicy(allowed=ALLOWED)
+    opened = decrypt_env(sealed.ciphertext, kms.private_key(APP, 2), policy=policy, app_id=APP)
+    assert opened.values == ENV
+    with refuses("env.ciphertext.tag"):
+        decrypt_env(sealed.ciphertext, kms.private_key(APP), policy=policy, app_id=APP)
+
+
+def test_n38_refuses_the_key_of_an_epoch_that_was_left_behind(kms: KmsStandIn) -> None:
+    old = kms.answer("", json.dumps({"app_id": APP.hex(), "key_epoch": 1}).encode())
+    kms.answers.append(old)
+    with refuses("keys.env.signer"):
+        seal(kms, epoch=2)
+
+
 @pytest.mark.parametrize("base", ["https://k:1", "https://k:1/", "https://k:1/prpc", "https://k:1/prpc/"])
 def test_knows_every_way_to_write_the_base(base: str) -> None:
     assert env_key_url(base) == "https://k:1/prpc/GetAppEnvEncryptPubKey?json"

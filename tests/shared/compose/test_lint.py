@@ -147,6 +147,11 @@ def test_an_env_signer_without_a_kms_or_a_version_without_a_signer_is_an_error()
     assert codes(Severity.ERROR, **SIGNED, env_min_version=3) == []
 
 
+def test_a_key_epoch_needs_a_kms_and_says_what_it_leaves_behind() -> None:
+    assert codes(key_epoch=2) == ["lint.key_epoch.guest"]
+    assert codes(Severity.ERROR, key_epoch=2, key_provider="tpm") == ["lint.key_epoch.key_provider"]
+
+
 def test_platforms_that_exist_are_fine() -> None:
     assert codes(manifest_version="3", requirements={"platforms": ["dstack-gcp-tdx"]}) == []
     assert codes(manifest_version="3", requirements={}, runner="nerdctl-compose", snapshotter="stargz") == []

@@ -166,6 +166,16 @@ def test_the_points_of_order_eight_are_where_the_curve_has_them(y: int) -> None:
     assert (y * y + square) % P == 0  # the numerator of the doubled point's y
 
 
+def test_reads_a_key_epoch() -> None:
+    assert (model(key_epoch=3).key_epoch, model().key_epoch, model(key_epoch=3).unknown) == (3, 0, ())
+
+
+@pytest.mark.parametrize("epoch", [-1, 1 << 32, "1", None, True])
+def test_refuses_a_key_epoch_of_another_kind(epoch: Any) -> None:
+    with refuses("compose.field", ProtocolError):
+        model(key_epoch=epoch)
+
+
 @pytest.mark.parametrize("version", [-1, 2**53, "3", 1.5, None, True])
 def test_refuses_an_env_min_version_of_another_kind(version: Any) -> None:
     with refuses("compose.field", ProtocolError):

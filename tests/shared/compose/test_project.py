@@ -148,8 +148,9 @@ def test_writes_the_fields_of_upstreams_command_line() -> None:
 
 def test_our_own_fields_are_written_only_where_they_are_set() -> None:
     assert "env_signer" not in app_compose_document(project(), "", None)
-    document = app_compose_document(project(env_signer="d7" * 32, env_min_version=0), "", None)
-    assert (document["env_signer"], document["env_min_version"]) == ("d7" * 32, 0)
+    ours = project(env_signer="d7" * 32, env_min_version=0, key_epoch=3)
+    document = app_compose_document(ours, "", None)
+    assert (document["env_signer"], document["env_min_version"], document["key_epoch"]) == ("d7" * 32, 0, 3)
 
 
 def test_allowed_envs_are_sorted_and_each_once() -> None:

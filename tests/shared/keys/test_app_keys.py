@@ -7,7 +7,7 @@ from rich.pretty import pretty_repr
 
 from shared.errors import ConfigError, DstackError, InvalidEvidence, ProtocolError
 from shared.keys import app_keys, k256
-from shared.keys.kdf import P256_ORDER
+from shared.keys.kdf import P256_ORDER, derive_dh_secret
 
 VECTORS = json.loads((Path(__file__).parents[2] / "data" / "kms" / "vectors.json").read_text())
 INPUTS = VECTORS["inputs"]
@@ -46,6 +46,50 @@ def test_reproduces_the_app_k256_key_and_its_signature() -> None:
     assert keys.k256_key.hex() == VECTORS["k256"]["app_k256_key"]
     assert keys.k256_signature.hex() == VECTORS["k256"]["k256_signature"]
     assert k256.public_key(keys.k256_key).hex() == VECTORS["k256"]["app_k256_pubkey_compressed"]
+
+
+def test_epoch_0_is_upstreams_and_every_other_has_keys_of_its_own() -> None:
+    epochs = [app_keys.derive_app_keys(ROOT, APP_ID, INSTANCE_ID, epoch=epoch) for epoch in (0, 1, 2)]
+    assert epochs[0] == app_keys.derive_app_keys(ROOT, APP_ID, INSTANCE_ID)
+    for name in ("disk_crypt_key", "env_crypt_key", "k256_key"):
+        assert len({getattr(keys, name) for keys in epochs}) == len(epochs)
+    app_keys.verify_issued_key(
+        APP_ID, k256.public_key(epochs[2].k256_key), epochs[2].k256_signature, ROOT_PUBLIC
+    )
+
+
+def test_the_key_of_an_epoch_is_derived_as_documented() -> None:
+    keys = app_keys.derive_app_keys(ROOT, APP_ID, INSTANCE_ID, epoch=7)
+    context = (APP_ID, INSTANCE_ID, b"app-disk-crypt-key", b":epoch:", b"\0\0\0\x07")
+    assert keys.disk_crypt_key == derive_dh_secret(ROOT.ca_scalar, context)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1 << 32])
+def test_refuses_an_epoch_that_is_no_number_of_32_bits(epoch: int) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        app_keys.derive_app_keys(ROOT, APP_ID, epoch=epoch)
+    assert caught.value.code == "keys.epoch"
+
+
+def test_n38_the_env_key_of_one_epoch_is_none_of_another() -> None:
+    public = app_keys.env_public_key(app_keys.env_crypt_key(ROOT, APP_ID, epoch=2))
+    legacy, v1 = app_keys.sign_env_public_key(ROOT.signing_key, APP_ID, public, TIMESTAMP, epoch=2)
+    assert legacy == b""
+
+    def verify(timestamp: int | None, epoch: int) -> bytes:
+        return app_keys.verify_env_public_key(
+            APP_ID, public, v1, timestamp=timestamp, now=TIMESTAMP, trusted=[ROOT_PUBLIC], epoch=epoch
+        )
+
+    assert verify(TIMESTAMP, 2) == ROOT_PUBLIC
+    for timestamp, epoch, code in (
+        (TIMESTAMP, 1, "keys.env.signer"),
+        (TIMESTAMP, 0, "keys.env.signer"),
+        (None, 2, "keys.env.epoch"),
+    ):
+        with pytest.raises(InvalidEvidence) as caught:
+            verify(timestamp, epoch)
+        assert caught.value.code == code
 
 
 def test_reproduces_the_app_ca_scalar() -> None:
