@@ -74,7 +74,8 @@ def get_keys(platform: Platform) -> KeyBundle:
     1. app id, KMS URL, root pin and anchors are read from the measured image; 2. the temporary CA is fetched;
     3. a key, evidence bound to it and a certificate are made; 4. the app's keys are asked for; 5. the answer
     must come from the pinned root and its key must be signed for this app id. Raises `get_keys.root_pin`,
-    `get_keys.ca_changed`, `get_keys.signature`, `kms.refused` and what the checks of the server raise.
+    `get_keys.ca_changed`, `get_keys.epoch`, `get_keys.signature`, `kms.refused` and what the checks of the
+    server raise.
     """
     config = load_enclave_config(platform)
     app_id = config.app_id_bytes()
@@ -91,6 +92,11 @@ def get_keys(platform: Platform) -> KeyBundle:
         k256_key=response.k256_key,
         k256_signature=response.k256_signature,
     )
+    if response.key_epoch != config.key_epoch:
+        raise InvalidEvidence(
+            "get_keys.epoch",
+            f"the KMS answered with keys of epoch {response.key_epoch}, expected {config.key_epoch}",
+        )
     if _spki(response.ca_cert.encode()) != _spki(client.root_pem):
         raise InvalidEvidence(
             "get_keys.ca_changed", "the KMS answered with a root CA other than the pinned one"

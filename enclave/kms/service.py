@@ -134,6 +134,7 @@ class KmsService:
             tproxy_app_id=decision.gateway_app_id,
             gateway_app_id=decision.gateway_app_id,
             os_image_hash=subject.os_image_hash,
+            key_epoch=request.key_epoch,
         )
 
     def get_kms_key(

@@ -18,7 +18,7 @@ class GetAppKeyRequest(_message.Message):
     def __init__(self, api_version: _Optional[int] = ..., vm_config: _Optional[str] = ..., key_epoch: _Optional[int] = ...) -> None: ...
 
 class AppKeyResponse(_message.Message):
-    __slots__ = ("ca_cert", "disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "tproxy_app_id", "gateway_app_id", "os_image_hash")
+    __slots__ = ("ca_cert", "disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "tproxy_app_id", "gateway_app_id", "os_image_hash", "key_epoch")
     CA_CERT_FIELD_NUMBER: _ClassVar[int]
     DISK_CRYPT_KEY_FIELD_NUMBER: _ClassVar[int]
     ENV_CRYPT_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class AppKeyResponse(_message.Message):
     TPROXY_APP_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_APP_ID_FIELD_NUMBER: _ClassVar[int]
     OS_IMAGE_HASH_FIELD_NUMBER: _ClassVar[int]
+    KEY_EPOCH_FIELD_NUMBER: _ClassVar[int]
     ca_cert: str
     disk_crypt_key: bytes
     env_crypt_key: bytes
@@ -35,7 +36,8 @@ class AppKeyResponse(_message.Message):
     tproxy_app_id: str
     gateway_app_id: str
     os_image_hash: bytes
-    def __init__(self, ca_cert: _Optional[str] = ..., disk_crypt_key: _Optional[bytes] = ..., env_crypt_key: _Optional[bytes] = ..., k256_key: _Optional[bytes] = ..., k256_signature: _Optional[bytes] = ..., tproxy_app_id: _Optional[str] = ..., gateway_app_id: _Optional[str] = ..., os_image_hash: _Optional[bytes] = ...) -> None: ...
+    key_epoch: int
+    def __init__(self, ca_cert: _Optional[str] = ..., disk_crypt_key: _Optional[bytes] = ..., env_crypt_key: _Optional[bytes] = ..., k256_key: _Optional[bytes] = ..., k256_signature: _Optional[bytes] = ..., tproxy_app_id: _Optional[str] = ..., gateway_app_id: _Optional[str] = ..., os_image_hash: _Optional[bytes] = ..., key_epoch: _Optional[int] = ...) -> None: ...
 
 class AppId(_message.Message):
     __slots__ = ("app_id", "key_epoch")

@@ -140,6 +140,20 @@ def test_the_image_chooses_the_epoch_of_its_keys(world: World) -> None:
     assert get_keys(world.platform()).keys == derive_app_keys(world.keys.root_keys(), APP_ID, epoch=4)
 
 
+def test_n38_refuses_keys_of_another_epoch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KMS that knows no epochs ignores the field, and answers with the keys that were to be left behind."""
+    answer = world.service.get_app_key
+
+    def upstreams(request: pb.GetAppKeyRequest, caller: object) -> pb.AppKeyResponse:
+        request.ClearField("key_epoch")
+        return answer(request, caller)
+
+    monkeypatch.setattr(world.service, "get_app_key", upstreams)
+    monkeypatch.setattr(world.service, "get_app_key_promptly", upstreams)
+    world.config = {"key_epoch": "4", **world.config}
+    assert world.refusal().code == "get_keys.epoch"
+
+
 def test_writes_upstreams_file_for_its_owner_alone(world: World, tmp_path: Path) -> None:
     output = tmp_path / "appkeys.json"
     assert main(["get-keys", "-o", str(output)], world.platform()) == ExitCode.OK
