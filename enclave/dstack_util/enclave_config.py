@@ -4,6 +4,7 @@ app_id = "0x..."                            # the DstackApp contract; on GCP the
 key_epoch = 0                               # raise it to leave this app's keys behind
 [kms]
 url = "https://kms.example.org:8000"
+more_urls = []                              # others with the same roots, for when that one does not answer
 root_ca = "/etc/dstack/kms-root-ca.pem"     # the KMS root CA, never the temporary CA
 k256_pubkey = "0x02..."                     # optional: who must have signed the app's k256 key
 [trust]
@@ -34,23 +35,27 @@ CONFIG_PATH = "/etc/dstack/enclave.toml"
 DEFAULT_KMS_PORT = 443
 
 
+class KmsEndpoint(msgspec.Struct, frozen=True):
+    """Where one KMS is. `base` is the path that its methods hang below, always ending in `/prpc`."""
+
+    host: str
+    port: int
+    base: str
+    url: str
+    """The base as a URL, as `.appkeys.json` names it."""
+
+
 class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[kms]`."""
+    """`[kms]`. `more_urls` are further KMSes with the same roots, for when the first gives no keys."""
 
     url: str
+    more_urls: tuple[str, ...] = ()
     root_ca: str = ""
     k256_pubkey: str = ""
 
-    def endpoint(self) -> tuple[str, int]:
-        """Return the KMS's host and port. Raises `ConfigError("image.kms_url")`."""
-        parts = urlsplit(self.url)
-        try:
-            port = parts.port or DEFAULT_KMS_PORT
-        except ValueError as error:
-            raise ConfigError("image.kms_url", f"kms.url {self.url!r} has an invalid port") from error
-        if parts.scheme != "https" or not parts.hostname:
-            raise ConfigError("image.kms_url", f"kms.url is {self.url!r}, expected https://host[:port]")
-        return parts.hostname, port
+    def endpoints(self) -> tuple[KmsEndpoint, ...]:
+        """Return the KMSes in the order in which they are asked. Raises `ConfigError("image.kms_url")`."""
+        return tuple(_endpoint(url) for url in (self.url, *self.more_urls))
 
     def pinned_k256(self) -> bytes | None:
         """Return the pinned k256 root key (compressed, 33 bytes), or None."""
@@ -60,14 +65,21 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             self.k256_pubkey, what="kms.k256_pubkey", length=33, code="image.k256_pubkey"
         )
 
-    def method_url(self) -> str:
-        """Return the URL that methods hang below, as `.appkeys.json` names it."""
-        return urlunsplit(urlsplit(self.url)._replace(path=self.base_path(), query="", fragment=""))
 
-    def base_path(self) -> str:
-        """Return the path that methods hang below, always ending in `/prpc` (spec kms section 8.2)."""
-        path = urlsplit(self.url).path.rstrip("/")
-        return path if path.endswith("/prpc") else path + "/prpc"
+def _endpoint(url: str) -> KmsEndpoint:
+    """Read one URL, with or without `/prpc` (spec kms section 8.2)."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or DEFAULT_KMS_PORT
+    except ValueError as error:
+        raise ConfigError("image.kms_url", f"kms url {url!r} has an invalid port") from error
+    if parts.scheme != "https" or not parts.hostname:
+        raise ConfigError("image.kms_url", f"kms url is {url!r}, expected https://host[:port]")
+    path = parts.path.rstrip("/")
+    base = path if path.endswith("/prpc") else path + "/prpc"
+    return KmsEndpoint(
+        parts.hostname, port, base, urlunsplit(parts._replace(path=base, query="", fragment=""))
+    )
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,19 +9,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from enclave.dstack_util.enclave_config import load_enclave_config
+from enclave.dstack_util.enclave_config import EnclaveConfig, load_enclave_config
 from enclave.dstack_util.kms_client import ClientIdentity, KmsClient
 from enclave.platform import Platform
 from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import establish_trust
-from enclave.tee.tee import Attestor
-from shared.errors import InvalidEvidence, ProtocolError
+from enclave.tee.tee import Attestor, Clock
+from shared.errors import DstackError, InvalidEvidence, ProtocolError
 from shared.keys.app_keys import AppKeys, issuer_of_key
 from shared.keys.k256 import public_key
 from shared.ratls.certificates import client_certificate
 from shared.rpc import kms_pb2 as pb
 
 API_VERSION = 1
+OS_IMAGE_HASH_BYTES = 32
 
 
 class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,54 +70,80 @@ class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def get_keys(platform: Platform) -> KeyBundle:
-    """Attest to the KMS that the measured image names, and return this app's keys.
+    """Attest to a KMS that the measured image names, and return this app's keys.
 
-    1. app id, KMS URL, root pin and anchors are read from the measured image; 2. the temporary CA is fetched;
-    3. a key, evidence bound to it and a certificate are made; 4. the app's keys are asked for; 5. the answer
-    must come from the pinned root and its key must be signed for this app id. Raises `get_keys.root_pin`,
-    `get_keys.ca_changed`, `get_keys.epoch`, `get_keys.signature`, `kms.refused` and what the checks of the
-    server raise.
+    1. app id, KMS URLs, root pin and anchors are read from the measured image; 2. the temporary CA is
+    fetched; 3. a key, evidence bound to it and a certificate are made; 4. the app's keys are asked for; 5.
+    the answer must come from the pinned root, its key must be signed for this app id, and it must name the
+    image that was judged. The KMSes are asked in order until one gives keys; nothing is recorded before.
+    Raises `get_keys.root_pin`, `get_keys.ca_changed`, `get_keys.epoch`, `get_keys.signature`,
+    `get_keys.os_image_hash`, `kms.refused` and what the checks of the server raise: the first KMS's error.
     """
     config = load_enclave_config(platform)
     app_id = config.app_id_bytes()
     trust = establish_trust(platform, config.trust.settings())
-    client = KmsClient(platform, config, trust.verifier)
+    attestor = platform.tee.attestor(app_id)
+    failures: list[DstackError] = []
+    for endpoint in config.kms.endpoints():
+        try:
+            client = KmsClient(platform, config, endpoint, trust.verifier)
+            return _ask(client, config, endpoint.url, attestor, trust.clock)
+        except DstackError as error:
+            failures.append(error)
+    raise failures[0]
 
+
+def _ask(client: KmsClient, config: EnclaveConfig, url: str, attestor: Attestor, clock: Clock) -> KeyBundle:
     temporary = client.call("GetTempCaCert", None, pb.GetTempCaCertResponse)
-    identity = _make_identity(temporary, platform.tee.attestor(app_id), trust.clock.now())
+    identity = _make_identity(temporary, attestor, clock.now())
     request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="", key_epoch=config.key_epoch)
     response = client.call("GetAppKey", request, pb.AppKeyResponse, identity)
-    keys = AppKeys(
+    issuer = _check_answer(response, config, client.root_pem)
+    return KeyBundle(
+        keys=_keys_of(response),
+        os_image_hash=response.os_image_hash,
+        k256_root=issuer,
+        ca_cert=response.ca_cert,
+        gateway_app_id=response.gateway_app_id,
+        kms_url=url,
+        temp_ca_key=temporary.temp_ca_key,
+        temp_ca_cert=temporary.temp_ca_cert,
+    )
+
+
+def _keys_of(response: pb.AppKeyResponse) -> AppKeys:
+    return AppKeys(
         disk_crypt_key=response.disk_crypt_key,
         env_crypt_key=response.env_crypt_key,
         k256_key=response.k256_key,
         k256_signature=response.k256_signature,
     )
+
+
+def _check_answer(response: pb.AppKeyResponse, config: EnclaveConfig, root_pem: bytes) -> bytes:
+    """Return the k256 root key that signed the app's, once everything in the answer is what it must be."""
     if response.key_epoch != config.key_epoch:
         raise InvalidEvidence(
             "get_keys.epoch",
             f"the KMS answered with keys of epoch {response.key_epoch}, expected {config.key_epoch}",
         )
-    if _spki(response.ca_cert.encode()) != _spki(client.root_pem):
+    if _spki(response.ca_cert.encode()) != _spki(root_pem):
         raise InvalidEvidence(
             "get_keys.ca_changed", "the KMS answered with a root CA other than the pinned one"
         )
-    issuer = issuer_of_key(app_id, public_key(keys.k256_key), keys.k256_signature)
+    issuer = issuer_of_key(config.app_id_bytes(), public_key(response.k256_key), response.k256_signature)
     pinned = config.kms.pinned_k256()
     if pinned is not None and issuer != pinned:
         raise InvalidEvidence(
             "get_keys.signature", f"the app key is signed by {issuer.hex()}, the image pins {pinned.hex()}"
         )
-    return KeyBundle(
-        keys=keys,
-        os_image_hash=response.os_image_hash,
-        k256_root=issuer,
-        ca_cert=response.ca_cert,
-        gateway_app_id=response.gateway_app_id,
-        kms_url=config.kms.method_url(),
-        temp_ca_key=temporary.temp_ca_key,
-        temp_ca_cert=temporary.temp_ca_cert,
-    )
+    if len(response.os_image_hash) != OS_IMAGE_HASH_BYTES:
+        raise InvalidEvidence(
+            "get_keys.os_image_hash",
+            f"the KMS judged an image hash of {len(response.os_image_hash)} bytes, "
+            f"expected {OS_IMAGE_HASH_BYTES}",
+        )
+    return issuer
 
 
 def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now: int) -> ClientIdentity:

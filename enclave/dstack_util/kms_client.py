@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import Message
 
-from enclave.dstack_util.enclave_config import EnclaveConfig
+from enclave.dstack_util.enclave_config import EnclaveConfig, KmsEndpoint
 from enclave.platform import Platform
 from enclave.tee.peers import PeerVerifier
 from shared.errors import ConfigError, PolicyDenied, ProtocolError
@@ -39,20 +39,21 @@ class ClientIdentity(msgspec.Struct, frozen=True):
 
 
 class KmsClient:
-    """Speaks to the KMS that the measured image names, and to no other.
+    """Speaks to one KMS that the measured image names, and to no other.
 
     Raises `ConfigError("get_keys.root_pin")` when the image pins no root CA: without one, whoever answers
     would be believed.
     """
 
-    def __init__(self, platform: Platform, config: EnclaveConfig, verifier: PeerVerifier) -> None:
+    def __init__(
+        self, platform: Platform, config: EnclaveConfig, endpoint: KmsEndpoint, verifier: PeerVerifier
+    ) -> None:
         if not config.kms.root_ca:
             raise ConfigError(
                 "get_keys.root_pin", "the image pins no kms.root_ca, so no KMS can be told apart"
             )
         self.root_pem = platform.read_measured(config.kms.root_ca)
-        self._host, self._port = config.kms.endpoint()
-        self._base = config.kms.base_path()
+        self._host, self._port, self._base = endpoint.host, endpoint.port, endpoint.base
         self._dialer = platform.dialer()
         self._verifier = verifier
 

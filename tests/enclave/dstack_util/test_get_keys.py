@@ -154,6 +154,22 @@ def test_n38_refuses_keys_of_another_epoch(world: World, monkeypatch: pytest.Mon
     assert world.refusal().code == "get_keys.epoch"
 
 
+def test_n62_refuses_keys_for_an_image_that_was_not_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the KMS judged is recorded: nothing in its place would look like another guest."""
+    answer = world.service.get_app_key
+
+    def nameless(request: pb.GetAppKeyRequest, caller: object) -> pb.AppKeyResponse:
+        response = answer(request, caller)
+        response.os_image_hash = b""
+        return response
+
+    monkeypatch.setattr(world.service, "get_app_key", nameless)
+    monkeypatch.setattr(world.service, "get_app_key_promptly", nameless)
+    assert world.refusal().code == "get_keys.os_image_hash"
+
+
 def test_writes_upstreams_file_for_its_owner_alone(world: World, tmp_path: Path) -> None:
     output = tmp_path / "appkeys.json"
     assert main(["get-keys", "-o", str(output)], world.platform()) == ExitCode.OK

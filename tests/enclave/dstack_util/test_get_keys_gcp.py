@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from socket import create_server
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.devices.clock import SystemClock
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
+from enclave.kms.authorization import Decision
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
@@ -20,10 +22,11 @@ from enclave.serving.attested_tls import DEFAULT_LIMITS, build_server
 from enclave.serving.http_protocol import Limits
 from enclave.simulator.intel_documents import level, platform_tcb
 from shared.attestation.event_log import system_events
-from shared.errors import DstackError
+from shared.errors import DstackError, UnavailableError
 from shared.keys.app_keys import derive_app_keys
 from shared.rpc import kms_pb2 as pb
 from tests.enclave.gcp import GUEST_APP_ID, NOW, ROOT_PATHS, Guest, Machines
+from tests.shared.refusal import refuses
 
 # What an impatient KMS gives a handshake.
 HANDSHAKE_SECONDS = 2.0
@@ -65,13 +68,13 @@ class World:
         if code == "tls.handshake.timeout":
             self.cut.set()
 
-    def app(self) -> Guest:
-        """Start the app's guest."""
+    def app(self, *before: str) -> Guest:
+        """Start the app's guest. It asks the KMSes of the URLs `before` this one."""
         roots = "".join(f'{signer}_roots = ["{path}"]\n' for signer, path in ROOT_PATHS.items())
-        port = self.listener.getsockname()[1]
+        urls = [*before, f"https://localhost:{self.listener.getsockname()[1]}"]
         text = (
             f'app_id = "0x{self.app_id.hex()}"\n'
-            f'[kms]\nurl = "https://localhost:{port}"\nroot_ca = "/kms.pem"\n'
+            f'[kms]\nurl = "{urls[0]}"\nmore_urls = {urls[1:]}\nroot_ca = "/kms.pem"\n'
             f'[trust]\n{roots}pccs = ["{self._gcp.vendors.server.url}"]\n'
         )
         root = self.keys.root_ca_cert.public_bytes(Encoding.PEM)
@@ -106,6 +109,29 @@ def test_gets_the_keys_of_its_instance(world: World) -> None:
     events = {event.event: event.payload for event in guest.evidence().runtime_events}
     assert bundle.keys == derive_app_keys(world.keys.root_keys(), GUEST_APP_ID, events["instance-id"])
     assert len(bundle.os_image_hash) == 32
+
+
+def test_n62_the_next_kms_gives_the_keys_and_nothing_was_recorded_before(world: World) -> None:
+    with create_server(("localhost", 0)) as silent:
+        port = silent.getsockname()[1]
+    guest = world.app(f"https://localhost:{port}")
+    before = [event.event for event in guest.evidence().runtime_events]
+    bundle = get_keys(guest.platform)
+    assert bundle.kms_url == f"https://localhost:{world.listener.getsockname()[1]}/prpc"
+    assert [event.event for event in guest.evidence().runtime_events] == before
+    for _attempt in range(2):
+        guest.platform.tee.record_keys(os_image_hash=bundle.os_image_hash, kms_root=bundle.root_spki())
+    after = [event.event for event in guest.evidence().runtime_events]
+    assert after == [*before, "os-image-hash", "key-provider", "storage-fs", "system-ready"]
+
+
+def test_the_first_kms_tells_why_none_gave_keys(world: World, policy) -> None:
+    policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
+    with create_server(("localhost", 0)) as silent:
+        port = silent.getsockname()[1]
+    guest = world.app(f"https://localhost:{port}")
+    with refuses("net.unreachable", UnavailableError):
+        get_keys(guest.platform)
 
 
 def test_what_came_can_be_recorded(world: World) -> None:
