@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 NPM := $(shell command -v npm 2>/dev/null)
 NODE_STAMP := contracts/node_modules/.installed
 DIFFERENTIAL_STAMP := tests/differential/node_modules/.installed
+SAFE_STAMP := tests/safe/node_modules/.installed
 
 .PHONY: demo test setup check package bench fuzz lock contracts contracts-check proto wheel clean
 
@@ -16,10 +17,10 @@ PLATFORM ?= nitro
 demo: $(STAMP) node
 	@$(BIN)/dstack-cloud demo --platform $(PLATFORM) $(ARGS)
 
-test: $(STAMP) node differential
+test: $(STAMP) node differential safe
 	$(BIN)/pytest -n auto $(ARGS)
 
-setup: $(STAMP) node differential
+setup: $(STAMP) node differential safe
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,14 +38,15 @@ $(STAMP): $(UV) pyproject.toml locks/dev.txt
 	@touch $(STAMP)
 
 # node gives the demo and the tests a real chain (anvil) and the compiler (solc); without it they use py-evm.
-# The tests compare TDX verdicts with an implementation from npm too.
-.PHONY: node differential
+# The tests compare TDX verdicts with an implementation from npm too, and have a Safe own a contract.
+.PHONY: node differential safe
 ifeq ($(NPM),)
-node differential:
+node differential safe:
 	@:
 else
 node: $(NODE_STAMP)
 differential: $(DIFFERENTIAL_STAMP)
+safe: $(SAFE_STAMP)
 endif
 
 $(NODE_STAMP): contracts/package-lock.json contracts/package.json
@@ -55,6 +57,10 @@ $(NODE_STAMP): contracts/package-lock.json contracts/package.json
 $(DIFFERENTIAL_STAMP): tests/differential/package-lock.json tests/differential/package.json
 	@cd tests/differential && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
 	  echo "npm could not install the second TDX verifier; its tests will skip" >&2; }
+
+$(SAFE_STAMP): tests/safe/package-lock.json tests/safe/package.json
+	@cd tests/safe && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
+	  echo "npm could not install Safe's contracts; the test of docs/kms-setup.md will skip" >&2; }
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -107,4 +113,4 @@ lock: $(UV)
 	echo 'uv' | $(UV) $(COMPILE) --upgrade - --output-file locks/uv.txt
 
 clean:
-	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules tests/safe/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

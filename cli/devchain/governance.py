@@ -93,14 +93,15 @@ class Governance:
 
     # ---- deploying ----
 
-    def deploy(self) -> Deployment:
+    def deploy(self, owner: str | None = None) -> Deployment:
         """Deploy app implementation, KMS implementation and KMS proxy, in upstream's order, and settle.
 
-        The addresses follow from the account's nonces, so all three transactions can share a block.
+        `owner` owns the proxy, this account where none is named. The addresses follow from the account's
+        nonces, so all three transactions can share a block.
         """
         app, kms, proxy = (_create_address(self._account.address_bytes, self._nonce + n) for n in range(3))
         initialization = self._contract("DstackKms", proxy).encode_abi(
-            "initialize", [self._account.address, app]
+            "initialize", [owner or self._account.address, app]
         )
         sent = [
             self.send(self.constructor("DstackApp"), gas=DEPLOY_GAS),
