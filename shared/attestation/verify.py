@@ -106,7 +106,8 @@ def verify_attestation(
     if report_data is not None and attestation.report_data != report_data:
         raise InvalidEvidence(
             "attestation.report_data",
-            f"report_data begins {attestation.report_data[:16].hex()}, expected {report_data[:16].hex()}",
+            f"report data mismatch: begins {attestation.report_data[:16].hex()}, "
+            f"expected {report_data[:16].hex()}",
         )
     check_pod_payload(attestation)
     events = system_events(attestation.runtime_events)
