@@ -2,15 +2,21 @@
 
 A sealed blob is, big endian:
 
-    4 bytes  `DSB1`
+    4 bytes  `DSB2`
     u8       bank: 0 sha256, 1 sha384
     u8 n     number of registers, then n bytes: their indexes, ascending
     u16, ... TPM2B_PRIVATE, as TPM2_Create returned it
     u16, ... TPM2B_PUBLIC, as TPM2_Create returned it
+    u16, ... TPM2B_CREATION_DATA, as TPM2_Create returned it
+    u16, ... the digest of the creation ticket, as TPM2_Create returned it
 
 The blob is no secret. Only the TPM that made it can open it, and only while the registers hold the values of
 the moment of sealing: the object has no password, its one authorisation is the policy over those registers.
 The secret itself crosses between the TPM and us in the clear, as it does from every vTPM.
+
+Whoever boots something else on the same machine could seal a secret of their own to our registers' values,
+and leave it in our secret's place. So the TPM is asked to confirm the creation ticket too: the object was
+made while the registers held the values that they hold now, that is, by us.
 """
 
 import hashlib
@@ -21,14 +27,14 @@ import msgspec
 from enclave.devices import tpm_wire as wire
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_wire import EMPTY_AUTH, Auth, Reader
-from shared.errors import ProtocolError, UnavailableError
+from shared.errors import ConfigError, ProtocolError, UnavailableError
 
 # What TPM2_Create takes as data for one sealed object (MAX_SYM_DATA).
 MAX_SECRET = 128
-# The two areas of such an object have about 350 bytes.
+# The areas of such an object have about 500 bytes.
 MAX_BLOB = 1024
 
-_MAGIC = b"DSB1"
+_MAGIC = b"DSB2"
 _BANKS = ("sha256", "sha384")
 _POLICY_SESSION = 1
 _NONCE_LENGTH = 32
@@ -46,17 +52,19 @@ STORAGE_TEMPLATE = bytes.fromhex(
 
 
 class SealedBlob(msgspec.Struct, frozen=True):
-    """A sealed secret: the registers it depends on, and the object's two areas."""
+    """A sealed secret: the registers it depends on, the object's two areas, and the proof of its making."""
 
     algorithm: str
     indices: tuple[int, ...]
     private: bytes
     public: bytes
+    creation: bytes
+    ticket: bytes
 
     def encode(self) -> bytes:
         """Return the bytes of this module's format."""
         header = _MAGIC + bytes([_BANKS.index(self.algorithm), len(self.indices), *self.indices])
-        return header + wire.sized(self.private) + wire.sized(self.public)
+        return header + b"".join(map(wire.sized, (self.private, self.public, self.creation, self.ticket)))
 
 
 def decode_blob(data: bytes) -> SealedBlob:
@@ -75,9 +83,10 @@ def decode_blob(data: bytes) -> SealedBlob:
     ascending = indices == tuple(sorted(set(indices)))
     if magic != _MAGIC or bank >= len(_BANKS) or not ascending or not _registers(indices):
         raise ProtocolError(
-            "tpm_device.blob.format", "sealed blob has another format than DSB1, sha256 or sha384"
+            "tpm_device.blob.format", "sealed blob has another format than DSB2, sha256 or sha384"
         )
-    blob = SealedBlob(_BANKS[bank], indices, reader.sized(), reader.sized())
+    areas = (reader.sized(), reader.sized(), reader.sized(), reader.sized())
+    blob = SealedBlob(_BANKS[bank], indices, *areas)
     reader.finish()
     return blob
 
@@ -107,16 +116,22 @@ def seal(tpm: Tpm, secret: bytes, algorithm: str, indices: Sequence[int]) -> byt
             parameters=wire.sized(wire.sized(b"") + wire.sized(secret))
             + wire.sized(public)
             + wire.sized(b"")
-            + wire.u32(0),
+            + wire.selection(algorithm, registers),
         ).parameters
-        return SealedBlob(algorithm, registers, answer.sized(), answer.sized()).encode()
+        private, public, creation = answer.sized(), answer.sized(), answer.sized()
+        answer.sized()  # creation hash
+        answer.take(6)  # ticket: tag and hierarchy
+        ticket = answer.sized()
+        answer.finish()
+        return SealedBlob(algorithm, registers, private, public, creation, ticket).encode()
 
 
 def unseal(tpm: Tpm, blob: bytes) -> bytes:
     """Return the secret of a blob.
 
     Raises what `decode_blob` does, `UnavailableError("tpm_device.sealed")` when the registers hold other
-    values than at sealing, and what `Tpm` raises: a blob of another TPM is `TpmRefused`.
+    values than at sealing, `ProtocolError("tpm_device.blob.creation")` when they held other ones than now
+    while it was made, and what `Tpm` raises: a blob of another TPM is `TpmRefused`.
     """
     sealed = decode_blob(blob)
     with tpm.primary(wire.RH_OWNER, STORAGE_TEMPLATE) as storage:
@@ -129,7 +144,9 @@ def unseal(tpm: Tpm, blob: bytes) -> bytes:
             with_handle=True,
         )
         with tpm.flushed(loaded.handle) as handle:
-            return _unseal_loaded(tpm, handle, sealed)
+            secret = _unseal_loaded(tpm, handle, sealed)
+            _check_creation(tpm, handle, sealed)
+            return secret
 
 
 def _unseal_loaded(tpm: Tpm, handle: int, sealed: SealedBlob) -> bytes:
@@ -170,11 +187,67 @@ def _unseal_loaded(tpm: Tpm, handle: int, sealed: SealedBlob) -> bytes:
         return secret
 
 
+def _check_creation(tpm: Tpm, handle: int, sealed: SealedBlob) -> None:
+    """Check that this TPM made the object, and what the registers held then."""
+    ticket = wire.u16(wire.ST_CREATION) + wire.u32(wire.RH_OWNER) + wire.sized(sealed.ticket)
+    tpm.run(
+        "CertifyCreation",
+        wire.CC_CERTIFY_CREATION,
+        handles=[wire.RH_NULL, handle],
+        auths=[EMPTY_AUTH],
+        parameters=wire.sized(b"")
+        + wire.sized(hashlib.sha256(sealed.creation).digest())
+        + wire.u16(wire.ALG_NULL)
+        + ticket,
+    )
+    reader = Reader(sealed.creation, "creation data")
+    selected = wire.read_selection(reader)
+    digest = reader.sized()
+    values = tpm.pcr_read(sealed.algorithm, sealed.indices)
+    expected = hashlib.sha256(b"".join(values[index] for index in sealed.indices)).digest()
+    if selected != (wire.HASHES[sealed.algorithm], sealed.indices) or digest != expected:
+        raise ProtocolError(
+            "tpm_device.blob.creation",
+            f"sealed blob was made while {sealed.algorithm} registers {list(sealed.indices)} held other "
+            "values",
+        )
+
+
 def _pcr_policy(algorithm: str, indices: Sequence[int], values: Sequence[bytes]) -> bytes:
     """Return the digest of a policy session after one PolicyPCR."""
     pcr_digest = hashlib.sha256(b"".join(values)).digest()
     command = wire.u32(wire.CC_POLICY_PCR) + wire.selection(algorithm, indices)
     return hashlib.sha256(bytes(32) + command + pcr_digest).digest()
+
+
+class TpmSealer:
+    """Sealing as `enclave.tee.tee.Sealer` has it."""
+
+    def __init__(self, tpm: Tpm) -> None:
+        self._tpm = tpm
+
+    def seal(self, secret: bytes, bank: str, registers: Sequence[int]) -> bytes:
+        """See `Sealer.seal`, and `seal` for what else is raised."""
+        if bank in _BANKS:
+            values = self._tpm.pcr_read(bank, registers)
+            if unused := [index for index, value in values.items() if not any(value)]:
+                raise ConfigError(
+                    "tpm_device.pcr.unused",
+                    f"{bank} registers {unused} are empty: what is sealed to them is sealed to nothing",
+                )
+        return seal(self._tpm, secret, bank, registers)
+
+    def unseal(self, blob: bytes, bank: str, registers: Sequence[int]) -> bytes:
+        """See `Sealer.unseal`: `ProtocolError("tpm_device.blob.registers")` for other registers."""
+        sealed = decode_blob(blob)
+        expected = tuple(sorted(set(registers)))
+        if (sealed.algorithm, sealed.indices) != (bank, expected):
+            raise ProtocolError(
+                "tpm_device.blob.registers",
+                f"secret is sealed to {sealed.algorithm} registers {list(sealed.indices)}, expected {bank} "
+                f"{list(expected)}",
+            )
+        return unseal(self._tpm, blob)
 
 
 def _registers(indices: Sequence[int]) -> bool:

@@ -25,7 +25,7 @@ from enclave.simulator.console import Console, silent
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
-from enclave.simulator.software_tpm import SoftwareTpm
+from enclave.simulator.sealing_tpm import SealingTpm
 from enclave.simulator.swtpm import Swtpm, swtpm_installed
 from enclave.simulator.tdx import SimulatedTdx
 from enclave.tee.boot_events import STORAGE_FS, identity_events, make_instance_id, provider_events, record
@@ -234,7 +234,7 @@ def _shown(event: RuntimeEvent) -> str:
 @contextmanager
 def _vtpm(kind: TpmKind, state: Path) -> Iterator[tuple[str, TpmDevice]]:
     if kind == "software" or (kind == "auto" and not swtpm_installed()):
-        yield "software", SoftwareTpm()
+        yield "software", SealingTpm()
         return
     with Swtpm(state) as device:
         yield "swtpm", device

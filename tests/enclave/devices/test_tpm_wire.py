@@ -229,7 +229,7 @@ class Arbitrary:
         lambda tpm: tpm.primary(wire.RH_OWNER, b"template").__enter__(),
         lambda tpm: NvStorage(tpm).read(0x01C10002),
         lambda tpm: GcpVtpm(tpm).quote(bytes(32)),
-        lambda tpm: unseal(tpm, SealedBlob("sha256", (14,), b"", b"").encode()),
+        lambda tpm: unseal(tpm, SealedBlob("sha256", (14,), b"", b"", b"", b"").encode()),
     ],
 )
 @given(bodies=st.lists(st.binary(max_size=80), max_size=4))
