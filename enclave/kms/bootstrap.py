@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.kms.custody import Custody
+from enclave.kms.key_store import KeyMaterial
 from enclave.log import log_event
 from enclave.tee.tee import Attestor
 from shared.attestation.report_data import bootstrap_report_data
@@ -46,7 +47,7 @@ class Bootstrapper:
     def __init__(
         self,
         *,
-        store: KeyStore,
+        store: Custody,
         random: Callable[[], bytes],
         attestor: Attestor,
         now: Callable[[], int],

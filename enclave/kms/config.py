@@ -1,7 +1,8 @@
 """`kms.toml`, compatible with upstream's file (spec kms section 5.1).
 
-Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own section,
-`[core.auth_api.proof]`, is policy, so a misspelt key there is refused instead of silently defaulted.
+Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own sections,
+`[core.auth_api.proof]` and `[core.custody]`, are policy, so a misspelt key there is refused instead of
+silently defaulted.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from enclave.kms.custody_config import CustodySettings
 from shared.attestation.trust import Signer
 from shared.chain.decision import DEFAULT_MAX_BLOCK_AGE, DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError
@@ -248,7 +250,7 @@ def parse_config(text: bytes) -> KmsConfig:
     """Parse and check `kms.toml`.
 
     Raises `ConfigError`: `config.syntax`, `config.invalid`, `config.proof.missing`,
-    `config.anchors.flag`.
+    `config.custody.pcrs`, `config.custody.peer`, `config.anchors.flag`.
     """
     try:
         document = tomllib.loads(text.decode())
@@ -263,6 +265,7 @@ def parse_config(text: bytes) -> KmsConfig:
         check()
     if core.auth_api.type == "proof":
         proof = core.auth_api.proof
+    custody: CustodySettings = CustodySettings()
         if proof is None:
             raise ConfigError(
                 "config.proof.missing",
@@ -275,3 +278,4 @@ def parse_config(text: bytes) -> KmsConfig:
             "attestation.root_ca is set, which needs insecure_allow_external_trust_anchors = true",
         )
     return config
+    core.custody.check(auto_bootstraps=bool(core.onboard.auto_bootstrap_domain))

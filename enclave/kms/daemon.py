@@ -12,6 +12,9 @@ from enclave.kms.attestation_info import attestation_info
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
+from enclave.kms.custody import Custody
+from enclave.kms.custody_peer import HeldKeys
+from enclave.kms.custody_tpm import SealedKeys
 from enclave.kms.http import main_app, onboard_app
 from enclave.kms.image_cache import ImageCache
 from enclave.kms.key_store import KeyMaterial, KeyStore
@@ -45,8 +48,8 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         )
         if parts.config.core.admin.enabled:
             parts.config.core.admin.token_digest(os.environ)  # without one, not even keys are made
-        store = KeyStore(platform.writable_path(parts.config.core.cert_dir))
-        keys = store.load() or _onboard(platform, parts, store)
+        custody = _custody(platform, parts)
+        keys = custody.load() or _onboard(platform, parts, custody)
         _serve(platform, parts, keys)
     except DstackError as error:
         log_event("kms.failed", code=error.code, message=error.message)
@@ -55,7 +58,24 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
     return ExitCode.OK
 
 
-def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
+def _custody(platform: Platform, parts: Parts) -> Custody:
+    """Return what `[core.custody]` names. Raises `ConfigError`: `config.custody.*`."""
+    core = parts.config.core
+    settings = core.custody
+    if settings.type == "peer" and settings.peer is not None:
+        return HeldKeys(settings.peer, lambda held: _onboarder(platform, parts, held).onboard)
+    directory = platform.writable_path(core.cert_dir)
+    if settings.type != "tpm":
+        return KeyStore(directory)
+    sealer = platform.tee.sealer()
+    if sealer is None:
+        raise ConfigError(
+            "config.custody.tpm", "custody.type is tpm, and this kind of guest has no tpm: set it to peer"
+        )
+    return KeyStore(directory, SealedKeys(sealer, settings.tpm.bank, settings.tpm.pcrs))
+
+
+def _onboard(platform: Platform, parts: Parts, store: Custody) -> KeyMaterial:
     """Make the first keys, from configuration or through the onboard listener."""
     core = parts.config.core
     if not core.onboard.enabled:
@@ -82,7 +102,7 @@ def _onboard(platform: Platform, parts: Parts, store: KeyStore) -> KeyMaterial:
 def _serve_onboarding(
     platform: Platform,
     parts: Parts,
-    store: KeyStore,
+    store: Custody,
     bootstrapper: Bootstrapper,
     check: Callable[[], None],
 ) -> None:
@@ -116,7 +136,7 @@ def _serve_onboarding(
     run_server(server, [listener])
 
 
-def _onboarder(platform: Platform, parts: Parts, store: KeyStore) -> Onboarder:
+def _onboarder(platform: Platform, parts: Parts, store: Custody) -> Onboarder:
     core, authorizer = parts.config.core, parts.authorizer
     return Onboarder(
         store=store,

@@ -1,21 +1,17 @@
 """The KMS's root keys on disk: written once, atomically, owner-readable, never overwritten.
 
-File names and contents are upstream's (spec kms section 5.1). A new set is written below `.staging`, synced,
-and committed by one rename to `.staged`; each file is then hard-linked to its final name, which fails where a
-file already exists, so no key can be replaced. A crash before the rename leaves nothing; a crash after it is
-rolled forward by the next `load`.
+Names and contents of the files are upstream's (spec kms section 5.1), except where the secrets have another
+form: sealed ones are one file in the place of three. How a set of files is committed is `custody_files`.
 """
 
-import fcntl
-import os
-import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -24,31 +20,41 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from enclave.kms.custody_files import SECRET_MODE, Content, FileSet
 from shared.errors import StorageError
 from shared.keys.app_keys import RootKeys
 
 ROOT_CA_KEY = "root-ca.key"
 ROOT_K256_KEY = "root-k256.key"
 TEMP_CA_KEY = "tmp-ca.key"
+SEALED_KEYS = "root-keys.sealed"
 ROOT_CA_CERT = "root-ca.crt"
 TEMP_CA_CERT = "tmp-ca.crt"
 RPC_DOMAIN = "rpc-domain"
 BOOTSTRAP_INFO = "bootstrap-info.json"
 
 SECRET_FILES = (ROOT_CA_KEY, ROOT_K256_KEY, TEMP_CA_KEY)
-REQUIRED_FILES = (*SECRET_FILES, ROOT_CA_CERT, TEMP_CA_CERT, RPC_DOMAIN)
-BOOTSTRAP_MARKERS = (BOOTSTRAP_INFO, ROOT_CA_KEY, ROOT_K256_KEY)
-"""Any of these means that this directory was bootstrapped, so bootstrapping again could destroy keys."""
+PUBLIC_FILES = (ROOT_CA_CERT, TEMP_CA_CERT, RPC_DOMAIN)
+REQUIRED_FILES = (*SECRET_FILES, *PUBLIC_FILES)
+BOOTSTRAP_MARKERS = (*SECRET_FILES, SEALED_KEYS, *PUBLIC_FILES, BOOTSTRAP_INFO)
+"""Any of these, of whatever form, means that this directory was bootstrapped: again could destroy keys."""
 
-STAGING, STAGED = ".staging", ".staged"
 
-
-class KeyMaterial(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that must survive a restart. The RPC key is made anew at every start and is not here."""
+class RootSecrets(msgspec.Struct, frozen=True, kw_only=True):
+    """What nobody else may have of a KMS's keys, and the temporary CA's key."""
 
     root_ca_key: ec.EllipticCurvePrivateKey
     temp_ca_key: ec.EllipticCurvePrivateKey
     k256: bytes
+
+    def __repr__(self) -> str:
+        """Hide the keys."""
+        return "RootSecrets()"
+
+
+class KeyMaterial(RootSecrets, frozen=True, kw_only=True):
+    """Everything that must survive a restart. The RPC key is made anew at every start and is not here."""
+
     root_ca_cert: x509.Certificate
     temp_ca_cert: x509.Certificate
     domain: str
@@ -72,50 +78,76 @@ class KeyMaterial(msgspec.Struct, frozen=True, kw_only=True):
 
     def root_keys(self) -> RootKeys:
         """Return what derivations start from."""
-        return RootKeys(
-            ca_scalar=self.root_ca_key.private_numbers().private_value.to_bytes(32, "big"), k256=self.k256
+        return RootKeys(ca_scalar=scalar(self.root_ca_key), k256=self.k256)
+
+
+class SecretForm(Protocol):
+    """How the secrets are in files, and the names of these."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files, some of `BOOTSTRAP_MARKERS`, which have mode 0600."""
+        ...
+
+    def encode(self, secrets: RootSecrets) -> dict[str, bytes]:
+        """Return the content of each file."""
+        ...
+
+    def decode(self, contents: Mapping[str, bytes]) -> RootSecrets:
+        """Return the secrets. Raises `ValueError` or `TypeError` for contents that are none."""
+        ...
+
+
+class PlainKeys:
+    """Upstream's form: the disk is what keeps the secrets."""
+
+    names = SECRET_FILES
+
+    def encode(self, secrets: RootSecrets) -> dict[str, bytes]:
+        """See `SecretForm.encode`."""
+        return {
+            ROOT_K256_KEY: secrets.k256,
+            ROOT_CA_KEY: _pem(secrets.root_ca_key),
+            TEMP_CA_KEY: _pem(secrets.temp_ca_key),
+        }
+
+    def decode(self, contents: Mapping[str, bytes]) -> RootSecrets:
+        """See `SecretForm.decode`."""
+        return RootSecrets(
+            root_ca_key=_p256_key(contents[ROOT_CA_KEY]),
+            temp_ca_key=_p256_key(contents[TEMP_CA_KEY]),
+            k256=contents[ROOT_K256_KEY],
         )
 
 
 class KeyStore:
-    """The files below `cert_dir`."""
+    """The files below `cert_dir`, with the secrets in one form."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, form: SecretForm | None = None) -> None:
+        self._form = form or PlainKeys()
+        self._files = FileSet(directory, BOOTSTRAP_INFO)
         self._directory = directory
 
     def bootstrapped(self) -> bool:
         """Tell whether any file exists that a bootstrap would have to replace."""
-        return (
-            any((self._directory / name).exists() for name in BOOTSTRAP_MARKERS)
-            or (self._directory / STAGED).exists()
-        )
+        return self._files.committed() or any(map(self._has, BOOTSTRAP_MARKERS))
 
     def load(self) -> KeyMaterial | None:
         """Return the stored keys, or None where nothing was ever stored.
 
         Raises `StorageError`: `kms.keys.incomplete` (some root files are missing: restore them, they are not
-        made again), `kms.keys.permissions`, `kms.keys.unreadable`, `kms.keys.conflict`.
+        made again), `kms.custody.other` (the secrets are there in another form), `kms.keys.permissions`,
+        `kms.keys.unreadable`, `kms.keys.mismatch`, `kms.keys.conflict`; and what the form raises.
         """
-        self._recover()
-        present = [name for name in REQUIRED_FILES if (self._directory / name).exists()]
-        if not present and not self.bootstrapped():
+        self._files.recover()
+        if not self.bootstrapped():
             return None
-        missing = sorted(set(REQUIRED_FILES) - set(present))
-        if missing:
-            raise StorageError(
-                "kms.keys.incomplete",
-                f"{', '.join(missing)} missing beside existing keys: restore them, none are made anew",
-            )
-        for name in SECRET_FILES:
-            mode = stat.S_IMODE((self._directory / name).stat().st_mode)
-            if mode & 0o077:
-                raise StorageError("kms.keys.permissions", f"{name} has mode {mode:04o}, expected 0600")
+        self._check_complete()
         try:
             info = self._directory / BOOTSTRAP_INFO
-            return KeyMaterial(
-                root_ca_key=_p256_key(self._read(ROOT_CA_KEY)),
-                temp_ca_key=_p256_key(self._read(TEMP_CA_KEY)),
-                k256=self._read(ROOT_K256_KEY),
+            secrets = self._form.decode({name: self._read(name) for name in self._form.names})
+            material = KeyMaterial(
+                **msgspec.structs.asdict(secrets),
                 root_ca_cert=x509.load_pem_x509_certificate(self._read(ROOT_CA_CERT)),
                 temp_ca_cert=x509.load_pem_x509_certificate(self._read(TEMP_CA_CERT)),
                 domain=self._read(RPC_DOMAIN).decode(),
@@ -123,69 +155,65 @@ class KeyStore:
             )
         except (OSError, ValueError, TypeError) as error:
             raise StorageError("kms.keys.unreadable", "a key or certificate file cannot be parsed") from error
+        _check_certificate(ROOT_CA_CERT, material.root_ca_cert, material.root_ca_key)
+        _check_certificate(TEMP_CA_CERT, material.temp_ca_cert, material.temp_ca_key)
+        return material
 
     def create(self, material: KeyMaterial) -> None:
         """Store a first set of keys. Refuses, writing nothing, where one exists.
 
-        Raises `StorageError`: `kms.bootstrapped`, `kms.keys.write`.
+        Raises `StorageError`: `kms.bootstrapped`, `kms.keys.write`; and what the form raises.
         """
-        contents = {
-            ROOT_K256_KEY: material.k256,
-            ROOT_CA_KEY: _pem(material.root_ca_key),
-            TEMP_CA_KEY: _pem(material.temp_ca_key),
-            ROOT_CA_CERT: material.root_ca_cert.public_bytes(Encoding.PEM),
-            TEMP_CA_CERT: material.temp_ca_cert.public_bytes(Encoding.PEM),
-            RPC_DOMAIN: material.domain.encode(),
-        }
+        contents = {name: Content(data, SECRET_MODE) for name, data in self._form.encode(material).items()}
+        contents[ROOT_CA_CERT] = Content(material.root_ca_cert.public_bytes(Encoding.PEM))
+        contents[TEMP_CA_CERT] = Content(material.temp_ca_cert.public_bytes(Encoding.PEM))
+        contents[RPC_DOMAIN] = Content(material.domain.encode())
         if material.bootstrap_info is not None:
-            contents[BOOTSTRAP_INFO] = material.bootstrap_info
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self._directory):  # against another process on the same directory
-                if self.bootstrapped():
-                    raise StorageError("kms.bootstrapped", "KMS has already been bootstrapped")
-                self._stage(contents)
-        except OSError as error:
-            raise StorageError("kms.keys.write", f"cannot write key files: {error.strerror}") from error
-        self._recover()
+            contents[BOOTSTRAP_INFO] = Content(material.bootstrap_info)
+        self._files.create(contents, self._refuse_another)
 
-    def _stage(self, contents: dict[str, bytes]) -> None:
-        staging = self._directory / STAGING
-        if staging.exists():  # a crash before its commit: nobody has seen these keys
-            shutil.rmtree(staging)
-        staging.mkdir(mode=0o700)
-        for name, content in contents.items():
-            _write_synced(staging / name, content, 0o600 if name in SECRET_FILES else 0o644)
-        _sync_directory(staging)
-        staging.rename(self._directory / STAGED)
-        _sync_directory(self._directory)
+    def _refuse_another(self) -> None:
+        if self.bootstrapped():
+            raise StorageError("kms.bootstrapped", "KMS has already been bootstrapped")
 
-    def _recover(self) -> None:
-        """Finish a committed set whose files were not all put in place. Safe to run any number of times."""
-        staged = self._directory / STAGED
-        if not staged.exists():
-            return
-        try:
-            # The public record comes last: whoever reads it may rely on the keys being there.
-            for source in sorted(staged.iterdir(), key=lambda path: (path.name == BOOTSTRAP_INFO, path.name)):
-                target = self._directory / source.name
-                try:
-                    os.link(source, target)
-                except FileExistsError:
-                    if target.read_bytes() != source.read_bytes():
-                        raise StorageError(
-                            "kms.keys.conflict",
-                            f"{source.name} exists with other content and was not replaced",
-                        ) from None
-            _sync_directory(self._directory)
-            shutil.rmtree(staged)
-        except OSError as error:
+    def _check_complete(self) -> None:
+        own = self._form.names
+        if others := [name for name in (*SECRET_FILES, SEALED_KEYS) if name not in own and self._has(name)]:
             raise StorageError(
-                "kms.keys.write", f"key files could not be put in place: {error.strerror}"
-            ) from error
+                "kms.custody.other",
+                f"{', '.join(others)} is of another core.custody.type: go back to it, or onboard into an "
+                "empty cert_dir",
+            )
+        if missing := sorted(name for name in (*own, *PUBLIC_FILES) if not self._has(name)):
+            raise StorageError(
+                "kms.keys.incomplete",
+                f"{', '.join(missing)} missing beside existing keys: restore them, none are made anew",
+            )
+        for name in own:
+            mode = stat.S_IMODE((self._directory / name).stat().st_mode)
+            if mode & 0o077:
+                raise StorageError("kms.keys.permissions", f"{name} has mode {mode:04o}, expected 0600")
+
+    def _has(self, name: str) -> bool:
+        return (self._directory / name).exists()
 
     def _read(self, name: str) -> bytes:
         return (self._directory / name).read_bytes()
+
+
+def scalar(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a P-256 key's private number, 32 bytes."""
+    return key.private_numbers().private_value.to_bytes(32, "big")
+
+
+def _check_certificate(name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    try:
+        certificate.verify_directly_issued_by(certificate)
+        own = certificate.public_key() == key.public_key()
+    except (ValueError, TypeError, InvalidSignature):
+        own = False
+    if not own:
+        raise StorageError("kms.keys.mismatch", f"{name} is not the certificate of the key beside it")
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -197,30 +225,3 @@ def _p256_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TypeError("not a P-256 key")
     return key
-
-
-def _write_synced(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)  # the umask may have taken bits, but must not add any
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from enclave.kms.authorization import Authorizer, ProofAuthorizer
 from enclave.kms.bootstrap import check_domain
 from enclave.kms.config import Core
-from enclave.kms.key_store import KeyMaterial, KeyStore
+from enclave.kms.custody import Custody
+from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import context, kms_boot_info
 from enclave.kms.source_kms import Source, SourceKms
 from enclave.log import log_event
@@ -75,7 +76,7 @@ class Onboarder:
     def __init__(
         self,
         *,
-        store: KeyStore,
+        store: Custody,
         source: SourceKms,
         approve: Callable[[VerifiedAttestation], None],
         pins: RootPins,

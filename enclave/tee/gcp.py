@@ -13,6 +13,7 @@ from enclave.devices.runtime_events import Pcr14, Rtmr3, RuntimeEventLog
 from enclave.devices.tdx import LinuxTdx, TdxDevice
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import DevTpm, read_boot_log
+from enclave.devices.tpm_seal import TpmSealer
 from enclave.tee.boot_events import SYSTEM_READY, provider_events, record
 from enclave.vsock.transport import AfVsock
 from shared.attestation.event_log import system_events
@@ -97,6 +98,10 @@ class GcpTee:
     def random(self) -> bytes:
         """Return bytes from the vTPM's source."""
         return self._tpm.get_random(RANDOM_LENGTH)
+
+    def sealer(self) -> TpmSealer:
+        """Return what seals to the vTPM's registers."""
+        return TpmSealer(self._tpm)
 
     def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
         """Record the keys' origin once; a workload that starts again finds its boot over."""

@@ -51,6 +51,9 @@ class NitroTee:
         """Return bytes from the module's source."""
         return self._nsm.get_random()
 
+    def sealer(self) -> None:
+        """Return None: an enclave has no TPM."""
+
     def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
         """Record nothing: an enclave's registers are locked at its start."""
         del os_image_hash, kms_root

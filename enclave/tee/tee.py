@@ -1,5 +1,6 @@
 """The kinds of guest behind one interface: evidence, time, randomness, and the way in and out."""
 
+from collections.abc import Sequence
 from socket import socket
 from typing import Protocol
 
@@ -32,6 +33,26 @@ class Clock(Protocol):
         ...
 
 
+class Sealer(Protocol):
+    """Keeps small secrets for this machine in its present state, which registers of a bank describe."""
+
+    def seal(self, secret: bytes, bank: str, registers: Sequence[int]) -> bytes:
+        """Return a blob from which only this machine gets the secret, while the registers stay as they are.
+
+        Raises `ConfigError("tpm_device.pcr.unused")` for a register that describes nothing.
+        """
+        ...
+
+    def unseal(self, blob: bytes, bank: str, registers: Sequence[int]) -> bytes:
+        """Return the secret of a blob that is sealed to exactly these registers.
+
+        Raises `UnavailableError("tpm_device.sealed")` when the registers hold other values than at sealing,
+        `ProtocolError("tpm_device.refused")` for a blob of another machine, and other `ProtocolError`s for
+        what is no such blob.
+        """
+        ...
+
+
 class Tee(Protocol):
     """One guest. Devices raise `UnavailableError` and `ProtocolError` with codes of their own."""
 
@@ -54,6 +75,10 @@ class Tee(Protocol):
 
     def random(self) -> bytes:
         """Return at least 32 bytes from the hardware's own source, to be mixed with the kernel's."""
+        ...
+
+    def sealer(self) -> Sealer | None:
+        """Return what seals secrets to this guest; None where it has no TPM."""
         ...
 
     def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
