@@ -6,5 +6,10 @@ import sys
 
 def log_event(event: str, **fields: str | float | bool | None) -> None:
     """Write `{"event": ..., **fields}` as one JSON line."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    write_line(json.dumps({"event": event, **fields}))
+
+
+def write_line(line: str) -> None:
+    """Write one line, which holds no line break of its own, in one piece."""
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -41,12 +41,14 @@ QUOTED_BODY = 512
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer. `finalized_block` is None where no block stands behind it."""
+    """One answer. `finalized_block`, its hash and `head_block` are None where no block stands behind it."""
 
     is_allowed: bool
     reason: str
     gateway_app_id: str
     finalized_block: int | None = None
+    finalized_hash: bytes | None = None
+    head_block: int | None = None
 
 
 class ChainInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +185,8 @@ class ProofAuthorizer:
         remembered = self.recall(kind, boot_info)
         if remembered is not None:
             return remembered
-        proven, answer = self._prove(kind, boot_info)
+        finalized, head = self._quorum.blocks()
+        proven, answer = self._prove(kind, boot_info, finalized, head)
         if proven.is_allowed and not answer.is_allowed:
             raise PolicyDenied(
                 "auth.proof.disagrees",
@@ -194,6 +197,8 @@ class ProofAuthorizer:
             reason=proven.reason,
             gateway_app_id=proven.gateway_app_id,
             finalized_block=proven.finalized_number,
+            finalized_hash=finalized.hash,
+            head_block=head.number,
         )
         if decision.is_allowed and self._settings.allow_cache:
             self._remember(
@@ -256,8 +261,9 @@ class ProofAuthorizer:
         why = failure.message if failure else "there is none"
         raise UnavailableError("auth.proof.sources", f"no endpoint proves the contract's state: {why}")
 
-    def _prove(self, kind: Kind, boot_info: BootInfo) -> tuple[chain.Decision, _Answer]:
-        finalized, head = self._quorum.blocks()
+    def _prove(
+        self, kind: Kind, boot_info: BootInfo, finalized: BlockRef, head: BlockRef
+    ) -> tuple[chain.Decision, _Answer]:
         answer = _ask(self._http, self._settings.url, kind, boot_info, _proof_query(finalized, head))
         if answer.proof is None:
             why = answer.reason or "the authorize function answered without a proof"

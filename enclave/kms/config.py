@@ -1,8 +1,7 @@
 """`kms.toml`, compatible with upstream's file (spec kms section 5.1).
 
-Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own sections,
-`[core.auth_api.proof]` and `[core.custody]`, are policy, so a misspelt key there is refused instead of
-silently defaulted.
+Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own section,
+`[core.auth_api.proof]`, is policy, so a misspelt key there is refused instead of silently defaulted.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from enclave.kms.custody_config import CustodySettings
 from shared.attestation.trust import Signer
 from shared.chain.decision import DEFAULT_MAX_BLOCK_AGE, DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError
@@ -36,6 +34,9 @@ ADMIN_TOKEN_VARIABLES = ("DSTACK_KMS_ADMIN_TOKEN", "ADMIN_API_TOKEN")
 
 MAX_APP_CERTIFICATE_DAYS = 3650
 """Upstream's ten years."""
+
+MAX_RATE = 1_000_000
+"""Of a limit, per minute or at once: more than any machine answers."""
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -213,6 +214,26 @@ class AuthApi(msgspec.Struct, frozen=True, kw_only=True):
     proof: Proof | None = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_RATE)]
+
+
+class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[core.limits]`: calls per minute, and how many may come at once; none can be turned off.
+
+    `caller_*` for one instance, by its evidence; `app_*` for all instances of one app; `method_*` for one
+    method's callers without evidence; `evidence_*` for verifying evidence that was not seen before.
+    """
+
+    caller_per_minute: _Count = 120
+    caller_burst: _Count = 60
+    app_per_minute: _Count = 6000
+    app_burst: _Count = 3000
+    method_per_minute: _Count = 6000
+    method_burst: _Count = 3000
+    evidence_per_minute: _Count = 6000
+    evidence_burst: _Count = 3000
+
+
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """`[core.metrics]`."""
 
@@ -237,6 +258,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     admin: Admin = Admin()
     image: Image = Image()
     metrics: Metrics = Metrics()
+    limits: RateLimits = RateLimits()
 
 
 class KmsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +272,7 @@ def parse_config(text: bytes) -> KmsConfig:
     """Parse and check `kms.toml`.
 
     Raises `ConfigError`: `config.syntax`, `config.invalid`, `config.proof.missing`,
-    `config.custody.pcrs`, `config.custody.peer`, `config.anchors.flag`.
+    `config.anchors.flag`.
     """
     try:
         document = tomllib.loads(text.decode())
@@ -265,7 +287,6 @@ def parse_config(text: bytes) -> KmsConfig:
         check()
     if core.auth_api.type == "proof":
         proof = core.auth_api.proof
-    custody: CustodySettings = CustodySettings()
         if proof is None:
             raise ConfigError(
                 "config.proof.missing",
@@ -278,4 +299,3 @@ def parse_config(text: bytes) -> KmsConfig:
             "attestation.root_ca is set, which needs insecure_allow_external_trust_anchors = true",
         )
     return config
-    core.custody.check(auto_bootstraps=bool(core.onboard.auto_bootstrap_domain))

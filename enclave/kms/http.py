@@ -8,61 +8,26 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from enclave.kms.audit import AUDIT, AuditLog
 from enclave.kms.callers import CallerVerifier
+from enclave.kms.config import RateLimits
+from enclave.kms.limits import CallLimits
+from enclave.kms.metrics import Calls, Counted, metrics_text
+from enclave.kms.reception import Caller, KmsReception
 from enclave.kms.service import KmsService, context
 from enclave.kms.token_auth import TokenAuth, TokenGuard
 from enclave.serving.prpc import Procedure, PrpcService
 from shared.attestation.verify import VerifiedAttestation
 from shared.rpc import kms_pb2 as pb
 
-Caller = VerifiedAttestation | None
-
-COUNTED = frozenset({"GetAppKey", "GetKmsKey", "SignCert"})
-"""The methods that upstream's two counters count (spec kms section 1.1)."""
-
 PUBLIC_ONBOARDING = frozenset({"/health", "/prpc/GetAttestationInfo", "/prpc/Onboard.GetAttestationInfo"})
+
+DEFAULT_LIMITS = RateLimits()
 
 SIGN_CERT_BODY_BYTES = 384 * 1024
 """The largest request, as hex, and a vm_config of 64 KiB, quoted as JSON."""
-
-SERVER_HEADER = (b"server", b"DStack KMS")
-
-
-class Counted:
-    """ASGI middleware: the response headers of spec kms section 1.1, and its two counters."""
-
-    def __init__(self, app: ASGIApp, version: str) -> None:
-        self._app = app
-        self._version = (b"x-app-version", version.encode())
-        self.requests = 0
-        self.failures = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        counted = scope["path"].removeprefix("/prpc/").removeprefix("KMS.") in COUNTED
-        self.requests += counted
-
-        async def observed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.failures += counted and message["status"] >= 400
-                message["headers"] = [*message["headers"], SERVER_HEADER, self._version]
-            await send(message)
-
-        await self._app(scope, receive, observed)
-
-    def text(self) -> str:
-        """Return the counters in Prometheus's text format."""
-        return (
-            "# TYPE dstack_kms_attestation_requests_total counter\n"
-            f"dstack_kms_attestation_requests_total {self.requests}\n"
-            "# TYPE dstack_kms_attestation_failures_total counter\n"
-            f"dstack_kms_attestation_failures_total {self.failures}\n"
-        )
 
 
 def main_app(
@@ -72,8 +37,11 @@ def main_app(
     version: str,
     metrics: bool,
     lifespan: Callable[[object], AbstractAsyncContextManager[None]] | None = None,
+    limits: RateLimits = DEFAULT_LIMITS,
+    audit: AuditLog = AUDIT,
 ) -> ASGIApp:
     """Return the ASGI application of the main listener. `lifespan` runs beside it."""
+    call_limits, calls = CallLimits(limits), Calls()
 
     def identify(chain: list[bytes]) -> Caller:
         with context("invalid quote"):
@@ -83,6 +51,10 @@ def main_app(
         with context("invalid quote"):
             return callers.recall(chain)
 
+    def verify(envelope: bytes, report_data: bytes) -> VerifiedAttestation:
+        reception.before_identification()
+        return callers.verify_evidence(envelope, report_data)
+
     procedures: dict[str, Procedure[Caller]] = {
         "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
         "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key),
@@ -91,7 +63,7 @@ def main_app(
         ),
         "SignCert": Procedure(
             pb.SignCertRequest,
-            lambda request, _caller: service.sign_cert(request, callers.verify_evidence),
+            lambda request, _caller: service.sign_cert(request, verify, reception.judged),
             max_body=SIGN_CERT_BODY_BYTES,
             judges_evidence=True,
         ),
@@ -99,10 +71,19 @@ def main_app(
         "GetTempCaCert": Procedure(Empty, lambda _request, _caller: service.get_temp_ca_cert()),
     }
 
-    async def metrics_page(_request: Request) -> Response:
-        return PlainTextResponse(counted.text())
+    reception = KmsReception(
+        audit, service.auth_mode, methods=frozenset(procedures), limits=call_limits, calls=calls
+    )
 
-    routes = [PrpcService("KMS", procedures, identify, recognise).route(), Route("/health", _health)]
+    async def metrics_page(request: Request) -> Response:
+        open_ones = len(request.scope.get("state", {}).get("connections", ()))
+        text = metrics_text(
+            counted, calls, call_limits.refused, connections=open_ones, audit_lines=audit.lines
+        )
+        return PlainTextResponse(text)
+
+    kms = PrpcService("KMS", procedures, identify, recognise, reception)
+    routes = [kms.route(), Route("/health", _health)]
     if metrics:
         routes.append(Route("/metrics", metrics_page))
     counted = Counted(Router(routes=routes, lifespan=lifespan, redirect_slashes=False), version)

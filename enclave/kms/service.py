@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.app_ca import issue_chain
+from enclave.kms.audit import AUDIT, AuditLog, Case, Value
 from enclave.kms.authorization import Authorizer, Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
-from enclave.log import log_event
 from enclave.serving.prpc import WouldBlockError
+from enclave.serving.rate_limit import RateLimited
 from shared.attestation.identity import boot_info, check_release_image, claimed_boot_info, info_of
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
@@ -39,6 +40,9 @@ Decide = Callable[[Kind, BootInfo], Decision]
 Verify = Callable[[bytes, bytes], VerifiedAttestation]
 """Verifies an envelope over exactly these 64 bytes of report data."""
 
+Judged = Callable[[VerifiedAttestation], None]
+"""Is told whose evidence a request holds, and may refuse it."""
+
 MAX_API_VERSION = 1
 
 RELEASE_GATES = {
@@ -54,6 +58,8 @@ def context(text: str) -> Iterator[None]:
     """Prefix the message of an error on its way out, as upstream's error chains read. The code stays."""
     try:
         yield
+    except RateLimited:
+        raise
     except DstackError as error:
         raise type(error)(error.code, f"{text}: {error.message}") from error
 
@@ -75,7 +81,9 @@ class KmsService:
         own: VerifiedAttestation,
         policy: pb.KmsPolicy,
         now: Callable[[], int],
+        audit: AuditLog = AUDIT,
     ) -> None:
+        self._audit = audit
         self._core = core
         self._keys = keys
         self._root = keys.root_keys()
@@ -84,6 +92,11 @@ class KmsService:
         self._own = kms_boot_info(own, core)
         self._policy = policy
         self._now = now
+
+    @property
+    def auth_mode(self) -> str:
+        """Who is believed: the mode of the authorizer."""
+        return self._authorizer.mode
 
     def get_app_key(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
@@ -94,37 +107,29 @@ class KmsService:
         the TLS key before dispatch); app id; policy, whose gateway may not be the wildcard; the image that
         was claimed is the measured one; the platform's release gate.
         """
-        return self._app_key(request, caller, self._authorizer.authorize)
+        with Case(self.auth_mode, caller) as case:
+            return self._app_key(request, case, self._authorizer.authorize)
 
     def get_app_key_promptly(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
     ) -> pb.AppKeyResponse:
         """Do the same from remembered allows alone; raise `WouldBlockError` where policy has to be asked."""
-        return self._app_key(request, caller, self._recall)
+        with Case(self.auth_mode, caller) as case:
+            return self._app_key(request, case, self._recall)
 
-    def _app_key(
-        self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None, decide: Decide
-    ) -> pb.AppKeyResponse:
+    def _app_key(self, request: pb.GetAppKeyRequest, case: Case, decide: Decide) -> pb.AppKeyResponse:
         _check_api_version(request.api_version)
-        self._check_self(decide)
+        self._check_self(decide, case)
         with context("App not allowed"):
-            verified = _present(caller)
-            subject = _app_boot_info(verified, request.vm_config)
-            decision = _admit(decide, subject)
+            verified = _present(case.verified)
+            subject = case.subject = _app_boot_info(verified, request.vm_config)
+            decision = _admit(decide, case, subject)
             if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
             check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
         keys = derive_app_keys(self._root, subject.app_id, subject.instance_id, epoch=request.key_epoch)
-        log_event(
-            "kms.app_key.released",
-            app_id=subject.app_id.hex(),
-            compose_hash=subject.compose_hash.hex(),
-            tee_variant=subject.tee_variant,
-            simulated=verified.verdict.simulated,
-            auth_mode=self._authorizer.mode,
-            finalized_block=decision.finalized_block,
-        )
+        self._audit.record("kms.app_key.released", case.fields())
         return pb.AppKeyResponse(
             ca_cert=self._ca_cert,
             disk_crypt_key=keys.disk_crypt_key,
@@ -146,35 +151,32 @@ class KmsService:
         before dispatch); policy, which must allow the caller as a KMS; image; the platform's release gate.
         A KMS needs no app id: its measurements are what the policy lists.
         """
-        self._check_self(self._authorizer.authorize)
-        verified = _present(caller)
+        with Case(self.auth_mode, caller) as case:
+            self._check_caller_kms(request, case)
+            self._audit.record("kms.root_keys.released", case.fields())
+            return pb.KmsKeyResponse(
+                temp_ca_key=self._keys.temp_ca_pem().decode(),
+                keys=[pb.KmsKeys(ca_key=self._keys.root_ca_pem().decode(), k256_key=self._keys.k256)],
+            )
+
+    def _check_caller_kms(self, request: pb.GetKmsKeyRequest, case: Case) -> None:
+        self._check_self(self._authorizer.authorize, case)
+        verified = _present(case.verified)
         subject = _as_kms(claimed_boot_info(verified, vm_config=request.vm_config), self._core)
-        decision = self._authorizer.authorize("kms", subject)
+        case.subject = subject
+        decision = case.decision = self._authorizer.authorize("kms", subject)
         if not decision.is_allowed:
             raise PolicyDenied("kms.kms.denied", f"Boot denied: {decision.reason}")
         check_release_image(verified, vm_config=request.vm_config)
         self._check_gate(subject.tee_variant)
-        log_event(
-            "kms.root_keys.released",
-            mr_aggregated=subject.mr_aggregated.hex(),
-            os_image_hash=subject.os_image_hash.hex(),
-            device_id=subject.device_id.hex(),
-            tee_variant=subject.tee_variant,
-            simulated=verified.verdict.simulated,
-            auth_mode=self._authorizer.mode,
-            finalized_block=decision.finalized_block,
-        )
-        return pb.KmsKeyResponse(
-            temp_ca_key=self._keys.temp_ca_pem().decode(),
-            keys=[pb.KmsKeys(ca_key=self._keys.root_ca_pem().decode(), k256_key=self._keys.k256)],
-        )
 
     def get_app_env_encrypt_pub_key(self, request: pb.AppId) -> pb.PublicKeyResponse:
         """Tell anyone the key to encrypt an app's environment to, with this KMS's word that it is the app's.
 
         `signature` is for old clients and can be replayed for ever; `signature_v1` covers the trusted time.
         """
-        self._check_self(self._authorizer.authorize)
+        with Case(self.auth_mode) as case:
+            self._check_self(self._authorizer.authorize, case)
         if len(request.app_id) != APP_ID_BYTES:
             raise ProtocolError("kms.app_id.length", "app_id must be 20 bytes")
         public = env_public_key(env_crypt_key(self._root, request.app_id, epoch=request.key_epoch))
@@ -184,35 +186,41 @@ class KmsService:
         )
         return pb.PublicKeyResponse(public_key=public, signature=legacy, timestamp=timestamp, signature_v1=v1)
 
-    def sign_cert(self, request: pb.SignCertRequest, verify: Verify) -> pb.SignCertResponse:
+    def sign_cert(
+        self, request: pb.SignCertRequest, verify: Verify, judged: Judged = lambda _verified: None
+    ) -> pb.SignCertResponse:
         """Issue the certificate that an app's enclave asks for, whoever brings the request.
 
         Checks, in order: this KMS is allowed; the request's layout, its signature and its confirm word; the
         evidence in it, which must be over its key; app id; policy, asked about the app as it booted; image;
-        the platform's release gate; the names and the validity asked for.
+        the platform's release gate; the names and the validity asked for. `judged` is called before the
+        policy is asked.
         """
-        self._check_self(self._authorizer.authorize)
+        with Case(self.auth_mode) as case:
+            return self._certificate(request, case, verify, judged)
+
+    def _certificate(
+        self, request: pb.SignCertRequest, case: Case, verify: Verify, judged: Judged
+    ) -> pb.SignCertResponse:
+        self._check_self(self._authorizer.authorize, case)
         csr = decode_csr(request.csr, request.api_version)
         check_signature(csr, request.csr, request.signature)
+        case.evidence = csr.envelope
         with context("invalid quote"):
-            verified = verify(csr.envelope, report_data(RATLS_CERT, csr.pubkey))
-        subject = _app_boot_info(verified, request.vm_config, boot_time=True)
-        decision = _admit(self._authorizer.authorize, subject)
+            verified = case.verified = verify(csr.envelope, report_data(RATLS_CERT, csr.pubkey))
+        case.evidence = b""
+        judged(verified)
+        subject = case.subject = _app_boot_info(verified, request.vm_config, boot_time=True)
+        _admit(self._authorizer.authorize, case, subject)
         info = info_of(check_release_image(verified, vm_config=request.vm_config))
         self._check_gate(subject.tee_variant)
         lifetime = self._core.app_certificate_days * 86_400
         chain = issue_chain(self._keys, csr, verified, info, now=self._now(), lifetime=lifetime)
-        log_event(
-            "kms.app_certificate.issued",
-            app_id=subject.app_id.hex(),
-            compose_hash=subject.compose_hash.hex(),
-            tee_variant=subject.tee_variant,
-            serial_number=f"{chain[0].serial_number:x}",
-            names=", ".join(csr.config.subject_alt_names),
-            simulated=verified.verdict.simulated,
-            auth_mode=self._authorizer.mode,
-            finalized_block=decision.finalized_block,
-        )
+        asked: dict[str, Value] = {
+            "serial_number": f"{chain[0].serial_number:x}",
+            "names": list(csr.config.subject_alt_names),
+        }
+        self._audit.record("kms.app_certificate.issued", asked | case.fields())
         return pb.SignCertResponse(
             certificate_chain=[certificate.public_bytes(Encoding.PEM).decode() for certificate in chain]
         )
@@ -243,7 +251,8 @@ class KmsService:
 
     def get_temp_ca_cert(self) -> pb.GetTempCaCertResponse:
         """Hand out the temporary CA with its key. It authenticates nobody: only evidence does (trap 14)."""
-        self._check_self(self._authorizer.authorize)
+        with Case(self.auth_mode) as case:
+            self._check_self(self._authorizer.authorize, case)
         if self._core.enforce_self_authorization:
             self._check_gate(self._own.tee_variant)
         return pb.GetTempCaCertResponse(
@@ -258,12 +267,18 @@ class KmsService:
             raise WouldBlockError
         return decision
 
-    def _check_self(self, decide: Decide) -> None:
+    def _check_self(self, decide: Decide, case: Case) -> None:
         """Refuse to serve when the contract no longer allows this KMS, so that a revocation stops it."""
         if not self._core.enforce_self_authorization:
             return
+
+        def told(kind: Kind, own: BootInfo) -> Decision:
+            case.decision = decide(kind, own)
+            return case.decision
+
         with context("KMS self authorization failed"):
-            check_self(decide, self._own)
+            check_self(told, self._own)
+        case.decision = None  # the one on the caller is still to come
 
     def _check_gate(self, tee_variant: str) -> None:
         gate = RELEASE_GATES.get(tee_variant)
@@ -300,8 +315,8 @@ def _app_boot_info(verified: VerifiedAttestation, vm_config: str, *, boot_time: 
     return subject
 
 
-def _admit(decide: Decide, subject: BootInfo) -> Decision:
-    decision = decide("app", subject)
+def _admit(decide: Decide, case: Case, subject: BootInfo) -> Decision:
+    decision = case.decision = decide("app", subject)
     if not decision.is_allowed:
         raise PolicyDenied("kms.app.denied", f"Boot denied: {decision.reason}")
     return decision

@@ -6,6 +6,7 @@ beside it, which upstream's clients ignore.
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enclave.log import log_event
+from enclave.serving.rate_limit import RateLimited
 from shared.errors import DstackError, ProtocolError
 from shared.rpc.codec import (
     Encoding,
@@ -37,6 +39,18 @@ ANONYMOUS_THREADS = 8
 IDENTIFYING_THREADS = 16
 """What callers share whose evidence is still to be verified. That may fetch for many seconds, and evidence
 that makes us fetch costs its sender little: it must not take the threads of callers that are known."""
+
+KNOWN_THREADS = 40
+"""What callers with verified evidence share. Each may wait for the policy's endpoints for several seconds."""
+
+OTHER = "other"
+"""Stands for every method that does not exist, in limits and counters."""
+
+MAX_METHOD_NAME = 64
+"""Characters of an unknown method's name that a log line or an answer repeats."""
+
+MAX_MESSAGE = 1024
+"""Characters of an error's sentence that a log line repeats: it may quote a peer. The caller has it whole."""
 
 PROMPT_BODY_BYTES = 64 * 1024
 """A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
@@ -73,11 +87,43 @@ class _Request(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """One response."""
+    """One response; `retry_after` in seconds, 0 for none."""
 
     status: int
     encoding: Encoding
     body: bytes
+    retry_after: int = 0
+
+
+class Refusal(NamedTuple, Generic[CallerT]):
+    """One refused request. `method` is as the client wrote it, cut; `caller` None until it is identified."""
+
+    method: str
+    error: DstackError
+    peer_chain: list[bytes]
+    caller: CallerT | None
+
+
+class Reception(Generic[CallerT]):
+    """What is done around each call besides answering it. This one limits nothing, and logs refusals.
+
+    `before_call` and `answered` are given `OTHER` for a method that does not exist. All run on the event
+    loop: none may wait.
+    """
+
+    def before_identification(self) -> None:
+        """Raise to refuse a caller whose certificate has to be verified, which is what costs."""
+
+    def before_call(self, method: str, caller: CallerT) -> None:
+        """Raise to refuse an identified caller's call."""
+
+    def answered(self, method: str, caller: CallerT) -> None:
+        """Note a call that was answered."""
+
+    def refused(self, refusal: Refusal[CallerT]) -> None:
+        """Note a call that was not: once for each."""
+        error = refusal.error
+        log_event("prpc.refused", method=refusal.method, code=error.code, message=error.message[:MAX_MESSAGE])
 
 
 class PrpcService(Generic[CallerT]):
@@ -95,11 +141,14 @@ class PrpcService(Generic[CallerT]):
         procedures: Mapping[str, Procedure[CallerT]],
         identify: Callable[[list[bytes]], CallerT],
         recognise: Callable[[list[bytes]], CallerT] | None = None,
+        reception: Reception[CallerT] | None = None,
     ) -> None:
         self._name = name
         self._procedures = procedures
         self._identify = identify
         self._recognise = recognise
+        self._reception: Reception[CallerT] = reception or Reception()
+        self._known = CapacityLimiter(KNOWN_THREADS)
         self._anonymous = CapacityLimiter(ANONYMOUS_THREADS)
         self._identifying = CapacityLimiter(IDENTIFYING_THREADS)
 
@@ -109,8 +158,10 @@ class PrpcService(Generic[CallerT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request of the route."""
-        status, encoding, body = await self._serve(scope, receive)
+        status, encoding, body, retry_after = await self._serve(scope, receive)
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", encoding.value.encode())]
+        if retry_after:
+            headers.append((b"retry-after", b"%d" % retry_after))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -119,33 +170,39 @@ class PrpcService(Generic[CallerT]):
         name = method_name(self._name, scope["path_params"]["method"])
         procedure = self._procedures.get(name)
         peer_chain = scope.get("state", {}).get("peer_chain", [])
+        caller: CallerT | None = None
         # Until the caller is known upstream chooses the form of an error without looking at Content-Type.
         encoding = _encoding(verb, query, None)
         try:
             body = await _bounded_body(receive, procedure.max_body if procedure else DEFAULT_BODY_BYTES)
-            caller = await self._caller(peer_chain)
+            caller = identified = await self._caller(peer_chain)
             encoding = _encoding(verb, query, _content_type(scope))
+            self._reception.before_call(name if procedure else OTHER, identified)
             if procedure is None:
-                raise ProtocolError("prpc.method", f"Service not found: {name}")
-            request = _Request(verb, query, encoding, body)
-            if procedure.prompt is not None and len(body) <= PROMPT_BODY_BYTES:
-                with suppress(WouldBlockError):
-                    return _Answer(200, encoding, _call(procedure, procedure.prompt, request, caller))
-            if procedure.judges_evidence:
-                limiter: CapacityLimiter | None = self._identifying
-            else:
-                limiter = None if caller is not None else self._anonymous
-            answer = await to_thread.run_sync(
-                _call, procedure, procedure.handler, request, caller, limiter=limiter
-            )
+                raise ProtocolError("prpc.method", f"Service not found: {name[:MAX_METHOD_NAME]}")
+            answer = await self._dispatch(procedure, _Request(verb, query, encoding, body), identified)
         except DstackError as error:
-            return _refusal(name, error, encoding)
+            self._reception.refused(Refusal(name[:MAX_METHOD_NAME], error, peer_chain, caller))
+            retry_after = error.retry_after if isinstance(error, RateLimited) else 0
+            return _Answer(400, encoding, error_body(error.message, error.code, encoding), retry_after)
+        self._reception.answered(name, identified)
         return _Answer(200, encoding, answer)
+
+    async def _dispatch(self, procedure: Procedure[CallerT], request: _Request, caller: CallerT) -> bytes:
+        if procedure.prompt is not None and len(request.body) <= PROMPT_BODY_BYTES:
+            with suppress(WouldBlockError):
+                return _call(procedure, procedure.prompt, request, caller)
+        if procedure.judges_evidence:
+            limiter = self._identifying
+        else:
+            limiter = self._anonymous if caller is None else self._known
+        return await to_thread.run_sync(_call, procedure, procedure.handler, request, caller, limiter=limiter)
 
     async def _caller(self, peer_chain: list[bytes]) -> CallerT:
         if self._recognise is not None:
             with suppress(WouldBlockError):
                 return self._recognise(peer_chain)
+        self._reception.before_identification()
         return await to_thread.run_sync(self._identify, peer_chain, limiter=self._identifying)
 
 
@@ -162,11 +219,7 @@ def _call(
     return encode(handler(message, caller), request.encoding)
 
 
-def _refusal(method: str, error: DstackError, encoding: Encoding) -> _Answer:
-    log_event("prpc.refused", method=method, code=error.code, message=error.message)
-    return _Answer(400, encoding, error_body(error.message, error.code, encoding))
-
-
+@lru_cache(maxsize=64)  # a client writes the same query each time
 def _encoding(verb: str, query: str, content_type: str | None) -> Encoding:
     try:
         return choose_encoding(verb, query, content_type)

@@ -1,0 +1,83 @@
+"""What the KMS does around each call: limit it, count it, and tell the audit log of a refusal."""
+
+import hashlib
+import time
+from collections.abc import Callable
+
+from enclave.kms.audit import AuditLog, Case, Value, case_of
+from enclave.kms.limits import CallLimits
+from enclave.kms.metrics import Calls
+from enclave.serving.prpc import MAX_MESSAGE, OTHER, Reception, Refusal
+from shared.attestation.verify import VerifiedAttestation
+
+Caller = VerifiedAttestation | None
+
+
+class Audited(Reception[Caller]):
+    """Writes refusals to the audit log: what was asked, who asked, and why it is refused."""
+
+    def __init__(self, audit: AuditLog, auth_mode: str) -> None:
+        self._audit = audit
+        self._auth_mode = auth_mode
+
+    def refused(self, refusal: Refusal[Caller]) -> None:
+        """Write one line. A certificate whose evidence was not verified is named by its hash."""
+        error = refusal.error
+        case = case_of(error) or Case(self._auth_mode, refusal.caller)
+        if case.verified is None:
+            case.verified = refusal.caller
+        fields = case.fields()
+        if case.verified is None and refusal.peer_chain:
+            fields["certificate_sha256"] = hashlib.sha256(refusal.peer_chain[0]).hexdigest()
+        told: dict[str, Value] = {
+            "method": refusal.method,
+            "code": error.code,
+            "message": error.message[:MAX_MESSAGE],
+        }
+        self._audit.record("prpc.refused", told | fields)
+
+
+class KmsReception(Audited):
+    """The main listener's. `monotonic` tells seconds."""
+
+    def __init__(
+        self,
+        audit: AuditLog,
+        auth_mode: str,
+        *,
+        methods: frozenset[str],
+        limits: CallLimits,
+        calls: Calls,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(audit, auth_mode)
+        self._methods = methods
+        self._limits = limits
+        self._calls = calls
+        self._monotonic = monotonic
+
+    def before_identification(self) -> None:
+        """Apply the limit on evidence that was not seen before."""
+        self._limits.take_evidence(self._monotonic())
+
+    def before_call(self, method: str, caller: Caller) -> None:
+        """Apply the limits of the caller's evidence, or of the method for a caller without."""
+        if caller is None:
+            self._limits.take_method(method, self._monotonic())
+        else:
+            self._limits.take_caller(caller, self._monotonic())
+
+    def judged(self, verified: VerifiedAttestation) -> None:
+        """Apply the limits of evidence that came in a request; in a worker thread."""
+        self._limits.take_caller(verified, self._monotonic())
+
+    def answered(self, method: str, caller: Caller) -> None:
+        """Count."""
+        self._calls.count(method, caller.verdict.platform if caller else "")
+
+    def refused(self, refusal: Refusal[Caller]) -> None:
+        """Count, and write the line."""
+        method = refusal.method if refusal.method in self._methods else OTHER
+        platform = refusal.caller.verdict.platform if refusal.caller else ""
+        self._calls.count(method, platform, refusal.error.code)
+        super().refused(refusal)
