@@ -1,7 +1,8 @@
 """`kms.toml`, compatible with upstream's file (spec kms section 5.1).
 
-Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own section,
-`[core.auth_api.proof]`, is policy, so a misspelt key there is refused instead of silently defaulted.
+Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own sections,
+`[core.auth_api.proof]` and `[core.custody]`, are policy, so a misspelt key there is refused instead of
+silently defaulted.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from enclave.kms.custody_config import CustodySettings
 from shared.attestation.trust import Signer
 from shared.chain.decision import DEFAULT_MAX_BLOCK_AGE, DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError
@@ -254,6 +256,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     app_certificate_days: Annotated[int, msgspec.Meta(ge=1, le=MAX_APP_CERTIFICATE_DAYS)] = 90
     attestation: Attestation = Attestation()
     auth_api: AuthApi = AuthApi()
+    custody: CustodySettings = CustodySettings()
     onboard: Onboard = Onboard()
     admin: Admin = Admin()
     image: Image = Image()
@@ -272,7 +275,7 @@ def parse_config(text: bytes) -> KmsConfig:
     """Parse and check `kms.toml`.
 
     Raises `ConfigError`: `config.syntax`, `config.invalid`, `config.proof.missing`,
-    `config.anchors.flag`.
+    `config.custody.pcrs`, `config.custody.peer`, `config.anchors.flag`.
     """
     try:
         document = tomllib.loads(text.decode())
@@ -293,6 +296,7 @@ def parse_config(text: bytes) -> KmsConfig:
                 "auth_api.type is proof (the default), so [core.auth_api.proof] must name the contract",
             )
         proof.contract()
+    core.custody.check(auto_bootstraps=bool(core.onboard.auto_bootstrap_domain))
     if core.attestation.root_ca.by_signer() and not core.attestation.insecure_allow_external_trust_anchors:
         raise ConfigError(
             "config.anchors.flag",
