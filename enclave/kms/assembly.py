@@ -98,6 +98,8 @@ def _policy(
         self_authorization=core.enforce_self_authorization,
         attested_certificate=core.attest_rpc_cert,
         evidence_policy=_relaxations(accepted),
+        key_handover=core.key_handover(),
+        custody=core.custody.type,
         image_verification=True,  # not optional here: core.image.verify is ignored
     )
     proof = core.auth_api.proof

@@ -34,4 +34,5 @@ def attestation_info(
         eth_rpc_url=facts.eth_rpc_url or "",
         kms_contract_address=facts.kms_contract_address or "",
         ppid=raw_device_id(own),
+        simulated=own.verdict.simulated,
     )

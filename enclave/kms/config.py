@@ -60,7 +60,8 @@ class Onboard(msgspec.Struct, frozen=True, kw_only=True):
     """`[core.onboard]`: the plain HTTP listener that runs only while root keys are missing.
 
     `token_hash` is the SHA-256 of the token that Bootstrap, Onboard and Finish need. `source_*` are the
-    public root keys (hex) whose private halves Onboard must be handed.
+    public root keys (hex) whose private halves Onboard must be handed. `public_key_handover` is about this
+    KMS as another's source: whether GetKmsKey is served on the main listener, to evidence alone.
     """
 
     enabled: bool = True
@@ -70,6 +71,7 @@ class Onboard(msgspec.Struct, frozen=True, kw_only=True):
     token_hash: str = ""
     source_ca_pubkey: str = ""
     source_k256_pubkey: str = ""
+    public_key_handover: bool = True
 
     def token_digest(self) -> bytes | None:
         """Return the SHA-256 of the token that the methods need, None for none."""
@@ -88,6 +90,8 @@ class Admin(msgspec.Struct, frozen=True, kw_only=True):
     """`[core.admin]`: the admin listener, off by default. In an enclave `port` is a vsock port.
 
     `auth_token_hash` is the SHA-256 of the token as hex, so that a measured file need not hold the token.
+    `tls` serves it with the main listener's certificate. Upstream has a table of files there: any table means
+    yes, and its files are not read.
     """
 
     enabled: bool = False
@@ -95,6 +99,11 @@ class Admin(msgspec.Struct, frozen=True, kw_only=True):
     port: _Port = 8001
     auth_token: str = ""
     auth_token_hash: str = ""
+    tls: bool | dict[str, Any] = False
+
+    def has_tls(self) -> bool:
+        """Tell whether the listener speaks attested TLS, without which it hands over no keys."""
+        return self.tls is not False
 
     def token_digest(self, environ: Mapping[str, str]) -> bytes:
         """Return the SHA-256 of the token: of the file, else of `environ`, as upstream's order has it.
@@ -262,6 +271,14 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     image: Image = Image()
     metrics: Metrics = Metrics()
     limits: RateLimits = RateLimits()
+
+    def key_handover(self) -> str:
+        """Return the listeners that serve GetKmsKey: `main`, `admin`, `main, admin` or `off`."""
+        serving = {
+            "main": self.onboard.public_key_handover,
+            "admin": self.admin.enabled and self.admin.has_tls(),
+        }
+        return ", ".join(name for name, serves in serving.items() if serves) or "off"
 
 
 class KmsConfig(msgspec.Struct, frozen=True, kw_only=True):

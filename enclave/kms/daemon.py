@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-from enclave.kms.admin import admin_app, serving_beside
+from enclave.kms.admin import Handover, admin_app, serving_beside
 from enclave.kms.assembly import Parts, assemble
 from enclave.kms.attestation_info import attestation_info
 from enclave.kms.bootstrap import Bootstrapper
@@ -166,16 +166,19 @@ def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     rpc = parts.config.rpc
     listener = platform.tee.listen(rpc.address, rpc.port)
     log_event("kms.ready", port=rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
-    with _admin_listener(platform, core):
+    with _admin_listener(platform, core, Handover(service, callers), identity):
         run_server(build_server(app, context_factory=identity.context), [listener])
 
 
-def _admin_listener(platform: Platform, core: Core) -> AbstractContextManager[None]:
+def _admin_listener(
+    platform: Platform, core: Core, handover: Handover, identity: RpcIdentity
+) -> AbstractContextManager[None]:
     admin = core.admin
     if not admin.enabled:
         return nullcontext()
+    has_tls = admin.has_tls()
     cache = ImageCache(platform.writable_path(core.image.cache_dir))
-    app = admin_app(cache, TokenAuth(admin.token_digest(os.environ)))
+    app = admin_app(cache, TokenAuth(admin.token_digest(os.environ)), handover if has_tls else None)
     listener = platform.tee.listen(admin.address, admin.port)
-    log_event("kms.admin.ready", port=admin.port)
-    return serving_beside(app, listener)
+    log_event("kms.admin.ready", port=admin.port, tls=has_tls)
+    return serving_beside(app, listener, identity.context if has_tls else None)

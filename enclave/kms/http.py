@@ -57,7 +57,7 @@ def main_app(
 
     procedures: dict[str, Procedure[Caller]] = {
         "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
-        "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key),
+        "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key_without_token),
         "GetAppEnvEncryptPubKey": Procedure(
             pb.AppId, lambda request, _caller: service.get_app_env_encrypt_pub_key(request)
         ),
@@ -93,16 +93,16 @@ def main_app(
 def onboard_app(
     *,
     bootstrap: Callable[[str], pb.BootstrapResponse],
-    onboard: Callable[[str, str], pb.OnboardResponse],
+    onboard: Callable[[str, str, str], pb.OnboardResponse],
     finish: Callable[[], None],
     describe: Callable[[], pb.AttestationInfoResponse],
     auth: TokenAuth | None = None,
 ) -> ASGIApp:
     """Return the ASGI application that runs while no root keys exist.
 
-    `bootstrap` takes the domain, `onboard` the source's URL and the domain; `finish` asks the listener to
-    stop so that the KMS goes on; `describe` tells what an operator has to allow, and anybody may ask. With
-    `auth` everything else needs its token.
+    `bootstrap` takes the domain, `onboard` the source's URL, the domain and the source's token, empty for
+    none; `finish` asks the listener to stop so that the KMS goes on; `describe` tells what an operator has to
+    allow, and anybody may ask. With `auth` everything else needs its token.
     """
 
     def finish_call(_request: object, _caller: None) -> Empty:
@@ -116,7 +116,8 @@ def onboard_app(
     procedures: dict[str, Procedure[None]] = {
         "Bootstrap": Procedure(pb.BootstrapRequest, lambda request, _caller: bootstrap(request.domain)),
         "Onboard": Procedure(
-            pb.OnboardRequest, lambda request, _caller: onboard(request.source_url, request.domain)
+            pb.OnboardRequest,
+            lambda request, _caller: onboard(request.source_url, request.domain, request.source_token),
         ),
         "GetAttestationInfo": Procedure(Empty, lambda _request, _caller: describe()),
         "Finish": Procedure(Empty, finish_call),

@@ -19,7 +19,7 @@ from enclave.kms.config import Core
 from enclave.kms.custody import Custody
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import context, kms_boot_info
-from enclave.kms.source_kms import Source, SourceKms
+from enclave.kms.source_kms import Source, SourceKms, SourceToken
 from enclave.log import log_event
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, InvalidEvidence, PolicyDenied, ProtocolError, StorageError
@@ -91,19 +91,22 @@ class Onboarder:
         self._now = now
         self._lock = threading.Lock()
 
-    def onboard(self, source_url: str, domain: str) -> pb.OnboardResponse:
+    def onboard(self, source_url: str, domain: str, source_token: str = "") -> pb.OnboardResponse:
         """Copy the keys of the KMS at `source_url`, to serve them as `domain`.
+
+        A `source_token` is for the admin listener of the source, which `source_url` names then.
 
         Raises `kms.domain`, `kms.source.*`, `kms.onboarded`, `kms.onboard.unpinned`, `kms.onboard.keys`,
         `kms.onboard.other_keys`, and what checks, policy, chain and store raise.
         """
         check_domain(domain)
         source = Source.parse(source_url)
+        token = SourceToken.parse(source_token)
         with self._lock:
             if self._store.bootstrapped():
                 raise StorageError("kms.onboarded", "KMS has already been onboarded")
             ca_pubkeys, k256_pubkeys = self._expected()
-            answer, leaf = self._source.root_keys(source, self._approve)
+            answer, leaf = self._source.root_keys(source, self._approve, token)
             material = self._material(answer, domain)
             _check_identity(material, ca_pubkeys, k256_pubkeys)
             check_issued_by(leaf, material.root_ca_key.public_key())

@@ -159,6 +159,14 @@ class KmsService:
                 keys=[pb.KmsKeys(ca_key=self._keys.root_ca_pem().decode(), k256_key=self._keys.k256)],
             )
 
+    def get_kms_key_without_token(
+        self, request: pb.GetKmsKeyRequest, caller: VerifiedAttestation | None
+    ) -> pb.KmsKeyResponse:
+        """Do the same for the main listener, whose callers show evidence alone, where that is allowed."""
+        if not self._core.onboard.public_key_handover:
+            raise PolicyDenied("kms.handover.admin", "this listener hands over no root keys")
+        return self.get_kms_key(request, caller)
+
     def _check_caller_kms(self, request: pb.GetKmsKeyRequest, case: Case) -> None:
         self._check_self(self._authorizer.authorize, case)
         verified = _present(case.verified)

@@ -1,7 +1,7 @@
 """Who may use the admin and onboarding methods: whoever holds a token (spec kms section 1.4).
 
-Only the token's SHA-256 is kept, and compared in constant time. Listeners that use this speak plain HTTP, so
-their networks must be the operator's; a token there guards against strangers, not against who carries it.
+Only the token's SHA-256 is kept, and compared in constant time. A listener that uses this in plain HTTP must
+have the operator's own network: a token there guards against strangers, not against who carries it.
 """
 
 import base64

@@ -56,12 +56,13 @@ Action = Callable[["Machine"], None]
 
 
 class Machine:
-    """One simulated enclave with a KMS. Its network leads to another one's main listener, or nowhere."""
+    """One simulated enclave with a KMS. Its network leads to another one's listener, or nowhere."""
 
     def __init__(self, directory: Path, authority: SimulatedAuthority, seed: int) -> None:
         self.directory = directory
         self.vsock = UnixStandIn(directory / "v", 16)
         self.peer: Machine | None = None
+        self.peer_port = 8000
         (directory / "v").mkdir(parents=True)
         (directory / "etc/kms").mkdir(parents=True)
         (directory / "root.pem").write_bytes(authority.root_pem)
@@ -71,7 +72,7 @@ class Machine:
         (self.directory / "etc/kms/kms.toml").write_text(config)
         tee = NitroTee(self._nsm, self.vsock)
         if self.peer is not None:
-            dialer = StandInDialer(self.peer.vsock, 16, 8000)
+            dialer = StandInDialer(self.peer.vsock, 16, self.peer_port)
             tee.dialer = lambda: dialer  # type: ignore[method-assign, return-value]
         return daemon.main([], Platform(image=self.directory, writable=self.directory, tee=tee))
 
@@ -141,13 +142,8 @@ def test_a_second_process_onboards_from_the_first_and_serves(stages, machine) ->
             assert connection.request("GET", "/health").body == b"OK"
 
     def start_second(running: Machine) -> None:
-        keys = running.store().load()
-        pins = (
-            f'source_ca_pubkey = "{spki_der(keys.root_ca_key.public_key()).hex()}"\n'
-            f'source_k256_pubkey = "{public_key(keys.k256).hex()}"\n'
-        )
         stages[:0] = [(second, onboard), (second, served)]
-        assert second.run(CONFIG + pins + ANCHORS) == ExitCode.OK
+        assert second.run(CONFIG + _pins(running) + ANCHORS) == ExitCode.OK
 
     stages += [(first, _bootstrap), (first, start_second)]
     assert first.run(CONFIG + ANCHORS) == ExitCode.OK
@@ -167,6 +163,44 @@ def test_the_admin_listener_runs_beside_the_main_one(stages, machine) -> None:
     stages += [(kms, _bootstrap), (kms, clear)]
     assert kms.run(CONFIG + ANCHORS + ADMIN) == ExitCode.OK
     assert not cached.exists()
+
+
+def test_a_second_process_onboards_from_the_admin_listener_with_its_token(stages, machine, capsys) -> None:
+    first, second = machine("a", 1), machine("b", 2)
+    second.peer, second.peer_port = first, 8001
+    asked = {"source_url": "https://kms.test:8001", "domain": "second.test", "source_token": "once"}
+
+    def onboard(new: Machine) -> None:
+        assert new.call(8100, "Onboard", asked | {"source_token": ""}, TOKEN).status == 400
+        assert new.call(8100, "Onboard", asked, TOKEN).status == 200
+        assert new.call(8100, "Finish", None, TOKEN).status == 200
+
+    def start_second(running: Machine) -> None:
+        told = _tell(running, "GetMeta")
+        assert told["policy"]["key_handover"] == "admin"
+        stages[:0] = [(second, onboard), (second, lambda _new: None)]
+        assert second.run(CONFIG + _pins(running) + ANCHORS) == ExitCode.OK
+
+    stages += [(first, _bootstrap), (first, start_second)]
+    handover = "public_key_handover = false\n"
+    assert first.run(CONFIG + handover + ANCHORS + ADMIN + "tls = true\n") == ExitCode.OK
+    assert first.store().load().root_keys() == second.store().load().root_keys()
+    assert '"kms.admin.ready", "port": 8001, "tls": true' in capsys.readouterr().out
+
+
+def _tell(machine: Machine, method: str) -> dict[str, Any]:
+    with AttestedConnection.connect(
+        StandInDialer(machine.vsock, 16, 8000), "kms.test", 8000, check_peer=lambda _leaf: None, timeout=20
+    ) as connection:
+        return msgspec.json.decode(connection.request("GET", f"/prpc/{method}").body, type=dict[str, Any])
+
+
+def _pins(machine: Machine) -> str:
+    keys = machine.store().load()
+    return (
+        f'source_ca_pubkey = "{spki_der(keys.root_ca_key.public_key()).hex()}"\n'
+        f'source_k256_pubkey = "{public_key(keys.k256).hex()}"\n'
+    )
 
 
 def test_n56_finish_without_keys_starts_nothing(stages, machine, capsys) -> None:

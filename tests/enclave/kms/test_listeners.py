@@ -177,7 +177,7 @@ def onboarding(
     finished: list[bool] = []
     app = onboard_app(
         bootstrap=lambda domain: maker.bootstrap(domain, check_self=lambda: None, attest=True),
-        onboard=lambda _source, _domain: pb.OnboardResponse(),
+        onboard=lambda _source, _domain, _token: pb.OnboardResponse(),
         finish=lambda: finished.append(True),
         describe=lambda: attestation_info(
             kms_enclave.evidence(anchors), msgspec.structs.replace(CORE, site_name="here"), policy.info
@@ -260,6 +260,7 @@ def test_attestation_info_is_what_the_contract_is_asked_about(onboarding, kms_en
         site_name="here",
         kms_contract_address="0x" + "11" * 20,
         ppid=b"i",
+        simulated=True,
     )
     assert hashlib.sha256(told.ppid).digest() == told.device_id
 

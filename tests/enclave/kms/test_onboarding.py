@@ -2,29 +2,18 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from starlette.applications import Starlette
-from starlette.responses import Response as WebResponse
-from starlette.routing import Route
 
 from enclave.kms import source_kms
-from enclave.kms.authorization import Decision
-from enclave.kms.callers import CallerVerifier
-from enclave.kms.config import Core
-from enclave.kms.http import main_app, onboard_app
-from enclave.kms.key_store import KeyMaterial, KeyStore
-from enclave.kms.onboarding import Onboarder, RootPins, approve_source
-from enclave.kms.rpc_identity import RpcIdentity
-from enclave.kms.service import KmsService
+from enclave.kms.http import onboard_app
+from enclave.kms.onboarding import RootPins
 from enclave.kms.source_kms import Source, SourceKms
 from enclave.kms.token_auth import TokenAuth
-from enclave.serving.attested_tls import build_plain_server, build_server
+from enclave.serving.attested_tls import build_plain_server
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.identity import boot_info
 from shared.attestation.trust import TrustAnchors
@@ -32,120 +21,11 @@ from shared.errors import ConfigError, InvalidEvidence, PolicyDenied, ProtocolEr
 from shared.keys.app_keys import derive_app_keys
 from shared.keys.k256 import public_key
 from shared.net.fetch import HttpClient
-from shared.ratls.certificates import client_certificate, rpc_certificate, spki_der
-from shared.ratls.tls import server_context
+from shared.ratls.certificates import spki_der
 from shared.rpc import kms_pb2 as pb
-from shared.rpc.codec import to_json
-from tests.enclave.conftest import Enclave, Policy, StandInDialer
+from tests.enclave.conftest import NOW
+from tests.enclave.kms.conftest import DENIED, URL, answer_of, pem, pins_of
 from tests.shared.refusal import refuses
-
-NOW = 1_900_000_000
-CORE = Core(aws_nitro_enclave_key_release=True, treat_nitro_as_up_to_date=True)
-URL = "https://kms.test:8000/prpc"
-DENIED = Decision(is_allowed=False, reason="Aggregated MR not allowed", gateway_app_id="")
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-@pytest.fixture
-def keys(bootstrap: Callable[[], KeyMaterial]) -> KeyMaterial:
-    """The source's root keys."""
-    return bootstrap()
-
-
-@pytest.fixture
-def new_enclave(authority) -> Enclave:
-    """A KMS of another version: another image than the source's."""
-    return Enclave(authority, seed=7, app_id=None)
-
-
-@pytest.fixture
-def verifier(anchors: TrustAnchors) -> PeerVerifier:
-    return PeerVerifier(anchors=anchors, now=lambda: NOW)
-
-
-@pytest.fixture
-def source_policy() -> Policy:
-    return Policy()
-
-
-@pytest.fixture
-def running(keys, source_policy, kms_enclave, anchors, verifier, serve) -> StandInDialer:
-    """A whole source KMS behind its own listener."""
-    service = KmsService(
-        core=CORE,
-        keys=keys,
-        authorizer=source_policy,
-        own=kms_enclave.evidence(anchors),
-        policy=pb.KmsPolicy(auth_mode="proof"),
-        now=lambda: NOW,
-    )
-    callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier)
-    identity = RpcIdentity(keys, kms_enclave.attestor, lambda: NOW)
-    app = main_app(service, callers, version="1", metrics=False)
-    return serve(build_server(app, context_factory=identity.context))
-
-
-@pytest.fixture
-def new_store(tmp_path: Path) -> KeyStore:
-    return KeyStore(tmp_path / "new")
-
-
-@pytest.fixture
-def onboarder(new_store, new_enclave, verifier, policy, keys) -> Callable[..., Onboarder]:
-    """Return a function that makes the new KMS's side; the pins are the source's unless given."""
-
-    def make(dialer: StandInDialer, **changes: Any) -> Onboarder:
-        pins = _named(keys)
-        values: dict[str, Any] = {
-            "store": new_store,
-            "source": SourceKms(dialer=dialer, verifier=verifier, attestor=new_enclave.attestor),
-            "approve": lambda verified: approve_source(policy, CORE, verified),
-            "pins": pins,
-            "proven": RootPins,
-            "now": lambda: NOW,
-        }
-        return Onboarder(**values | changes)
-
-    return make
-
-
-@pytest.fixture
-def impostor(keys, kms_enclave, serve) -> Callable[..., tuple[StandInDialer, list[str]]]:
-    """Return a function that serves any answer behind any attested certificate, and notes what was asked."""
-
-    def start(answer: bytes, *, status: int = 200, **shown: Any) -> tuple[StandInDialer, list[str]]:
-        asked: list[str] = []
-
-        async def answering(request: Any) -> WebResponse:
-            asked.append(request.url.path)
-            return WebResponse(answer, status)
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        root = shown.get("root", keys.root_ca_key)
-        over = shown.get("over", key)
-        attestation = shown.get(
-            "attestation", source_kms.certificate_evidence(kms_enclave.attestor, over.public_key())
-        )
-        if shown.get("usage", True):
-            leaf = rpc_certificate(
-                key, domain="kms.test", issuer=(keys.root_ca_cert, root), attestation=attestation, now=NOW
-            )
-        else:
-            leaf = client_certificate(key, attestation=attestation, issuer=(keys.root_ca_cert, root), now=NOW)
-        app = Starlette(routes=[Route("/{path:path}", answering, methods=["POST"])])
-        context = server_context(key=key, chain=(leaf,), client_ca=keys.temp_ca_cert)
-        return serve(build_server(app, context_factory=lambda: context)), asked
-
-    return start
-
-
-def _answer(keys: KeyMaterial, **changes: Any) -> bytes:
-    values = {"ca": _pem(keys.root_ca_key), "temp": _pem(keys.temp_ca_key), "k256": keys.k256} | changes
-    one = pb.KmsKeys(ca_key=values["ca"], k256_key=values["k256"])
-    return to_json(pb.KmsKeyResponse(temp_ca_key=values["temp"], keys=[one] * changes.get("count", 1)))
 
 
 def test_a_second_kms_serves_identical_keys(running, onboarder, new_store, keys) -> None:
@@ -178,7 +58,7 @@ def test_keys_are_logged_by_neither_side(running, onboarder, keys, capsys) -> No
 
 
 def test_n55_asks_no_source_that_its_own_policy_refuses(impostor, onboarder, new_store, keys, policy) -> None:
-    dialer, asked = impostor(_answer(keys))
+    dialer, asked = impostor(answer_of(keys))
     policy.kms = DENIED
     with refuses("kms.source.denied", PolicyDenied) as refusal:
         onboarder(dialer).onboard(URL, "second.kms.test")
@@ -190,11 +70,14 @@ def test_n55_asks_no_source_that_its_own_policy_refuses(impostor, onboarder, new
 
 
 def test_n55_a_source_gives_nothing_to_a_kms_that_its_policy_refuses(
-    running, onboarder, new_store, source_policy, monkeypatch
+    running, onboarder, new_store, source_policy, kms_enclave, anchors, monkeypatch
 ) -> None:
-    decide = source_policy.authorize
-    answers = iter([source_policy.kms, DENIED])  # itself, then the caller
-    monkeypatch.setattr(source_policy, "authorize", lambda kind, info: (decide(kind, info), next(answers))[1])
+    itself = boot_info(kms_enclave.evidence(anchors)).mr_aggregated
+    monkeypatch.setattr(
+        source_policy,
+        "authorize",
+        lambda _kind, info: source_policy.kms if info.mr_aggregated == itself else DENIED,
+    )
     with refuses("kms.source.refused", PolicyDenied) as refusal:
         onboarder(running).onboard(URL, "second.kms.test")
     assert "Boot denied: Aggregated MR not allowed" in refusal.value.message
@@ -205,7 +88,7 @@ def test_n55_evidence_for_another_tls_key_is_refused_before_anything_is_asked(
     impostor, onboarder, new_store, keys
 ) -> None:
     """What upstream's second connection would have taken keys from."""
-    dialer, asked = impostor(_answer(keys), over=ec.generate_private_key(ec.SECP256R1()))
+    dialer, asked = impostor(answer_of(keys), over=ec.generate_private_key(ec.SECP256R1()))
     with refuses("attestation.report_data"):
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert asked == []
@@ -219,7 +102,7 @@ def test_n55_evidence_for_another_tls_key_is_refused_before_anything_is_asked(
 def test_n55_refuses_a_server_that_does_not_show_that_it_is_a_kms(
     impostor, onboarder, keys, shown: dict[str, Any], code: str
 ) -> None:
-    dialer, asked = impostor(_answer(keys), **shown)
+    dialer, asked = impostor(answer_of(keys), **shown)
     with refuses(code):
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert asked == []
@@ -236,7 +119,7 @@ def test_n55_refuses_a_source_under_an_unknown_root(running, onboarder, new_encl
 def test_the_certificate_must_be_of_the_root_that_is_handed_over(
     impostor, onboarder, new_store, keys
 ) -> None:
-    dialer, _ = impostor(_answer(keys), root=ec.generate_private_key(ec.SECP256R1()))
+    dialer, _ = impostor(answer_of(keys), root=ec.generate_private_key(ec.SECP256R1()))
     with refuses("ratls.signature"):
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert new_store.load() is None
@@ -245,11 +128,11 @@ def test_the_certificate_must_be_of_the_root_that_is_handed_over(
 OTHER_KEY = ec.derive_private_key(7, ec.SECP256R1())
 
 
-@pytest.mark.parametrize("changes", [{"ca": _pem(OTHER_KEY)}, {"k256": bytes(31) + b"\x07"}])
+@pytest.mark.parametrize("changes", [{"ca": pem(OTHER_KEY)}, {"k256": bytes(31) + b"\x07"}])
 def test_n55_an_approved_kms_cannot_hand_over_other_keys(
     impostor, onboarder, new_store, keys, changes: dict[str, Any]
 ) -> None:
-    dialer, _ = impostor(_answer(keys, **changes))
+    dialer, _ = impostor(answer_of(keys, **changes))
     with refuses("kms.onboard.other_keys"):
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert new_store.load() is None
@@ -262,14 +145,14 @@ def test_n55_an_approved_kms_cannot_hand_over_other_keys(
         {"count": 2},
         {"ca": ""},
         {"ca": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"},
-        {"temp": _pem(ec.generate_private_key(ec.SECP384R1()))},
+        {"temp": pem(ec.generate_private_key(ec.SECP384R1()))},
         {"k256": bytes(32)},
         {"k256": bytes(31)},
         {"k256": b"\xff" * 32},
     ],
 )
 def test_refuses_keys_that_are_none(impostor, onboarder, new_store, keys, changes: dict[str, Any]) -> None:
-    dialer, _ = impostor(_answer(keys, **changes))
+    dialer, _ = impostor(answer_of(keys, **changes))
     with refuses("kms.onboard.keys", ProtocolError) as refusal:
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert refusal.value.message == "Invalid keys"
@@ -277,7 +160,7 @@ def test_refuses_keys_that_are_none(impostor, onboarder, new_store, keys, change
 
 
 def test_refuses_a_temporary_ca_that_would_publish_the_root(impostor, onboarder, new_store, keys) -> None:
-    dialer, _ = impostor(_answer(keys, temp=_pem(keys.root_ca_key)))
+    dialer, _ = impostor(answer_of(keys, temp=pem(keys.root_ca_key)))
     with refuses("kms.onboard.keys", ProtocolError):
         onboarder(dialer).onboard(URL, "second.kms.test")
     assert new_store.load() is None
@@ -289,18 +172,14 @@ def test_a_refusal_without_a_text_is_malformed(impostor, onboarder) -> None:
         onboarder(dialer).onboard(URL, "second.kms.test")
 
 
-def _named(keys: KeyMaterial) -> RootPins:
-    return RootPins(ca_pubkey=spki_der(keys.root_ca_key.public_key()), k256_pubkey=public_key(keys.k256))
-
-
 @pytest.mark.parametrize("pinned", [(), ("ca_pubkey",), ("k256_pubkey",), ("ca_pubkey", "k256_pubkey")])
 def test_the_chains_keys_suffice_and_pins_beside_them_must_agree(
     running, onboarder, new_store, keys, pinned: tuple[str, ...]
 ) -> None:
-    named = _named(keys)
-    pins = RootPins(**{name: getattr(named, name) for name in pinned})
-    right = onboarder(running, pins=pins, proven=lambda: named)
-    assert right.onboard(URL, "second.kms.test").k256_pubkey == named.k256_pubkey
+    published = pins_of(keys)
+    pins = RootPins(**{name: getattr(published, name) for name in pinned})
+    right = onboarder(running, pins=pins, proven=lambda: published)
+    assert right.onboard(URL, "second.kms.test").k256_pubkey == published.k256_pubkey
     assert new_store.load() is not None
 
 
@@ -309,7 +188,7 @@ def test_the_chains_keys_suffice_and_pins_beside_them_must_agree(
 def test_n55_every_key_that_is_named_must_be_the_sources(
     running, onboarder, new_store, keys, of: str, named: str
 ) -> None:
-    right = _named(keys)
+    right = pins_of(keys)
     other = RootPins(ca_pubkey=spki_der(OTHER_KEY.public_key()), k256_pubkey=public_key(bytes(31) + b"\x07"))
     wrong = msgspec.structs.replace(right, **{named: getattr(other, named)})
     both = {"pins": right, "proven": right} | {of: wrong}
@@ -322,26 +201,26 @@ def test_n55_every_key_that_is_named_must_be_the_sources(
 def test_what_the_contract_does_not_publish_takes_a_pin(
     running, onboarder, keys, new_store, missing: str
 ) -> None:
-    named = _named(keys)
-    partly = msgspec.structs.replace(named, **{missing: None})
+    published = pins_of(keys)
+    partly = msgspec.structs.replace(published, **{missing: None})
     with refuses("kms.onboard.unpinned", ConfigError):
         onboarder(running, pins=RootPins(), proven=lambda: partly).onboard(URL, "second.kms.test")
-    pins = RootPins(**{missing: getattr(named, missing)})
+    pins = RootPins(**{missing: getattr(published, missing)})
     onboarder(running, pins=pins, proven=lambda: partly).onboard(URL, "second.kms.test")
     assert new_store.load() is not None
 
 
 @pytest.mark.parametrize("missing", ["ca_pubkey", "k256_pubkey"])
 def test_asks_nobody_while_no_keys_are_named(impostor, onboarder, keys, missing: str) -> None:
-    dialer, asked = impostor(_answer(keys))
-    without = msgspec.structs.replace(_named(keys), **{missing: None})
+    dialer, asked = impostor(answer_of(keys))
+    without = msgspec.structs.replace(pins_of(keys), **{missing: None})
     with refuses("kms.onboard.unpinned", ConfigError):
         onboarder(dialer, pins=without).onboard(URL, "second.kms.test")
     assert asked == []
 
 
 def test_n56_onboarding_where_keys_exist_is_refused(impostor, onboarder, keys, store) -> None:
-    dialer, asked = impostor(_answer(keys))
+    dialer, asked = impostor(answer_of(keys))
     with refuses("kms.onboarded", StorageError) as refusal:
         onboarder(dialer, store=store).onboard(URL, "kms.test")
     assert refusal.value.message == "KMS has already been onboarded"

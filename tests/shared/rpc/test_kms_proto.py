@@ -27,10 +27,10 @@ TABLE = {
     "ClearImageCacheRequest": "1 image_hash 2 config_hash",
     "BootstrapRequest": "1 domain",
     "BootstrapResponse": "1 ca_pubkey 2 k256_pubkey 3 attestation",
-    "OnboardRequest": "1 source_url 2 domain",
+    "OnboardRequest": "1 source_url 2 domain 3 source_token",
     "OnboardResponse": "1 k256_pubkey",
     "AttestationInfoResponse": "1 device_id 2 mr_aggregated 3 os_image_hash 4 tee_variant 5 site_name "
-    "6 eth_rpc_url 7 kms_contract_address 8 ppid",
+    "6 eth_rpc_url 7 kms_contract_address 8 ppid 100 simulated",
     "ProtoError": "1 message 100 code",
 }
 
@@ -52,7 +52,7 @@ def test_fields_have_the_numbers_of_the_specification(name: str) -> None:
                 "GetTempCaCert(Empty)GetTempCaCertResponse SignCert(SignCertRequest)SignCertResponse"
             ),
         ),
-        ("Admin", "ClearImageCache(ClearImageCacheRequest)Empty"),
+        ("Admin", "ClearImageCache(ClearImageCacheRequest)Empty GetKmsKey(GetKmsKeyRequest)KmsKeyResponse"),
         (
             "Onboard",
             (
