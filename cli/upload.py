@@ -145,24 +145,12 @@ def _signers(sealing: Sealing) -> "TrustedSigners":
         raise ConfigError(
             "deploy.chain_id", "--rpc and --kms-contract need --chain-id, to pin the key's signer"
         )
+    from cli.chain_quorum import chain_quorum  # noqa: PLC0415
     from shared.chain.code import code_list  # noqa: PLC0415
     from shared.chain.decision import ChainPolicy  # noqa: PLC0415
-    from shared.net.dialer import DirectDialer  # noqa: PLC0415
-    from shared.net.fetch import HttpClient  # noqa: PLC0415
-    from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
     from shared.net.proof_source import ProofSource  # noqa: PLC0415
-    from shared.net.quorum import ChainQuorum  # noqa: PLC0415
 
-    http = HttpClient(DirectDialer())
-    endpoints = [JsonRpc(url, http) for url in sealing.rpc_urls]
-    is_here = all(endpoint.host in _LOOPBACK for endpoint in endpoints)
-    quorum = ChainQuorum(
-        endpoints,
-        chain_id=sealing.chain_id,
-        quorum=min(2, len(endpoints)) if is_here else 2,
-        allow_plain_http=is_here,
-        allow_single=is_here,
-    )
+    quorum, endpoints = chain_quorum(sealing.rpc_urls, sealing.chain_id)
     policy = ChainPolicy(chain_id=sealing.chain_id, kms_contract=sealing.kms_contract, codes=code_list())
     return signer_on_chain(quorum, ProofSource(endpoints[0], sealing.kms_contract), policy, int(time.time()))
 
@@ -177,6 +165,3 @@ def _author(sealing: Sealing, app_id: bytes) -> "EnvAuthor | None":
     # the time makes a version that grows by itself, so that an older environment can be told from a newer one
     version = int(time.time()) if sealing.env_version is None else sealing.env_version
     return EnvAuthor(key, app_id, version)
-
-
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})

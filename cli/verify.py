@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -11,26 +10,25 @@ import click
 import msgspec
 
 from cli.evidence_file import MAX_INPUT, EvidenceFile, read_evidence
+from cli.trust_options import Gather, take_trust, trust_options
 from cli.verify_hints import hint_for
 from shared.attestation.bare import verify_bare_document, verify_bare_quote
-from shared.attestation.endorsements import NO_ENDORSEMENTS, Endorsements
+from shared.attestation.endorsements import NO_ENDORSEMENTS
 from shared.attestation.envelope import Attestation, NitroEnclaveQuote, NitroTpmQuote, TdxQuote
 from shared.attestation.identity import info_of
 from shared.attestation.image import check_image, os_image_hash_of
 from shared.attestation.nitro import parse_document
-from shared.attestation.policy import DEFAULT_POLICY, Policy, Revocation, parse_policy
+from shared.attestation.policy import DEFAULT_POLICY, Policy
 from shared.attestation.trust import TrustAnchors
 from shared.attestation.verdict import Verdict
 from shared.attestation.verify import VerifiedAttestation, verify_attestation
-from shared.errors import ConfigError, DstackError, ExitCode, InvalidEvidence, ProtocolError
+from shared.errors import ConfigError, DstackError, ExitCode, InvalidEvidence
 from shared.hex import decode_hex
 
 if TYPE_CHECKING:  # dcap-qvl is heavy
     from shared.attestation.gcp import VerifiedGcp
     from shared.attestation.nitro import VerifiedNitroDocument
     from shared.attestation.tdx import VerifiedTdx
-
-Gather = Callable[[Attestation, int], Endorsements]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,31 +57,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 # The last second of the year 9999: what dates can be compared with.
 MAX_TIME = 253_402_300_799
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option(
     "--at", type=click.IntRange(0, MAX_TIME), metavar="UNIX", help="Judge at this time instead of now."
 )
-@click.option(
-    "--trust-anchor",
-    "trust_anchors",
-    type=_FILE,
-    multiple=True,
-    metavar="PEM",
-    help="Also trust this root; what it signed is reported as simulated. May be repeated.",
-)
-@click.option(
-    "--collateral", type=_FILE, metavar="FILE", help="Collateral object or bundle; fetch nothing else."
-)
-@click.option("--policy", "policy_file", type=_FILE, metavar="FILE", help="Policy file (TOML).")
+@trust_options
 @click.option("--report-data", metavar="HEX", help="Refuse evidence that does not carry these 64 bytes.")
-@click.option("--offline", is_flag=True, help="Fetch nothing.")
-@click.option(
-    "--pccs", metavar="URL", default="", help="Collateral service to ask instead of the default ones."
-)
 @click.option(
     "--save-collateral",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
@@ -91,18 +72,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Write what was used as a bundle, so that --collateral can judge again without the network.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(  # noqa: PLR0913 - click passes each option by its name
+def verify(
     file: BinaryIO,
     at: int | None,
-    trust_anchors: tuple[Path, ...],
-    collateral: Path | None,
-    policy_file: Path | None,
     report_data: str | None,
-    pccs: str,
     save_collateral: Path | None,
     *,
-    offline: bool,
     as_json: bool,
+    **given: Any,  # noqa: ANN401 - options of click
 ) -> None:
     """Verify evidence, whatever form it comes in.
 
@@ -114,27 +91,15 @@ def verify(  # noqa: PLR0913 - click passes each option by its name
     Exit codes: 0 verified, 1 the network failed, 2 usage, 3 refused. The page docs/verification.md explains
     the output, lane by lane, and policy files.
     """
-    anchors = TrustAnchors.production()
-    for path in trust_anchors:
-        anchors = anchors.with_extra(path.read_bytes())
-    policy = parse_policy(policy_file.read_bytes()) if policy_file else DEFAULT_POLICY
+    trust = take_trust(given, save=save_collateral)
     expected = None if report_data is None else _report_data(report_data)
-    gather = _gatherer(
-        collateral,
-        anchors,
-        policy,
-        pccs=pccs,
-        offline=offline or collateral is not None,
-        external=bool(trust_anchors),
-        save=save_collateral,
-    )
     judged_at = int(time.time()) if at is None else at
     report = judge(
         file.read(MAX_INPUT + 1),
         now=judged_at,
-        anchors=anchors,
-        policy=policy,
-        gather=gather,
+        anchors=trust.anchors,
+        policy=trust.policy,
+        gather=trust.gather,
         report_data=expected,
     )
     if as_json:
@@ -207,7 +172,15 @@ def _made_at(evidence: EvidenceFile) -> int | None:
     """Return the time that an AWS document names, before anything is verified: only a hint uses it."""
     if evidence.attestation is None:
         return parse_document(evidence.bare).timestamp if evidence.kind == "nitro-document" else None
-    match evidence.attestation.quote:
+    return document_time(evidence.attestation)
+
+
+def document_time(attestation: Attestation) -> int | None:
+    """Return the unix second that an AWS document names, before anything is verified; None for others.
+
+    Raises what parsing raises.
+    """
+    match attestation.quote:
         case NitroEnclaveQuote(document):
             return parse_document(document).timestamp
         case NitroTpmQuote(document):
@@ -311,51 +284,3 @@ def _report_data(text: str) -> bytes:
         return decode_hex(text, what="--report-data", length=64)
     except DstackError as error:
         raise ConfigError("verify.report_data", error.message) from error
-
-
-def _gatherer(
-    collateral: Path | None,
-    anchors: TrustAnchors,
-    policy: Policy,
-    *,
-    pccs: str,
-    offline: bool,
-    external: bool,
-    save: Path | None,
-) -> Gather:
-    """Return what finds the endorsements: a file, the network, or nothing for evidence that needs none."""
-
-    def gather(attestation: Attestation, now: int) -> Endorsements:
-        bundle = NO_ENDORSEMENTS if collateral is None else _bundle(collateral)
-        is_aws = isinstance(attestation.quote, NitroEnclaveQuote | NitroTpmQuote)
-        if is_aws and policy.nitro.revocation is not Revocation.REQUIRED:
-            found = bundle
-        else:
-            # sockets, TLS and dcap-qvl, which Nitro evidence does not need
-            from shared.net.endorsement_source import production_source  # noqa: PLC0415
-
-            source = production_source(bundle=bundle, pccs_url=pccs, offline=offline, external=external)
-            found = source.gather(attestation, anchors=anchors, policy=policy, now=now)
-        if save is not None:
-            _save(save, found)
-        return found
-
-    return gather
-
-
-def _bundle(path: Path) -> Endorsements:
-    from shared.attestation.collateral import parse_bundle  # noqa: PLC0415 - few runs bring a bundle
-
-    try:
-        return parse_bundle(path.read_bytes())
-    except ProtocolError as error:
-        raise ConfigError(error.code, f"{path}: {error.message}") from error
-
-
-def _save(path: Path, found: Endorsements) -> None:
-    from shared.attestation.collateral import bundle_json  # noqa: PLC0415 - as above
-
-    try:
-        path.write_text(bundle_json(found))
-    except OSError as error:
-        raise ConfigError("verify.save", f"cannot write {path}: {error.strerror}") from error
