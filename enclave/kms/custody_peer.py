@@ -66,8 +66,8 @@ class HeldKeys:
     def load(self) -> KeyMaterial:
         """Return the keys of the first source that hands them over, in the order of the configuration.
 
-        Every source is asked once, and again after a pause, until `patience` seconds have passed: then no
-        further attempt begins, but the one under way goes on to its own time limits.
+        All sources are asked in turn, and again after a pause, until `patience` seconds have passed. The
+        round that is under way then is finished, with the time limits that each attempt has.
 
         Raises `UnavailableError("kms.custody.no_source")`, and `ConfigError` for what no source can mend.
         """
@@ -76,12 +76,9 @@ class HeldKeys:
         reasons: dict[str, str] = {}
         while True:
             for url in self._settings.source_urls:
-                if url in reasons and self._clock() >= deadline:
-                    continue
-                reason = self._try(url)
+                reasons[url] = self._try(url)
                 if self._keys is not None:
                     return self._keys
-                reasons[url] = reason
             if (left := deadline - self._clock()) <= 0:
                 break
             self._wait(min(pause, left))

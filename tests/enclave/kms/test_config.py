@@ -184,3 +184,45 @@ def test_refuses_an_onboarding_pin_that_is_none(name: str, value: str) -> None:
 def test_onboarding_names_no_keys_and_no_token_by_default() -> None:
     onboard = parse_config(PROOF.encode()).core.onboard
     assert (onboard.token_digest(), onboard.pinned_ca(), onboard.pinned_k256()) == (None, None, None)
+
+
+CUSTODY = "[core.custody]\n"
+PEER = '[core.custody.peer]\nsource_urls = ["https://a.example"]\ndomain = "kms.example"\n'
+
+
+def test_root_keys_are_in_files_by_default() -> None:
+    custody = parse_config(PROOF.encode()).core.custody
+    assert (custody.type, custody.tpm.bank, custody.tpm.pcrs) == ("file", "sha256", (0, 2, 14))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CUSTODY + 'type = "hsm"\n',
+        CUSTODY + "typ = 1\n",
+        "[core.custody.tpm]\nbanks = 1\n",
+        '[core.custody.tpm]\nbank = "sha1"\n',
+        "[core.custody.tpm]\npcrs = [2, 14, 24]\n",
+        PEER + "retries = 1\n",
+        PEER + "patience = 3601\n",
+        PEER.replace('"https://a.example"', ""),
+        PEER.replace('domain = "kms.example"\n', ""),
+    ],
+)
+def test_refuses_a_custody_that_is_misspelt(text: str) -> None:
+    assert _code(PROOF + text) == "config.invalid"
+
+
+@pytest.mark.parametrize("pcrs", ["[0, 2]", "[0, 14]", "[]"])
+def test_refuses_to_seal_to_less_than_image_and_app(pcrs: str) -> None:
+    assert _code(f"{PROOF}[core.custody.tpm]\npcrs = {pcrs}\n") == "config.custody.pcrs"
+
+
+def test_seals_to_more_registers_than_the_default() -> None:
+    text = f"{PROOF}[core.custody.tpm]\npcrs = [0, 2, 4, 14]\n"
+    assert parse_config(text.encode()).core.custody.tpm.pcrs == (0, 2, 4, 14)
+
+
+@pytest.mark.parametrize("more", ["", PEER + '[core.onboard]\nauto_bootstrap_domain = "kms.example"\n'])
+def test_refuses_custody_peer_without_a_source_or_with_a_bootstrap(more: str) -> None:
+    assert _code(f'{PROOF}{CUSTODY}type = "peer"\n{more}') == "config.custody.peer"

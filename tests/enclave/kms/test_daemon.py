@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from enclave.kms import daemon
-from enclave.kms.key_store import KeyStore
+from enclave.kms.key_store import BOOTSTRAP_MARKERS, KeyStore
 from enclave.platform import Platform
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
@@ -231,4 +231,77 @@ def test_n56_a_real_kms_is_not_made_by_whoever_comes_first(
     kms = machine("a", 1)
     assert kms.run(f"[core.auth_api.proof]{REAL}") == ExitCode.USAGE
     assert "config.onboard.token" in capsys.readouterr().out
+    assert stages == []
+
+
+PEER = """
+[core.custody]
+type = "peer"
+[core.custody.peer]
+source_urls = ["https://kms.test:8000"]
+domain = "peer.test"
+patience = 0
+"""
+
+
+def _contents(machine: Machine) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in machine.directory.rglob("*") if path.is_file()}
+
+
+def test_a_process_with_custody_peer_has_the_keys_at_every_start_and_writes_nothing(stages, machine) -> None:
+    first, second = machine("a", 1), machine("b", 2)
+    second.peer = first
+    told: list[dict[str, Any]] = []
+
+    def ask(machine: Machine) -> None:
+        told.append(_tell(machine, "GetMeta") | _tell(machine, f"GetAppEnvEncryptPubKey?app_id={'07' * 20}"))
+
+    def start_second_twice(running: Machine) -> None:
+        ask(running)
+        for _ in range(2):
+            stages[:0] = [(second, ask)]
+            assert second.run(CONFIG + _pins(running) + PEER + ANCHORS) == ExitCode.OK
+
+    stages += [(first, _bootstrap), (first, start_second_twice)]
+    assert first.run(CONFIG + ANCHORS) == ExitCode.OK
+    assert [one["policy"]["custody"] for one in told] == ["file", "peer", "peer"]
+    for name in ("k256_pubkey", "public_key"):
+        assert len({one[name] for one in told}) == 1
+    assert {Path(path).name for path in _contents(second)} == {"kms.toml", "root.pem"}
+    keys = first.store().load()
+    secrets = [keys.k256, keys.root_keys().ca_scalar, *keys.root_ca_pem().splitlines()[1:-1]]
+    secrets += [secret.hex().encode() for secret in secrets[:2]]
+    written = b"".join(_contents(second).values())
+    assert not [secret for secret in secrets if secret in written]
+
+
+def test_a_process_with_custody_peer_and_no_source_makes_no_keys(stages, machine, capsys) -> None:
+    first, second = machine("a", 1), machine("b", 2)
+    second.peer = first
+    pins = f'source_ca_pubkey = "{"11" * 91}"\nsource_k256_pubkey = "{"11" * 33}"\n'
+    assert second.run(CONFIG + pins + PEER + ANCHORS) == ExitCode.FAILED
+    assert "kms.custody.no_source" in capsys.readouterr().out
+    assert second.store().load() is None
+    assert stages == []
+
+
+def test_custody_tpm_is_refused_where_there_is_no_tpm(stages, machine, capsys) -> None:
+    kms = machine("a", 1)
+    assert kms.run(CONFIG + '[core.custody]\ntype = "tpm"\n' + ANCHORS) == ExitCode.USAGE
+    assert "config.custody.tpm" in capsys.readouterr().out
+    assert kms.store().load() is None
+    assert stages == []
+
+
+@pytest.mark.parametrize("name", BOOTSTRAP_MARKERS)
+def test_n56_auto_bootstrap_makes_nothing_beside_any_key_file(stages, machine, capsys, name: str) -> None:
+    kms = machine("a", 1)
+    certs = kms.directory / "etc/kms/certs"
+    certs.mkdir()
+    (certs / name).write_bytes(b"kept")
+    config = CONFIG.replace("[core.onboard]", '[core.onboard]\nauto_bootstrap_domain = "kms.test"')
+    assert kms.run(config + ANCHORS) == ExitCode.FAILED
+    logged = capsys.readouterr().out
+    assert '"kms.keys.incomplete"' in logged or '"kms.custody.other"' in logged
+    assert {path.name: path.read_bytes() for path in certs.iterdir()} == {name: b"kept"}
     assert stages == []
