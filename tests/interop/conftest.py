@@ -175,46 +175,55 @@ FIRST_HOST, FIRST_CID = "kms.test", 16
 def nitro(start_nitro: StartNitro, webhook: Webhook) -> Site:
     """The first KMS, in an enclave; a webhook is its policy."""
     site = start_nitro(FIRST_HOST, FIRST_CID, f'type = "webhook"\nwebhook.url = "{webhook.url}"')
-    return _bootstrapped(site, FIRST_HOST)
+    return bootstrapped(site, FIRST_HOST)
 
 
-@pytest.fixture(scope="session")
-def gcp(hardware: Hardware, processes: ProcessGroup, gcp_image: Path) -> Site:
-    """A KMS in a Google Cloud machine, in development mode.
+class StartGcp(Protocol):
+    """Starts a Google Cloud machine with a KMS; the other words are as `StartNitro`'s.
 
     Its policy names what firmware measures around the image: a certificate as the specification has it does
     not carry the log that would show it (attestation 1.7).
     """
-    config = _CONFIG.format(
-        pccs=hardware.pccs, policy='type = "dev"', attestation=f'policy = "{_POLICY_FILE}"', pins=""
-    )
-    files = {
-        "/etc/kms/kms.toml": config.encode(),
-        "/etc/dstack/app-id": KMS_APP_ID.hex().encode(),
-        _POLICY_FILE: _boot_policy(gcp_image),
-        **hardware.roots(),
-    }
-    writable = hardware.directory / "gcp-kms"
-    compose = hardware.directory / "gcp-kms.json"
-    compose.write_bytes(app_compose(files, key_provider="tpm", no_instance_id=True))
-    options = {
-        "--platform": "gcp",
-        "--tpm": "software",
-        "--writable": writable,
-        "--authority": hardware.directory / "google",
-        "--image": gcp_image,
-        "--app-compose": compose,
-        "--app-id": KMS_APP_ID.hex(),
-    }
-    arguments = [str(one) for option in options.items() for one in option]
-    process = processes.python("gcp-kms", "enclave.simulator", "run", *arguments, "kms")
-    site = Site(
-        Kms(partial(_dial_guest, process, MAIN_PORT), "gcp.test"),
-        _operator(partial(_dial_guest, process, ONBOARD_PORT)),
-        writable / _CERTIFICATES,
-        process,
-    )
-    return _bootstrapped(site, "gcp.test")
+
+    def __call__(self, host: str, policy: str, app_id: bytes = KMS_APP_ID) -> Site: ...
+
+
+@pytest.fixture(scope="session")
+def start_gcp(hardware: Hardware, processes: ProcessGroup, gcp_image: Path) -> StartGcp:
+    def start(host: str, policy: str, app_id: bytes = KMS_APP_ID) -> Site:
+        config = _CONFIG.format(
+            pccs=hardware.pccs, policy=policy, attestation=f'policy = "{_POLICY_FILE}"', pins=""
+        )
+        files = {
+            "/etc/kms/kms.toml": config.encode(),
+            "/etc/dstack/app-id": app_id.hex().encode(),
+            _POLICY_FILE: _boot_policy(gcp_image),
+            **hardware.roots(),
+        }
+        compose = hardware.directory / f"{host}.json"
+        compose.write_bytes(app_compose(files, key_provider="tpm", no_instance_id=True))
+        options = {
+            "--platform": "gcp",
+            "--tpm": "software",
+            "--writable": hardware.directory / host,
+            "--authority": hardware.directory / "google",
+            "--image": gcp_image,
+            "--app-compose": compose,
+            "--app-id": app_id.hex(),
+        }
+        arguments = [str(one) for option in options.items() for one in option]
+        process = processes.python(host, "enclave.simulator", "run", *arguments, "kms")
+        main, onboard = (partial(_dial_guest, process, port) for port in (MAIN_PORT, ONBOARD_PORT))
+        store = hardware.directory / host / _CERTIFICATES
+        return Site(Kms(main, host), _operator(onboard), store, process)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def gcp(start_gcp: StartGcp) -> Site:
+    """A KMS in a Google Cloud machine, in development mode."""
+    return bootstrapped(start_gcp("gcp.test", 'type = "dev"'), "gcp.test")
 
 
 @pytest.fixture(scope="session")
@@ -285,7 +294,8 @@ def _boot_policy(image: Path) -> bytes:
     return f'[gcp]\npartition_tables = ["{table}"]\nkernels = ["{kernel}"]\n'.encode()
 
 
-def _bootstrapped(site: Site, host: str) -> Site:
+def bootstrapped(site: Site, host: str) -> Site:
+    """Return the site when its operator has made its keys and it serves."""
     answer = site.operator.call("Bootstrap", {"domain": host})
     assert site.operator.call("Finish") is None
     site.wait_until_serving()

@@ -4,17 +4,25 @@ import hashlib
 import json
 from typing import Any
 
-from tests.interop.conftest import APP_ID, Meeting, Site
+import pytest
+from cryptography import x509
+
+from tests.interop.conftest import APP_ID, Hardware, Meeting, Site
 from tests.interop.spec_client import evidence, keys, protobuf
 from tests.interop.spec_client.certificates import USAGE, extension
 from tests.interop.spec_client.kms import (
     KEY_FIELDS,
     Attest,
+    Form,
     app_key_request,
     app_keys_of_json,
     app_keys_of_protobuf,
     check_server,
+    expected_app_keys,
     identity,
+    in_envelope,
+    in_envelope_v1,
+    in_legacy_pair,
 )
 from tests.interop.spec_client.prpc import Channel
 from tests.interop.webhook import GATEWAY, Webhook
@@ -94,6 +102,38 @@ def test_a_self_issued_certificate_gets_the_same_keys(meeting: Meeting) -> None:
     """Drift #1106: the evidence is judged, and whoever signed the certificate is not."""
     guest = meeting.site.kms.trusted(identity(meeting.attest, None))
     assert _by_query(guest, meeting.vm_config) == _by_query(meeting.guest(), meeting.vm_config)
+
+
+def test_the_enclaves_evidence_is_believed_under_the_operators_root(nitro: Site, hardware: Hardware) -> None:
+    shown = check_server(nitro.kms.anyone.server())
+    root = x509.load_pem_x509_certificate(hardware.nitro.root_pem)
+    evidence.check_nsm_document(shown.quote, root)
+
+
+def test_the_servers_certificate_is_as_its_table_has_it(meeting: Meeting) -> None:
+    leaf = meeting.guest().server()
+    host = meeting.site.kms.anyone.host
+    assert leaf.subject.rfc4514_string() == f"CN={host}"
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [host]
+    usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
+    assert (usage.critical, usage.value.digital_signature, usage.value.key_cert_sign) == (True, True, False)
+    assert [one.oid for one in leaf.extensions if one.critical] == [usage.oid]
+
+
+def test_an_envelope_of_version_1_gets_the_same_keys(nitro: Site, enclave: Attest) -> None:
+    guest = nitro.kms.trusted(identity(enclave, None, form=in_envelope_v1))
+    assert _by_query(guest, "") == _by_query(nitro.kms.as_guest(enclave), "")
+
+
+@pytest.mark.parametrize("form", [in_envelope, in_legacy_pair])
+def test_a_plain_tdx_guest_gets_its_keys(nitro: Site, tdx_app: Attest, form: Form) -> None:
+    shown = tdx_app(bytes(64))
+    events, root = dict(shown.runtime_events), nitro.root_keys()
+    guest = nitro.kms.trusted(identity(tdx_app, None, form=form))
+    answer = _by_query(guest, shown.config)
+    expected = expected_app_keys(root.root_ca, root.k256, events["app-id"], events["instance-id"])
+    assert {name: answer[name] for name in KEY_FIELDS.values()} == expected
 
 
 def test_the_old_api_version_passes(nitro: Site, enclave: Attest) -> None:

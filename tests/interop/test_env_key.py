@@ -45,3 +45,4 @@ def test_an_app_id_has_20_bytes(nitro: Site, length: int) -> None:
     with pytest.raises(Refused) as refused:
         nitro.kms.anyone.call("GetAppEnvEncryptPubKey", {"app_id": "11" * length})
     assert refused.value.answer.status == 400
+    assert refused.value.text == "app_id must be 20 bytes"

@@ -1,5 +1,7 @@
 """What a client is told when it gets nothing, in upstream's words where the specification has them."""
 
+import json
+
 import pytest
 
 from tests.interop.conftest import APP_ID, Hardware, Site
@@ -51,12 +53,33 @@ def test_an_enclave_that_names_no_app(nitro: Site, hardware: Hardware) -> None:
 
 def test_a_denial_gives_the_policys_reason(nitro: Site, enclave: Attest, webhook: Webhook) -> None:
     guest = nitro.kms.as_guest(enclave)
-    webhook.denial = "Compose hash not allowed"
-    try:
+    with webhook.denying("app", "Compose hash not allowed"):
         told = _told(guest, "GetAppKey", app_key_request())
-    finally:
-        webhook.denial = ""
     assert told == "App not allowed: Boot denied: Compose hash not allowed"
+
+
+SELF_CHECKED = ["GetTempCaCert", "GetAppEnvEncryptPubKey", "SignCert", "GetAppKey", "GetKmsKey"]
+
+
+@pytest.mark.parametrize("method", SELF_CHECKED)
+def test_a_kms_that_is_revoked_stops_at_once(
+    nitro: Site, enclave: Attest, webhook: Webhook, method: str
+) -> None:
+    guest = nitro.kms.as_guest(enclave)
+    message = {"api_version": 1, "app_id": APP_ID.hex()}
+    with webhook.denying("kms", "aggregated MR not allowed"):
+        told = _told(guest, method, message)
+        assert guest.call("GetMeta")["k256_pubkey"] == nitro.bootstrap["k256_pubkey"]
+    assert told == "KMS self authorization failed: KMS is not allowed: aggregated MR not allowed"
+
+
+def test_another_kms_that_is_denied(nitro: Site, hardware: Hardware, webhook: Webhook) -> None:
+    attest = nitro_guest(hardware.nitro, None)
+    new = nitro.kms.as_guest(attest)
+    image = json.loads(attest(bytes(64)).config)["os_image_hash"]
+    with webhook.denying("kms", "aggregated MR not allowed", image=image):
+        told = _told(new, "GetKmsKey", {})
+    assert told.endswith("Boot denied: aggregated MR not allowed")
 
 
 def test_a_debug_enclave(nitro: Site, hardware: Hardware) -> None:

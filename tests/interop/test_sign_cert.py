@@ -162,6 +162,14 @@ def test_times_that_were_asked_for_lie_within_the_certificates(nitro: Site, encl
     assert int(leaf.not_valid_after_utc.timestamp()) == end - 600
 
 
+def test_a_request_around_an_envelope_of_version_1(nitro: Site, enclave: Attest) -> None:
+    """Its signature is over what the KMS encodes again: both must write the envelope alike (4.5)."""
+    asked = _asked(enclave)
+    csr = csr_v2(spki(asked.key), CONFIG, evidence.encode_v1(asked.evidence))
+    leaf = sign_cert(nitro.kms.anyone, asked.key, csr)[0]
+    assert spki(leaf) == spki(asked.key)
+
+
 def test_another_word_than_the_agreed_one(nitro: Site, enclave: Attest) -> None:
     asked = _asked(enclave)
     csr = csr_v2(spki(asked.key), CONFIG, evidence.encode(asked.evidence), confirm="please sign it:")

@@ -120,10 +120,30 @@ def test_a_real_enclaves_image_hash_is_the_one_it_shows(shared_data: Callable[[s
     assert json.loads(again.config)["os_image_hash"] == json.loads(shown.config)["os_image_hash"]
 
 
-def test_a_client_certificate_is_as_the_table_has_it() -> None:
+def test_the_pages_envelope_of_version_1() -> None:
+    shown = Evidence(
+        evidence.NITRO, bytes.fromhex("8444a101"), b"\xff\x7f" + bytes(62), (("app-id", b"\x11" * 20),), "{}"
+    )
+    assert evidence.encode_v1(shown).hex() == (
+        "83a776657273696f6e01a8706c6174666f726d82a46b696e64ad6e6974726f2d656e636c617665a46461746181"
+        "a96e736d5f71756f746594cc8444cca101a5737461636b82a46b696e64a664737461636ba46461746183"
+        "ab7265706f72745f64617461dc0040ccff7f"
+        + "00" * 62
+        + "ae72756e74696d655f6576656e74739182a56576656e74a66170702d6964a77061796c6f6164c414"
+        + "11" * 20
+        + "a6636f6e666967a27b7d"
+    )
+
+
+def test_a_real_enclaves_document_is_believed_under_awss_root(shared_data: Callable[[str], Path]) -> None:
+    pem = shared_data("attestation/upstream/certs/AWS_NitroEnclaves_Root-G1.pem").read_bytes()
+    document = evidence.decode(shared_data("kms/nitro-attestation.bin").read_bytes()).quote
+    evidence.check_nsm_document(document, x509.load_pem_x509_certificate(pem))
+
+
+def test_a_client_certificate_carries_its_evidence() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = certificates.client_certificate(key, b"\0evidence", None)
+    certificate = certificates.client_certificate(key, {certificates.ATTESTATION: b"\0evidence"}, None)
     assert certificates.extension(certificate, certificates.ATTESTATION) == b"\0evidence"
-    raw = next(iter(certificate.extensions)).value
-    assert isinstance(raw, x509.KeyUsage)
+    assert certificates.extension(certificate, certificates.APP_INFO) is None
     assert certificate.version is x509.Version.v3

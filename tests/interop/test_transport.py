@@ -210,6 +210,12 @@ def test_the_first_json_field_of_the_query_chooses(anyone: Channel, query: str, 
     assert _header(answer, "content-type") == wanted
 
 
+def test_a_content_type_may_have_a_parameter(anyone: Channel) -> None:
+    typed = {"Content-Type": "application/json; charset=utf-8"}
+    answer = anyone.request("POST", "/prpc/GetTempCaCert", b"null", typed)
+    assert _header(answer, "content-type") == "application/json"
+
+
 def test_a_path_of_no_route_is_404(anyone: Channel) -> None:
     assert anyone.request("GET", "/nowhere").status == 404
 

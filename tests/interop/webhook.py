@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 CONTRACT = "0x" + "ab" * 20
 IMPLEMENTATION = "0x" + "cd" * 20
@@ -13,18 +13,20 @@ GATEWAY = "0x" + "9c" * 20
 
 
 class Webhook:
-    """Allows, until `denial` gives a reason not to; `asked` has every (path, BootInfo) so far."""
+    """Allows what no one denies; `asked` has every (path, BootInfo) so far."""
 
     def __init__(self) -> None:
-        self.denial = ""
+        self._denials: dict[str, tuple[str, str]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         webhook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                webhook.asked.append((self.path, json.loads(body)))
-                reason = webhook.denial if self.path == "/bootAuth/app" else ""
+                boot_info = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                webhook.asked.append((self.path, boot_info))
+                reason, image = webhook._denials.get(self.path, ("", ""))
+                if image not in {"", boot_info["osImageHash"]}:
+                    reason = ""
                 self._answer({"isAllowed": not reason, "gatewayAppId": GATEWAY, "reason": reason})
 
             def do_GET(self) -> None:
@@ -55,6 +57,16 @@ class Webhook:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def denying(self, kind: Literal["app", "kms"], reason: str, *, image: str = "") -> Iterator[None]:
+        """Deny apps, or KMSs, for a while: those of an image, or all."""
+        path = f"/bootAuth/{kind}"
+        self._denials[path] = (reason, image)
+        try:
+            yield
+        finally:
+            del self._denials[path]
 
     @contextmanager
     def running(self) -> Iterator["Webhook"]:

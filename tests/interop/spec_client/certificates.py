@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from tests.interop.spec_client import scale
 
 ARC = "1.3.6.1.4.1.62397.1"
-APP_ID, USAGE, ATTESTATION, APP_INFO = 3, 4, 8, 9
+LEGACY_QUOTE, LEGACY_EVENT_LOG, APP_ID, USAGE, ATTESTATION, APP_INFO = 1, 2, 3, 4, 8, 9
 
 NOT_BEFORE = datetime(1975, 1, 1, tzinfo=UTC)
 CLIENT_NAME = "RA-TLS TEMP Cert"
@@ -26,10 +26,13 @@ def spki(key: ec.EllipticCurvePrivateKey | x509.Certificate) -> bytes:
 
 def client_certificate(
     key: ec.EllipticCurvePrivateKey,
-    attestation: bytes | None,
+    extensions: dict[int, bytes],
     issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None,
 ) -> x509.Certificate:
-    """The row "RA-TLS client" of the table in 4.2; without an issuer the certificate signs itself."""
+    """The row "RA-TLS client" of the table in 4.2; without an issuer the certificate signs itself.
+
+    `extensions` are contents by number.
+    """
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, CLIENT_NAME)])
     point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     serial = bytearray(hashlib.sha256(point).digest()[:20])
@@ -44,11 +47,9 @@ def client_certificate(
         .not_valid_after(datetime.now(UTC) + timedelta(days=3650))
         .add_extension(_digital_signature(), critical=True)
     )
-    if attestation is not None:
-        builder = builder.add_extension(
-            x509.UnrecognizedExtension(x509.ObjectIdentifier(f"{ARC}.{ATTESTATION}"), _octets(attestation)),
-            critical=False,
-        )
+    for number, content in extensions.items():
+        own = x509.UnrecognizedExtension(x509.ObjectIdentifier(f"{ARC}.{number}"), _octets(content))
+        builder = builder.add_extension(own, critical=False)
     return builder.sign(key if issuer is None else issuer[1], SHA256())
 
 

@@ -3,10 +3,15 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
 
-from tests.interop.spec_client import scale
+from tests.interop.spec_client import messagepack, scale
 
 TDX, GCP_TDX, NITRO = 0, 1, 2
 
@@ -102,6 +107,42 @@ def encode(evidence: Evidence) -> bytes:
         out += _tpm_quote(evidence.tpm)
     out += scale.listed(scale.text(name) + scale.data(payload) for name, payload in evidence.runtime_events)
     return out + evidence.report_data + scale.text(evidence.config)
+
+
+def encode_v1(evidence: Evidence) -> bytes:
+    """An enclave's envelope as guests of tomorrow send it: MessagePack (attestation 1.4; drift #1207)."""
+    if evidence.variant != NITRO:
+        raise ValueError("an enclave's alone")
+    events = [{"event": name, "payload": payload} for name, payload in evidence.runtime_events]
+    stack = {
+        "report_data": tuple(evidence.report_data),
+        "runtime_events": events,
+        "config": evidence.config,
+    }
+    return messagepack.pack(
+        {
+            "version": 1,
+            "platform": {"kind": "nitro-enclave", "data": {"nsm_quote": tuple(evidence.quote)}},
+            "stack": {"kind": "dstack", "data": stack},
+        }
+    )
+
+
+def check_nsm_document(document: bytes, root: x509.Certificate) -> None:
+    """Check signature and chain of a document under the root that a client was given (attestation 4.4)."""
+    protected, _, payload, signature = cbor2.loads(document)
+    if cbor2.loads(protected) != {1: -35} or len(signature) != 96:
+        raise ValueError("not signed with es384")
+    fields = cbor2.loads(payload)
+    leaf, *issuers = map(x509.load_der_x509_certificate, (fields["certificate"], *fields["cabundle"][:0:-1]))
+    for certificate, issuer in pairwise((leaf, *issuers, root)):
+        certificate.verify_directly_issued_by(issuer)
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TypeError("not a key for es384")
+    r, s = (int.from_bytes(half, "big") for half in (signature[:48], signature[48:]))
+    signed = cbor2.dumps(["Signature1", protected, b"", payload])
+    key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA384()))
 
 
 def decode(envelope: bytes) -> Evidence:

@@ -58,14 +58,36 @@ def identity(
     issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None,
     *,
     attested: ec.EllipticCurvePrivateKey | None = None,
+    form: "Form | None" = None,
 ) -> Identity:
-    """A client's certificate; `attested` is the key that the evidence is over, if not the certificate's."""
+    """A client's certificate.
+
+    `attested` is the key that the evidence is over, if not the certificate's; `form` makes the extensions of
+    the evidence, a stripped envelope of version 0 where it is not given.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    attestation = None
+    extensions = {}
     if attest is not None:
-        quoted = attest(evidence.binding(certificates.spki(attested or key)))
-        attestation = evidence.encode(evidence.stripped(quoted))
-    return Identity(certificates.client_certificate(key, attestation, issuer), key)
+        shown = evidence.stripped(attest(evidence.binding(certificates.spki(attested or key))))
+        extensions = (form or in_envelope)(shown)
+    return Identity(certificates.client_certificate(key, extensions, issuer), key)
+
+
+Form = Callable[[Evidence], dict[int, bytes]]
+
+
+def in_envelope(shown: Evidence) -> dict[int, bytes]:
+    return {certificates.ATTESTATION: evidence.encode(shown)}
+
+
+def in_envelope_v1(shown: Evidence) -> dict[int, bytes]:
+    return {certificates.ATTESTATION: evidence.encode_v1(shown)}
+
+
+def in_legacy_pair(shown: Evidence) -> dict[int, bytes]:
+    """Quote and event log in extensions of their own, of TDX guests before envelopes (4.1)."""
+    log = evidence.event_log_json(shown.tdx_events)
+    return {certificates.LEGACY_QUOTE: shown.quote, certificates.LEGACY_EVENT_LOG: log}
 
 
 def app_key_request(vm_config: str = "", api_version: int = 1) -> dict[str, object]:

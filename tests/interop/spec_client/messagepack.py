@@ -1,4 +1,41 @@
-"""MessagePack, as far as the app info of a certificate needs it (spec kms 4.1, extension .9)."""
+"""MessagePack, as far as app info (spec kms 4.1, extension .9) and envelopes (attestation 1.4) need it."""
+
+
+def pack(value: object) -> bytes:
+    """The shortest form; a tuple of integers stands for the array that some byte fields are."""
+    match value:
+        case int():
+            return _number(value)
+        case str():
+            return _headed(value.encode(), short=(0xA0, 31), sizes={0xD9: 1, 0xDA: 2})
+        case bytes():
+            return _headed(value, short=(0, -1), sizes={0xC4: 1, 0xC5: 2, 0xC6: 4})
+        case dict():
+            items = b"".join(pack(key) + pack(one) for key, one in value.items())
+            return bytes([0x80 | len(value)]) + items
+        case list() | tuple():
+            head = bytes([0x90 | len(value)]) if len(value) < 16 else b"\xdc" + len(value).to_bytes(2, "big")
+            return head + b"".join(map(pack, value))
+    raise ValueError(f"no {type(value).__name__} here")
+
+
+def _number(value: int) -> bytes:
+    if value < 0x80:
+        return bytes([value])
+    for head, size in ((0xCC, 1), (0xCD, 2), (0xCE, 4)):
+        if value < 1 << 8 * size:
+            return bytes([head]) + value.to_bytes(size, "big")
+    raise ValueError(f"{value} is too large")
+
+
+def _headed(content: bytes, *, short: tuple[int, int], sizes: dict[int, int]) -> bytes:
+    head, limit = short
+    if len(content) <= limit:
+        return bytes([head | len(content)]) + content
+    for head, size in sizes.items():
+        if len(content) < 1 << 8 * size:
+            return bytes([head]) + len(content).to_bytes(size, "big") + content
+    raise ValueError("too long")
 
 
 def unpack(packed: bytes) -> object:
