@@ -109,6 +109,15 @@ def test_its_kms_toml_is_one_that_the_kms_reads(place: Path, name: str) -> None:
     assert config.core.aws_nitro_enclave_key_release is (name == "kms-nitro")
 
 
+def test_the_lines_that_take_keys_over_are_ones_that_the_kms_reads() -> None:
+    text = (EXAMPLES / "kms-nitro/kms.toml").read_text()
+    lines = "".join(re.findall(r"^#   (.+\n)", text, re.MULTILINE))
+    taken_over = parse_config(text.replace('type = "file"\n', lines).encode()).core.custody
+    assert taken_over.type == "peer"
+    assert taken_over.peer is not None
+    assert taken_over.peer.source_urls == ("https://kms.example.com:8000",)
+
+
 def test_what_the_guest_mounts_holds_all_that_the_kms_reads_and_writes(place: Path) -> None:
     config = configs_of(place)["kms-gcp"]
     proof = config.core.auth_api.proof
