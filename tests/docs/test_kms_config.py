@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from enclave.dstack_util import enclave_config
-from enclave.kms import config
+from enclave.kms import config, custody_config
 from enclave.vsock.config import Limits
 from tests.docs.references import REPOSITORY, is_error_code
 
@@ -33,6 +33,8 @@ def _keys(cell: str) -> list[str]:
             config.Metrics,
             config.Admin,
             config.Image,
+            custody_config.TpmCustody,
+            custody_config.PeerCustody,
         ),
         *(enclave_config.Kms, enclave_config.Trust, enclave_config.Evidence, Limits),
     ],
@@ -43,7 +45,7 @@ def test_has_every_setting(settings: type[msgspec.Struct]) -> None:
 
 
 def test_has_every_setting_of_core() -> None:
-    tables = {"attestation", "auth_api", "onboard", "admin", "image", "metrics"}
+    tables = {"attestation", "auth_api", "custody", "onboard", "admin", "image", "metrics"}
     documented = {key for row in ROWS for key in _keys(row[0])}
     assert not set(config.Core.__struct_fields__) - tables - documented
 
