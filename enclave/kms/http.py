@@ -15,6 +15,7 @@ from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import RateLimits
 from enclave.kms.limits import CallLimits
 from enclave.kms.metrics import Calls, Counted, metrics_text
+from enclave.kms.onboarding_page import page_route
 from enclave.kms.reception import Caller, KmsReception
 from enclave.kms.service import KmsService, context
 from enclave.kms.token_auth import TokenAuth, TokenGuard
@@ -22,7 +23,9 @@ from enclave.serving.prpc import Procedure, PrpcService
 from shared.attestation.verify import VerifiedAttestation
 from shared.rpc import kms_pb2 as pb
 
-PUBLIC_ONBOARDING = frozenset({"/health", "/prpc/GetAttestationInfo", "/prpc/Onboard.GetAttestationInfo"})
+PUBLIC_ONBOARDING = frozenset(
+    {"/", "/health", "/prpc/GetAttestationInfo", "/prpc/Onboard.GetAttestationInfo"}
+)
 
 DEFAULT_LIMITS = RateLimits()
 
@@ -123,7 +126,9 @@ def onboard_app(
         "Finish": Procedure(Empty, finish_call),
     }
     service = PrpcService("Onboard", procedures, lambda _chain: None)
-    app = Starlette(routes=[service.route(), Route("/health", _health), Route("/finish", finish_page)])
+    app = Starlette(
+        routes=[page_route(), service.route(), Route("/health", _health), Route("/finish", finish_page)]
+    )
     return app if auth is None else TokenGuard(app, auth, PUBLIC_ONBOARDING)
 
 

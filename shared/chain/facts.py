@@ -15,8 +15,8 @@ from shared.chain.state import Account, State
 from shared.errors import InvalidEvidence
 
 Kind = Literal["app", "kms"]
-# What a view can be asked: about a workload of a kind, or whose keys the KMS contract publishes. Who
-# checks a signature needs one of the two keys, and is not kept from it by what the contract says of the other.
+# What a view can be asked: about a workload of a kind, or whose keys the KMS contract publishes. Who checks a
+# signature needs one of the two keys, and is not kept from it by what the contract says of the other.
 Question = Literal["app", "kms", "signer", "roots"]
 
 

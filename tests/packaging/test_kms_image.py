@@ -73,6 +73,7 @@ def test_the_base_and_every_package_are_named_by_their_hashes(repository: Path) 
 def test_it_holds_the_kms_and_neither_the_simulator_nor_other_rooms(image: Stage) -> None:
     home = image.place(HOME)
     assert (home / "enclave/kms/daemon.py").is_file()
+    assert (home / "enclave/kms/onboarding.html").is_file()  # what one of its modules reads
     assert not [path for path in _digests(image) if "simulator" in path]
     for name in ("functions", "cli", "contracts", "tests", "bin", "web3", "boto3", "hatchling", "pip"):
         assert not (home / name).exists()
