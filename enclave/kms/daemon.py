@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         custody = _custody(platform, parts)
         keys = custody.load() or _onboard(platform, parts, custody)
         _serve(platform, parts, keys)
+        log_event("kms.stopped")
     except DstackError as error:
         log_event("kms.failed", code=error.code, message=error.message)
         sys.stderr.write(f"kms: {error} [{error.code}]\n")
@@ -133,7 +134,9 @@ def _serve_onboarding(
     server = build_plain_server(app)
     listener = platform.tee.listen(settings.address, settings.port)
     log_event("kms.onboarding", port=settings.port, needs_token=digest is not None)
-    run_server(server, [listener])
+    if run_server(server, [listener]):
+        log_event("kms.stopped")
+        raise SystemExit(ExitCode.OK)  # told to end: nobody waits for keys any more
 
 
 def _onboarder(platform: Platform, parts: Parts, store: Custody) -> Onboarder:
@@ -161,13 +164,22 @@ def _serve(platform: Platform, parts: Parts, keys: KeyMaterial) -> None:
     callers = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=parts.verifier)
     identity = RpcIdentity(keys, parts.attestor if core.attest_rpc_cert else None, parts.verifier.now)
     app = main_app(
-        service, callers, version=__version__, metrics=core.metrics.enabled, lifespan=identity.renewing
+        service,
+        callers,
+        version=__version__,
+        metrics=core.metrics.enabled,
+        lifespan=identity.renewing,
+        limits=core.limits,
     )
     rpc = parts.config.rpc
     listener = platform.tee.listen(rpc.address, rpc.port)
     log_event("kms.ready", port=rpc.port, domain=keys.domain, simulated=parts.policy.simulated)
     with _admin_listener(platform, core, Handover(service, callers), identity):
-        run_server(build_server(app, context_factory=identity.context), [listener])
+        run_server(build_server(app, context_factory=identity.context, draining=_draining), [listener])
+
+
+def _draining(connections: int) -> None:
+    log_event("kms.draining", connections=connections)
 
 
 def _admin_listener(

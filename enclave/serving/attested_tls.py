@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 
 from enclave.log import log_event
 from enclave.serving.http_protocol import BoundedHttpProtocol, Limits
+from enclave.serving.stopping import Draining, StoppableServer
 from shared.errors import DstackError
 
 if TYPE_CHECKING:
@@ -206,7 +207,11 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
             limits=self._front.limits,
             config=self._config,
             server_state=self._server_state,
-            app_state={**self._app_state, "peer_chain": _peer_chain(self._tls)},
+            app_state={
+                **self._app_state,
+                "peer_chain": _peer_chain(self._tls),
+                "connections": self._uvicorn_connections,
+            },
             _loop=self._loop,
         )
         self._http.connection_made(self)
@@ -282,25 +287,33 @@ def build_server(
     context_factory: ContextFactory,
     limits: Limits = DEFAULT_LIMITS,
     log: Callable[..., None] = log_event,
-) -> uvicorn.Server:
-    """Return a server of `app` behind attested TLS; `run_server` or its own `serve` gives it sockets."""
+    draining: Draining = lambda _connections: None,
+) -> StoppableServer:
+    """Return a server of `app` behind attested TLS; `run_server` or its own `serve` gives it sockets.
+
+    `draining` is called when it stops. What an application finds in its scope's `state` besides
+    `peer_chain` is `connections`, those that are open.
+    """
     front = _Front(context_factory, limits, log)
-    return _server(app, partial(_TlsConnection, front), limits)
+    return _server(app, partial(_TlsConnection, front), limits, draining)
 
 
-def build_plain_server(app: ASGIApp, *, limits: Limits = DEFAULT_LIMITS) -> uvicorn.Server:
-    """Return a server without TLS: the onboard listener, unix sockets. `peer_chain` is absent there."""
-    return _server(app, partial(BoundedHttpProtocol, limits=limits), limits)
+def build_plain_server(
+    app: ASGIApp, *, limits: Limits = DEFAULT_LIMITS, draining: Draining = lambda _connections: None
+) -> StoppableServer:
+    """Return a server without TLS: the onboard listener, unix sockets. Nothing is in the `state` there."""
+    return _server(app, partial(BoundedHttpProtocol, limits=limits), limits, draining)
 
 
-def run_server(server: uvicorn.Server, sockets: Sequence[socket.socket]) -> None:
+def run_server(server: StoppableServer, sockets: Sequence[socket.socket]) -> bool:
     """Run on the event loop that fits the sockets, until `server.should_exit` is set or a signal comes.
 
-    Returns in the first case, the sockets closed. SIGTERM and SIGINT are raised again after the graceful
-    stop, so that they end the process and not just this server.
+    Returns whether it was SIGTERM or SIGINT, when requests that were being answered are, or the time of one
+    is over (`Limits.request_seconds`). The process goes on: it is the caller's part to end it.
     """
     with asyncio.Runner(loop_factory=loop_factory(sockets)) as runner:
         runner.run(server.serve(sockets=list(sockets)))
+    return server.was_signalled
 
 
 def loop_factory(sockets: Sequence[socket.socket]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -312,7 +325,9 @@ def loop_factory(sockets: Sequence[socket.socket]) -> Callable[[], asyncio.Abstr
     return uvloop.new_event_loop
 
 
-def _server(app: ASGIApp, protocol: Callable[..., asyncio.Protocol], limits: Limits) -> uvicorn.Server:
+def _server(
+    app: ASGIApp, protocol: Callable[..., asyncio.Protocol], limits: Limits, draining: Draining
+) -> StoppableServer:
     config = uvicorn.Config(
         cast("Any", app),  # starlette's and uvicorn's names for one interface
         http=cast("type[asyncio.Protocol]", protocol),
@@ -325,7 +340,7 @@ def _server(app: ASGIApp, protocol: Callable[..., asyncio.Protocol], limits: Lim
         timeout_keep_alive=limits.keep_alive_seconds,
         timeout_graceful_shutdown=int(limits.request_seconds),
     )
-    return uvicorn.Server(config)
+    return StoppableServer(config, draining)
 
 
 def _peer_chain(tls: SSL.Connection) -> list[bytes]:

@@ -50,12 +50,16 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         from enclave.agent.daemon import main as run_agent  # noqa: PLC0415
 
         serial_console(f"{CONFIG_PATH} names a kms: starting the app's agent")
-        return run_agent(None, platform)
+        code = run_agent(None, platform)
+        if code == ExitCode.OK:
+            serial_console("powering off")
+        return code
     try:
         _serve(platform, argv)
     except DstackError as error:
         serial_console(f"boot failed: {error} [{error.code}]")
         raise
+    serial_console("powering off")
     return ExitCode.OK
 
 

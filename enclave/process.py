@@ -1,0 +1,18 @@
+"""What a process that holds keys does to itself before it reads any."""
+
+import ctypes
+import resource
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+
+def forbid_dumps() -> None:
+    """Keep this process's memory out of core dumps, and from debuggers and `/proc/PID/mem` of its own user.
+
+    Called at the start of each daemon's own process. Outside Linux there is no prctl: the limit on core dumps
+    stands alone.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
