@@ -100,7 +100,7 @@ solc: node
 	  { echo "the contracts' compiler comes from npm: install node and npm, then run this again" >&2; exit 1; }
 
 proto: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. shared/rpc/kms.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. shared/rpc/*.proto
 
 EXTRAS := authorize-aws authorize-gcp verify-aws verify-gcp deploy-aws deploy-gcp enclave cli verifier demo
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

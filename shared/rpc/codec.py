@@ -251,6 +251,14 @@ def _unsigned(bits: int) -> Callable[[object, str], int]:
     return read
 
 
+def _read_int64(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type(name, "an integer")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ProtocolError("prpc.json.range", f"{name} is not a signed 64-bit number")
+    return value
+
+
 def _read_message(_value: object, name: str) -> object:
     raise _wrong_type(name, "an object")  # pragma: no cover - messages are filled in place
 
@@ -270,6 +278,7 @@ _READERS: Final[dict[int, tuple[Callable[[Any, str], Any], Callable[[str], Any] 
     FieldDescriptor.TYPE_BOOL: (_read_bool, _bool_text),
     FieldDescriptor.TYPE_UINT32: (_unsigned(32), _integer_text),
     FieldDescriptor.TYPE_UINT64: (_unsigned(64), _integer_text),
+    FieldDescriptor.TYPE_INT64: (_read_int64, None),
     FieldDescriptor.TYPE_MESSAGE: (_read_message, None),
 }
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shared.errors import ProtocolError
 from shared.rpc import codec
 from shared.rpc.codec import Encoding
+from shared.rpc.guest_api_pb2 import Container
 from shared.rpc.kms_pb2 import (
     AppId,
     AppKeyResponse,
@@ -141,7 +142,8 @@ def test_an_empty_body_is_a_message_of_defaults(encoding: Encoding) -> None:
 
 
 def test_bytes_are_lowercase_hex() -> None:
-    assert codec.to_json(AppId(app_id=b"\xab\xcd")) == b'{"app_id":"abcd"}'
+    body = codec.to_json(AppId(app_id=b"\xab\xcd"))
+    assert json.loads(body)["app_id"] == "abcd"
 
 
 def test_every_field_is_present_when_it_is_the_default() -> None:
@@ -154,6 +156,7 @@ def test_every_field_is_present_when_it_is_the_default() -> None:
         "tproxy_app_id": "",
         "gateway_app_id": "",
         "os_image_hash": "",
+        "key_epoch": 0,
     }
 
 
@@ -196,6 +199,20 @@ def test_repeated_fields_are_arrays() -> None:
 def test_64_bit_integers_are_numbers() -> None:
     body = codec.to_json(PublicKeyResponse(timestamp=2**64 - 1))
     assert json.loads(body)["timestamp"] == 18446744073709551615
+
+
+@pytest.mark.parametrize("number", [-(2**63), -1, 0, 2**63 - 1])
+def test_signed_integers_are_numbers_too(number: int) -> None:
+    container = Container(created=number)
+    assert codec.from_json(Container, codec.to_json(container)) == container
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [("9223372036854775808", "prpc.json.range"), ('"1"', "prpc.json.type"), ("true", "prpc.json.type")],
+)
+def test_refuses_what_is_no_signed_integer(value: str, code: str) -> None:
+    assert refusal(Container, f'{{"created":{value}}}'.encode()) == code
 
 
 @pytest.mark.parametrize(("encoding", "body"), [(Encoding.JSON, b"null"), (Encoding.PROTOBUF, b"")])
