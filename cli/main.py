@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "pull": ("cli.pull:pull", "Download an OS image."),
     "plan": ("cli.plan:plan", "Show what a deployment would run, and what must be approved."),
     "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
+    "verify-kms": ("cli.verify_kms:verify_kms", "Verify a running key server: evidence, keys, contract."),
 }
 
 

@@ -1,5 +1,7 @@
 """What to change when evidence is refused, by the longest leading part of the refusal's code."""
 
+from collections.abc import Container
+
 _AT_ITS_TIME = "judge it at its own time with --at {made_at}"
 _DAMAGED = "get the evidence from the guest again"
 _POLICY = "docs/verification.md shows policy files"
@@ -101,9 +103,17 @@ HINTS = {
 
 def hint_for(code: str, made_at: int | None) -> str:
     """Return the hint for a refusal's code; `made_at` is the evidence's own time, where it has one."""
+    prefix = longest_part(code, HINTS)
+    if prefix is None:
+        return _NO_EVIDENCE
+    return HINTS[prefix].replace("{made_at}", "UNIX" if made_at is None else str(made_at))
+
+
+def longest_part(code: str, hints: Container[str]) -> str | None:
+    """Return the longest leading part of a code that is among `hints`, None where none is."""
     prefix = code
-    while prefix not in HINTS:
+    while prefix not in hints:
         prefix, dot, _ = prefix.rpartition(".")
         if not dot:
-            return _NO_EVIDENCE
-    return HINTS[prefix].replace("{made_at}", "UNIX" if made_at is None else str(made_at))
+            return None
+    return prefix

@@ -19,11 +19,11 @@ def print_report(report: Report, *, at_given: bool) -> None:
     verdict = report.verdict
     if verdict is None:
         word = "FAILED" if report.exit_code is ExitCode.FAILED else "REFUSED"
-        console.print(Text.assemble((word, "bold red"), f"  {_plain(report.reason or '')} [{report.code}]"))
+        console.print(Text.assemble((word, "bold red"), f"  {plain(report.reason or '')} [{report.code}]"))
         console.print(Text(f"hint: {report.hint}"))
         return
-    when = _when(report.judged_at) + (" (--at)" if at_given else "")
-    title = Text.assemble(("VERIFIED", "bold green"), f"  {verdict.platform}, judged at {when}")
+    judged = when(report.judged_at) + (" (--at)" if at_given else "")
+    title = Text.assemble(("VERIFIED", "bold green"), f"  {verdict.platform}, judged at {judged}")
     if report.simulated:
         title.append("  SIMULATED: an anchor is not the vendor's root", "bold yellow")
     console.print(title)
@@ -41,11 +41,11 @@ def _facts(report: Report, verdict: Verdict) -> list[tuple[str, str]]:
     info = report.app_info or {}
     facts = [("anchor", f"{', '.join(verdict.anchors)}{' (simulated)' if report.simulated else ''}")]
     if verdict.made_at is not None:
-        facts.append(("made at", f"{_when(verdict.made_at)}, {report.judged_at - verdict.made_at} s before"))
+        facts.append(("made at", f"{when(verdict.made_at)}, {report.judged_at - verdict.made_at} s before"))
     if verdict.tcb_status:
         facts.append(("tcb_status", " ".join((verdict.tcb_status, *verdict.advisory_ids))))
     if report.module_id is not None:
-        facts.append(("module_id", _plain(report.module_id)))
+        facts.append(("module_id", plain(report.module_id)))
     facts.append(("report_data", report.report_data or "none"))
     facts += report.registers.items()
     for name in _SHOWN_INFO:
@@ -55,10 +55,11 @@ def _facts(report: Report, verdict: Verdict) -> list[tuple[str, str]]:
     return facts
 
 
-def _when(seconds: int) -> str:
+def when(seconds: int) -> str:
+    """Return a time for people."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text that says nothing to a terminal: it may quote whoever made the evidence."""
     return ascii(text)[1:-1] if not text.isascii() or not text.isprintable() else text
