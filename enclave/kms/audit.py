@@ -22,9 +22,11 @@ from shared.attestation.identity import claimed_boot_info
 from shared.attestation.verdict import Status
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import BootInfo
+from shared.chain.facts import Kind
 from shared.errors import DstackError, InvalidEvidence, ProtocolError
 from shared.strict_json import decode_json
 
+Decide = Callable[[Kind, BootInfo], Decision]
 Value = str | int | bool | list[str] | None
 
 MAX_LINE: Final = 16 * 1024
@@ -89,7 +91,7 @@ class Case:
     As a context manager it goes with an error on its way out; `case_of` finds it there.
     """
 
-    def __init__(self, auth_mode: str, verified: VerifiedAttestation | None = None) -> None:
+    def __init__(self, auth_mode: str = "", verified: VerifiedAttestation | None = None) -> None:
         self.auth_mode = auth_mode
         self.verified = verified
         self.evidence = b""
@@ -109,14 +111,24 @@ class Case:
         if isinstance(error, DstackError):
             error.__dict__.setdefault(_CASE, self)
 
+    def noting(self, decide: Decide) -> Decide:
+        """Return `decide`, noting what it decides."""
+
+        def noted(kind: Kind, boot_info: BootInfo) -> Decision:
+            self.decision = decide(kind, boot_info)
+            return self.decision
+
+        return noted
+
     def fields(self) -> dict[str, Value]:
         """Return who asks, what was verified of that, and which blocks the decision rests on."""
-        fields: dict[str, Value] = {"caller_verified": self.verified is not None}
+        fields: dict[str, Value] = {"evidence_verified": self.verified is not None}
         if self.verified is not None:
             fields |= _identity(self.verified, self.subject or _claimed(self.verified))
         if self.evidence:
             fields["evidence_sha256"] = hashlib.sha256(self.evidence).hexdigest()
-        fields["auth_mode"] = self.auth_mode
+        if self.auth_mode:
+            fields["auth_mode"] = self.auth_mode
         decision = self.decision
         if decision is not None:
             fields["finalized_block"] = decision.finalized_block

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from enclave.kms.audit import AUDIT, AuditLog, Case, Value
 from enclave.kms.custody import Custody
 from enclave.kms.key_store import KeyMaterial
-from enclave.log import log_event
 from enclave.tee.tee import Attestor
 from shared.attestation.report_data import bootstrap_report_data
 from shared.errors import ProtocolError, StorageError
@@ -41,7 +41,8 @@ def check_domain(domain: str) -> None:
 class Bootstrapper:
     """Makes and stores the first root keys. At most one bootstrap runs, and only where no key exists.
 
-    `random` returns bytes of the hardware's own source, which are mixed with the kernel's.
+    `random` returns bytes of the hardware's own source, which are mixed with the kernel's. `case` is what the
+    audit log tells of this KMS.
     """
 
     def __init__(
@@ -51,7 +52,11 @@ class Bootstrapper:
         random: Callable[[], bytes],
         attestor: Attestor,
         now: Callable[[], int],
+        case: Case | None = None,
+        audit: AuditLog = AUDIT,
     ) -> None:
+        self._case = case or Case()
+        self._audit = audit
         self._store = store
         self._random = random
         self._attestor = attestor
@@ -71,7 +76,12 @@ class Bootstrapper:
             check_self()
             material, record = self._make(domain, attest=attest)
             self._store.create(material)
-        log_event("kms.bootstrapped", domain=domain, k256_pubkey=record.k256_pubkey.hex())
+        told: dict[str, Value] = {
+            "domain": domain,
+            "ca_pubkey": record.ca_pubkey.hex(),
+            "k256_pubkey": record.k256_pubkey.hex(),
+        }
+        self._audit.record("kms.bootstrapped", told | self._case.fields())
         return record
 
     def _make(self, domain: str, *, attest: bool) -> tuple[KeyMaterial, pb.BootstrapResponse]:

@@ -9,6 +9,7 @@ from functools import partial
 from enclave.kms.admin import Handover, admin_app, serving_beside
 from enclave.kms.assembly import Parts, assemble
 from enclave.kms.attestation_info import attestation_info
+from enclave.kms.audit import AUDIT, Case, Value, case_of
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
@@ -53,7 +54,9 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         _serve(platform, parts, keys)
         log_event("kms.stopped")
     except DstackError as error:
-        log_event("kms.failed", code=error.code, message=error.message)
+        case = case_of(error)
+        told: dict[str, Value] = {"code": error.code, "message": error.message}
+        AUDIT.record("kms.failed", told | (case.fields() if case else {}))
         sys.stderr.write(f"kms: {error} [{error.code}]\n")
         return error.exit_code
     return ExitCode.OK
@@ -81,14 +84,16 @@ def _onboard(platform: Platform, parts: Parts, store: Custody) -> KeyMaterial:
     core = parts.config.core
     if not core.onboard.enabled:
         raise ConfigError("kms.onboard.disabled", "Failed to onboard: no keys, and onboarding is disabled")
+    case = Case(parts.authorizer.mode, parts.own)
     bootstrapper = Bootstrapper(
-        store=store, random=platform.tee.random, attestor=parts.attestor, now=parts.verifier.now
+        store=store, random=platform.tee.random, attestor=parts.attestor, now=parts.verifier.now, case=case
     )
 
     def check() -> None:
         if core.enforce_self_authorization:
-            with context("KMS is not allowed to bootstrap"):
-                check_self(parts.authorizer.authorize, kms_boot_info(parts.own, core))
+            with case, context("KMS is not allowed to bootstrap"):
+                case.subject = kms_boot_info(parts.own, core)
+                check_self(case.noting(parts.authorizer.authorize), case.subject)
 
     if core.onboard.auto_bootstrap_domain:
         bootstrapper.bootstrap(core.onboard.auto_bootstrap_domain, check_self=check, attest=False)

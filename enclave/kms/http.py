@@ -16,7 +16,7 @@ from enclave.kms.config import RateLimits
 from enclave.kms.limits import CallLimits
 from enclave.kms.metrics import Calls, Counted, metrics_text
 from enclave.kms.onboarding_page import page_route
-from enclave.kms.reception import Caller, KmsReception
+from enclave.kms.reception import Audited, Caller, KmsReception
 from enclave.kms.service import KmsService, context
 from enclave.kms.token_auth import TokenAuth, TokenGuard
 from enclave.serving.prpc import Procedure, PrpcService
@@ -100,6 +100,7 @@ def onboard_app(
     finish: Callable[[], None],
     describe: Callable[[], pb.AttestationInfoResponse],
     auth: TokenAuth | None = None,
+    audit: AuditLog = AUDIT,
 ) -> ASGIApp:
     """Return the ASGI application that runs while no root keys exist.
 
@@ -108,7 +109,7 @@ def onboard_app(
     allow, and anybody may ask. With `auth` everything else needs its token.
     """
 
-    def finish_call(_request: object, _caller: None) -> Empty:
+    def finish_call(_request: object, _caller: Caller) -> Empty:
         finish()
         return Empty()
 
@@ -116,7 +117,7 @@ def onboard_app(
         finish()
         return PlainTextResponse("OK")
 
-    procedures: dict[str, Procedure[None]] = {
+    procedures: dict[str, Procedure[Caller]] = {
         "Bootstrap": Procedure(pb.BootstrapRequest, lambda request, _caller: bootstrap(request.domain)),
         "Onboard": Procedure(
             pb.OnboardRequest,
@@ -125,7 +126,7 @@ def onboard_app(
         "GetAttestationInfo": Procedure(Empty, lambda _request, _caller: describe()),
         "Finish": Procedure(Empty, finish_call),
     }
-    service = PrpcService("Onboard", procedures, lambda _chain: None)
+    service = PrpcService("Onboard", procedures, lambda _chain: None, reception=Audited(audit))
     app = Starlette(
         routes=[page_route(), service.route(), Route("/health", _health), Route("/finish", finish_page)]
     )

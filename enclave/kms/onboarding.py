@@ -13,6 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from enclave.kms.audit import AUDIT, AuditLog, Case, Value
 from enclave.kms.authorization import Authorizer, ProofAuthorizer
 from enclave.kms.bootstrap import check_domain
 from enclave.kms.config import Core
@@ -20,7 +21,6 @@ from enclave.kms.custody import Custody
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import context, kms_boot_info
 from enclave.kms.source_kms import Source, SourceKms, SourceToken
-from enclave.log import log_event
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, InvalidEvidence, PolicyDenied, ProtocolError, StorageError
 from shared.keys.k256 import public_key
@@ -37,12 +37,20 @@ from shared.ratls.peer import check_issued_by
 from shared.rpc import kms_pb2 as pb
 
 
-def approve_source(authorizer: Authorizer, core: Core, verified: VerifiedAttestation) -> None:
-    """Raise `PolicyDenied("kms.source.denied")` unless this KMS's own policy allows the source as a KMS."""
-    with context("Source KMS is not allowed for onboarding"):
-        decision = authorizer.authorize("kms", kms_boot_info(verified, core))
+def approve_source(authorizer: Authorizer, core: Core, verified: VerifiedAttestation) -> Case:
+    """Raise `PolicyDenied("kms.source.denied")` unless this KMS's own policy allows the source as a KMS.
+
+    Returns what the audit log tells of the source.
+    """
+    with (
+        Case(authorizer.mode, verified) as case,
+        context("Source KMS is not allowed for onboarding"),
+    ):
+        subject = case.subject = kms_boot_info(verified, core)
+        decision = case.noting(authorizer.authorize)("kms", subject)
         if not decision.is_allowed:
             raise PolicyDenied("kms.source.denied", f"boot denied: {decision.reason}")
+    return case
 
 
 class RootPins(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +86,13 @@ class Onboarder:
         *,
         store: Custody,
         source: SourceKms,
-        approve: Callable[[VerifiedAttestation], None],
+        approve: Callable[[VerifiedAttestation], Case],
         pins: RootPins,
         proven: Callable[[], RootPins],
         now: Callable[[], int],
+        audit: AuditLog = AUDIT,
     ) -> None:
+        self._audit = audit
         self._store = store
         self._source = source
         self._approve = approve
@@ -102,17 +112,24 @@ class Onboarder:
         check_domain(domain)
         source = Source.parse(source_url)
         token = SourceToken.parse(source_token)
+        case = Case()
+
+        def approve(verified: VerifiedAttestation) -> None:
+            nonlocal case
+            case = self._approve(verified)
+
         with self._lock:
             if self._store.bootstrapped():
                 raise StorageError("kms.onboarded", "KMS has already been onboarded")
             ca_pubkeys, k256_pubkeys = self._expected()
-            answer, leaf = self._source.root_keys(source, self._approve, token)
+            answer, leaf = self._source.root_keys(source, approve, token)
             material = self._material(answer, domain)
             _check_identity(material, ca_pubkeys, k256_pubkeys)
             check_issued_by(leaf, material.root_ca_key.public_key())
             self._store.create(material)
         k256_pubkey = public_key(material.k256)
-        log_event("kms.onboarded", domain=domain, source=source.host, k256_pubkey=k256_pubkey.hex())
+        told: dict[str, Value] = {"domain": domain, "source": source.host, "k256_pubkey": k256_pubkey.hex()}
+        self._audit.record("kms.onboarded", told | case.fields())
         return pb.OnboardResponse(k256_pubkey=k256_pubkey)
 
     def _expected(self) -> tuple[set[bytes], set[bytes]]:

@@ -16,7 +16,7 @@ Caller = VerifiedAttestation | None
 class Audited(Reception[Caller]):
     """Writes refusals to the audit log: what was asked, who asked, and why it is refused."""
 
-    def __init__(self, audit: AuditLog, auth_mode: str) -> None:
+    def __init__(self, audit: AuditLog, auth_mode: str = "") -> None:
         self._audit = audit
         self._auth_mode = auth_mode
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.app_ca import issue_chain
-from enclave.kms.audit import AUDIT, AuditLog, Case, Value
+from enclave.kms.audit import AUDIT, AuditLog, Case, Decide, Value
 from enclave.kms.authorization import Authorizer, Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
@@ -34,8 +34,6 @@ from shared.keys.k256 import public_key
 from shared.ratls.csr import check_signature, decode_csr
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json
-
-Decide = Callable[[Kind, BootInfo], Decision]
 
 Verify = Callable[[bytes, bytes], VerifiedAttestation]
 """Verifies an envelope over exactly these 64 bytes of report data."""
@@ -279,13 +277,8 @@ class KmsService:
         """Refuse to serve when the contract no longer allows this KMS, so that a revocation stops it."""
         if not self._core.enforce_self_authorization:
             return
-
-        def told(kind: Kind, own: BootInfo) -> Decision:
-            case.decision = decide(kind, own)
-            return case.decision
-
         with context("KMS self authorization failed"):
-            check_self(told, self._own)
+            check_self(case.noting(decide), self._own)
         case.decision = None  # the one on the caller is still to come
 
     def _check_gate(self, tee_variant: str) -> None:

@@ -153,7 +153,7 @@ def test_tells_who_asks_and_what_was_verified(app_enclave, anchors) -> None:
     fields = case.fields()
     image = fields["os_image_hash"]
     assert fields == {
-        "caller_verified": True,
+        "evidence_verified": True,
         "tee_variant": "dstack-nitro-enclave",
         "app_id": APP_ID.hex(),
         "instance_id": "",
@@ -182,7 +182,7 @@ def test_a_caller_that_was_not_verified_is_marked() -> None:
     case = Case("proof")
     case.evidence = b"evidence"
     assert case.fields() == {
-        "caller_verified": False,
+        "evidence_verified": False,
         "evidence_sha256": "ee8250fb76e094b34b471f13a73dbbe51d1ae142e9df59d7c0d31ec20f0a0a8e",
         "auth_mode": "proof",
     }

@@ -197,7 +197,7 @@ def test_a_release_is_one_line_that_tells_all(listener, leaf) -> None:
     assert (entry["app_id"], entry["self_asserted"]) == (APP_ID.hex(), ["app_id"])
     assert entry["mr_aggregated"] == entry["compose_hash"] == image
     assert (entry["auth_mode"], entry["finalized_block"]) == ("proof", 7)
-    assert (entry["caller_verified"], entry["simulated"]) == (True, True)
+    assert (entry["evidence_verified"], entry["simulated"]) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_refusal_is_one_line(listener, question: str, code: str, capsys) -> No
     assert _codes(running.ask((question, None)))[0].partition(".")[0] == code.partition(".")[0]
     (entry,) = running.audit()
     assert entry["event"] == "prpc.refused"
-    assert (entry["method"], entry["caller_verified"]) == (question.partition(" ")[0], False)
+    assert (entry["method"], entry["evidence_verified"]) == (question.partition(" ")[0], False)
     assert capsys.readouterr().out == ""
 
 
@@ -230,7 +230,7 @@ def test_a_refusal_of_policy_tells_who_asked_and_by_which_block(listener, leaf, 
     running.ask(("GetAppKey", leaf))
     (entry,) = running.audit()
     assert (entry["code"], entry["message"]) == ("kms.app.denied", "App not allowed: Boot denied: no")
-    assert (entry["caller_verified"], entry["app_id"]) == (True, APP_ID.hex())
+    assert (entry["evidence_verified"], entry["app_id"]) == (True, APP_ID.hex())
     assert (entry["finalized_block"], entry["finalized_hash"], entry["head_block"]) == (7, "11" * 32, 9)
 
 
@@ -249,7 +249,7 @@ def test_a_caller_whose_evidence_does_not_hold_is_named_by_its_certificate(
     running = listener()
     running.ask(("GetAppKey", forged))
     (entry,) = running.audit()
-    assert (entry["code"], entry["caller_verified"]) == ("attestation.report_data", False)
+    assert (entry["code"], entry["evidence_verified"]) == ("attestation.report_data", False)
     assert entry["certificate_sha256"] == hashlib.sha256(forged).hexdigest()
     assert "app_id" not in entry
 
@@ -267,7 +267,7 @@ def test_a_certificate_is_one_line_with_its_names(listener, app_enclave) -> None
     (entry,) = running.audit()
     issued = x509.load_pem_x509_certificate(json.loads(answer.content)["certificate_chain"][0].encode())
     assert entry["event"] == "kms.app_certificate.issued"
-    assert (entry["app_id"], entry["caller_verified"]) == (APP_ID.hex(), True)
+    assert (entry["app_id"], entry["evidence_verified"]) == (APP_ID.hex(), True)
     assert entry["serial_number"] == f"{issued.serial_number:x}"
     assert isinstance(entry["names"], list)
 
@@ -280,7 +280,7 @@ def test_evidence_in_a_request_that_does_not_hold_is_named_by_its_hash(listener,
     running = listener()
     running.ask(("SignCert " + body, None))
     (entry,) = running.audit()
-    assert (entry["code"], entry["caller_verified"]) == ("attestation.report_data", False)
+    assert (entry["code"], entry["evidence_verified"]) == ("attestation.report_data", False)
     assert entry["evidence_sha256"] == hashlib.sha256(envelope).hexdigest()
 
 
