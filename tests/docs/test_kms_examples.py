@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +30,8 @@ from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError
 from tests.docs.references import REPOSITORY
 from tests.end_to_end.commands import become, run, shown
-from tests.end_to_end.gcp_site import user_environment
+from tests.end_to_end.gcp_site import PROJECT, gcp_site, user_environment
+from tests.fakes.guests import Roots
 from tests.fakes.os_images import write_whole_os_image
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
 from tests.shared.refusal import refuses
@@ -134,6 +136,19 @@ def test_what_the_guest_mounts_holds_all_that_the_kms_reads_and_writes(place: Pa
         assert f"- {device}\n" in text
 
 
+def test_the_guests_project_deploys_and_lets_only_its_network_reach_the_kms(
+    place: Path, roots: Roots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gcp_site(place, roots) as site:
+        become(monkeypatch, site.environment, place)
+        settings = {"image_search_paths": [str(place / "images")], "gcp": {"project": PROJECT}}
+        (place / "config.json").write_text(json.dumps(settings))
+        deployed = shown("dstack-cloud -C kms-gcp deploy")
+        assert (deployed["status"], deployed["cloud"]) == ("running", "gcp-tdx")
+        run("dstack-cloud -C kms-gcp fw allow 8000 --source 192.0.2.0/24")
+        assert "tcp 8000   192.0.2.0/24" in run("dstack-cloud -C kms-gcp fw list")
+
+
 class RealMachine:
     """An enclave whose root passes for AWS's own: the only way to see what a real one refuses."""
 
@@ -158,6 +173,12 @@ class RealMachine:
 @pytest.fixture(scope="module")
 def authority() -> SimulatedAuthority:
     return SimulatedAuthority.create()
+
+
+@pytest.fixture(scope="module")
+def roots() -> Iterator[Roots]:
+    with Roots() as made:
+        yield made
 
 
 @pytest.fixture
