@@ -314,6 +314,14 @@ def test_connection_without_a_request_is_cut(launch: Launcher) -> None:
     assert ended(tls)
 
 
+def test_a_connection_between_requests_is_cut(launch: Launcher) -> None:
+    running = launch(app, limits=Limits(keep_alive_seconds=0))
+    tls = raw_tls(running)
+    tls.sendall(GET)
+    assert read_until(tls, b"\r\n").startswith(b"HTTP/1.1 200 ")
+    assert ended(tls)
+
+
 def test_slow_request_head_is_cut(launch: Launcher) -> None:
     tls = raw_tls(launch(app, limits=Limits(request_seconds=0.05)))
     tls.sendall(b"GET / HTT")

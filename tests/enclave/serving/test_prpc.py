@@ -13,6 +13,7 @@ from enclave.serving.prpc import (
     ANONYMOUS_THREADS,
     DEFAULT_BODY_BYTES,
     IDENTIFYING_THREADS,
+    KNOWN_THREADS,
     PROMPT_BODY_BYTES,
     Procedure,
     PrpcService,
@@ -191,6 +192,42 @@ def test_evidence_that_is_slow_to_verify_cannot_hold_up_known_callers() -> None:
             return msgspec.json.decode(answer.content)["domain"], overtook
 
     assert asyncio.run(run()) == ("known", True)
+
+
+def test_known_callers_share_so_many_threads_and_leave_anonymous_ones_theirs() -> None:
+    release = threading.Event()
+    arrived = threading.Semaphore(0)
+
+    def handler(_request: object, caller: str | None) -> pb.BootstrapRequest:
+        if caller is not None:
+            arrived.release()
+            assert release.wait(30)
+        return pb.BootstrapRequest(domain="anonymous")
+
+    callers = iter(["known"] * (KNOWN_THREADS + 5) + [None])
+    service = PrpcService(
+        "Test",
+        {"Run": Procedure(pb.BootstrapRequest, handler)},
+        lambda _chain: None,
+        lambda _chain: next(callers),
+    )
+    transport = httpx.ASGITransport(app=Starlette(routes=[service.route()]))
+
+    async def run() -> tuple[str, bool]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://kms.test") as client:
+            waiting = [
+                asyncio.create_task(client.post("/prpc/Run?json", content=b"{}"))
+                for _ in range(KNOWN_THREADS + 5)
+            ]
+            for _ in range(KNOWN_THREADS):
+                await asyncio.to_thread(arrived.acquire)
+            answer = await client.post("/prpc/Run?json", content=b"{}")
+            more = arrived.acquire(blocking=False)
+            release.set()
+            await asyncio.gather(*waiting)
+            return msgspec.json.decode(answer.content)["domain"], more
+
+    assert asyncio.run(run()) == ("anonymous", False)
 
 
 def test_evidence_in_requests_cannot_hold_up_other_anonymous_calls() -> None:
