@@ -171,6 +171,13 @@ def test_refuses_a_token_hash_that_is_none(digest: str) -> None:
         Admin(auth_token_hash=digest).token_digest({})
 
 
+def test_an_upstream_table_of_tls_files_turns_tls_on() -> None:
+    table = '[core.admin.tls]\ncerts = "/a.crt"\nkey = "/a.key"\n'
+    assert parse_config(f"{PROOF}{ADMIN}{table}".encode()).core.admin.has_tls()
+    assert not parse_config(f"{PROOF}{ADMIN}".encode()).core.admin.has_tls()
+    assert _code(f'{PROOF}{ADMIN}tls = "yes"\n') == "config.invalid"
+
+
 def test_the_admin_listener_is_off_by_default() -> None:
     assert not parse_config(PROOF.encode()).core.admin.enabled
 
