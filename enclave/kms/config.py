@@ -1,8 +1,8 @@
 """`kms.toml`, compatible with upstream's file (spec kms section 5.1).
 
 Keys that upstream knows and we do not need are ignored, as upstream ignores unknown keys. Our own sections,
-`[core.auth_api.proof]` and `[core.custody]`, are policy, so a misspelt key there is refused instead of
-silently defaulted.
+`[core.auth_api.proof]`, `[core.custody]` and `[core.limits]`, are policy, so a misspelt key there is refused
+instead of silently defaulted.
 """
 
 import hashlib

@@ -127,7 +127,7 @@ class KmsService:
             check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
         keys = derive_app_keys(self._root, subject.app_id, subject.instance_id, epoch=request.key_epoch)
-        self._audit.record("kms.app_key.released", case.fields())
+        self._audit.record("kms.app_key.released", {"key_epoch": request.key_epoch} | case.fields())
         return pb.AppKeyResponse(
             ca_cert=self._ca_cert,
             disk_crypt_key=keys.disk_crypt_key,

@@ -7,7 +7,14 @@ import pytest
 
 from enclave.dstack_util import enclave_config
 from enclave.kms import config, custody_config
+from enclave.kms.audit import MAX_LINE
+from enclave.kms.http import SIGN_CERT_BODY_BYTES
+from enclave.serving import prpc
+from enclave.serving.attested_tls import DEFAULT_LIMITS
+from enclave.serving.rate_limit import MAX_BUCKETS
 from enclave.vsock.config import Limits
+from shared.net.fetch import DEFAULT_MAX_BYTES
+from shared.net.quorum import MAX_ENDPOINTS
 from tests.docs.references import REPOSITORY, is_error_code
 
 PAGE = (REPOSITORY / "docs" / "kms-config.md").read_text()
@@ -33,6 +40,7 @@ def _keys(cell: str) -> list[str]:
             config.Metrics,
             config.Admin,
             config.Image,
+            config.RateLimits,
             custody_config.TpmCustody,
             custody_config.PeerCustody,
         ),
@@ -45,12 +53,12 @@ def test_has_every_setting(settings: type[msgspec.Struct]) -> None:
 
 
 def test_has_every_setting_of_core() -> None:
-    tables = {"attestation", "auth_api", "custody", "onboard", "admin", "image", "metrics"}
+    tables = {"attestation", "auth_api", "custody", "onboard", "admin", "image", "limits", "metrics"}
     documented = {key for row in ROWS for key in _keys(row[0])}
     assert not set(config.Core.__struct_fields__) - tables - documented
 
 
-@pytest.mark.parametrize("settings", [config.Proof, config.Core, Limits])
+@pytest.mark.parametrize("settings", [config.Proof, config.Core, config.RateLimits, Limits])
 def test_gives_the_defaults(settings: type[msgspec.Struct]) -> None:
     checked = 0
     for field in msgspec.structs.fields(settings):
@@ -62,6 +70,31 @@ def test_gives_the_defaults(settings: type[msgspec.Struct]) -> None:
         assert expected in given, field.name
         checked += 1
     assert checked >= 5
+
+
+def test_gives_the_limits_that_are_not_configured() -> None:
+    http = DEFAULT_LIMITS
+    expected = {
+        "open connections of a listener": f"{http.connections}",
+        "TLS handshake": f"{http.handshake_seconds:g} s",
+        "until the first request": f"{http.idle_seconds:g} s",
+        "between requests": f"{http.keep_alive_seconds} s",
+        "one request, head and body": f"{http.request_seconds:g} s",
+        "a peer that reads nothing of its answer": f"{http.stall_seconds:g} s",
+        "from close to cut": f"{http.close_seconds:g} s",
+        "head of a request": f"{http.head_bytes // 1024} KiB",
+        "body of a request": f"{prpc.DEFAULT_BODY_BYTES // 1024} KiB, "
+        f"SignCert {SIGN_CERT_BODY_BYTES // 1024} KiB",
+        "threads for callers with evidence": f"{prpc.KNOWN_THREADS}",
+        "threads for verifying evidence": f"{prpc.IDENTIFYING_THREADS}",
+        "threads for callers without evidence": f"{prpc.ANONYMOUS_THREADS}",
+        "buckets of each limit above": f"{MAX_BUCKETS}",
+        "endpoints of the quorum": f"{MAX_ENDPOINTS}",
+        "an answer that is fetched": f"{DEFAULT_MAX_BYTES // 2**20} MiB",
+        "a line of the audit log": f"{MAX_LINE // 1024} KiB",
+    }
+    rows = {row[0]: row[1] for row in ROWS if len(row) == 3}
+    assert {name: rows.get(name) for name in expected} == expected
 
 
 def test_shows_what_get_meta_reports() -> None:

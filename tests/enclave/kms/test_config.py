@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from enclave.kms.config import Admin, parse_config
+from enclave.kms.config import Admin, RateLimits, parse_config
 from shared.errors import ConfigError
 from tests.shared.refusal import refuses
 
@@ -233,3 +233,14 @@ def test_seals_to_more_registers_than_the_default() -> None:
 @pytest.mark.parametrize("more", ["", PEER + '[core.onboard]\nauto_bootstrap_domain = "kms.example"\n'])
 def test_refuses_custody_peer_without_a_source_or_with_a_bootstrap(more: str) -> None:
     assert _code(f'{PROOF}{CUSTODY}type = "peer"\n{more}') == "config.custody.peer"
+
+
+@pytest.mark.parametrize("line", ["caller_per_minut = 1", "caller_burst = 0", "app_per_minute = 1000001"])
+def test_refuses_a_limit_that_it_does_not_know_or_that_is_none(line: str) -> None:
+    with refuses("config.invalid", ConfigError):
+        parse_config(f'[core.auth_api]\ntype = "dev"\n[core.limits]\n{line}\n'.encode())
+
+
+def test_reads_the_limits() -> None:
+    config = parse_config(b'[core.auth_api]\ntype = "dev"\n[core.limits]\ncaller_burst = 1\n')
+    assert config.core.limits == RateLimits(caller_burst=1)

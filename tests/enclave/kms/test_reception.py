@@ -196,7 +196,7 @@ def test_a_release_is_one_line_that_tells_all(listener, leaf) -> None:
     assert entry["event"] == "kms.app_key.released"
     assert (entry["app_id"], entry["self_asserted"]) == (APP_ID.hex(), ["app_id"])
     assert entry["mr_aggregated"] == entry["compose_hash"] == image
-    assert (entry["auth_mode"], entry["finalized_block"]) == ("proof", 7)
+    assert (entry["auth_mode"], entry["finalized_block"], entry["key_epoch"]) == ("proof", 7, 0)
     assert (entry["evidence_verified"], entry["simulated"]) == (True, True)
 
 
