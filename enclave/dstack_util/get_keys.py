@@ -17,6 +17,7 @@ from enclave.tee.peers import establish_trust
 from enclave.tee.tee import Attestor, Clock
 from shared.errors import DstackError, InvalidEvidence, ProtocolError
 from shared.keys.app_keys import AppKeys, issuer_of_key
+from shared.keys.app_keys_file import AppKeysFile, KmsProvider
 from shared.keys.k256 import public_key
 from shared.ratls.certificates import client_certificate
 from shared.rpc import kms_pb2 as pb
@@ -49,24 +50,22 @@ class KeyBundle(msgspec.Struct, frozen=True, kw_only=True):
         """Return the public key of the KMS's root CA, SPKI DER."""
         return _spki(self.ca_cert.encode())
 
-    def to_json(self) -> bytes:
-        """Return upstream's `.appkeys.json` object, secrets included (spec deploy section 6.2)."""
-        provider = {
-            "url": self.kms_url,
-            "pubkey": self.root_spki().hex(),
-            "tmp_ca_key": self.temp_ca_key,
-            "tmp_ca_cert": self.temp_ca_cert,
-        }
-        document = {
-            "ca_cert": self.ca_cert,
-            "disk_crypt_key": self.keys.disk_crypt_key.hex(),
-            "env_crypt_key": self.keys.env_crypt_key.hex(),
-            "k256_key": self.keys.k256_key.hex(),
-            "k256_signature": self.keys.k256_signature.hex(),
-            "gateway_app_id": self.gateway_app_id,
-            "key_provider": {"Kms": provider},
-        }
-        return msgspec.json.format(msgspec.json.encode(document), indent=2)
+    def to_file(self) -> AppKeysFile:
+        """Return upstream's `.appkeys.json`."""
+        return AppKeysFile(
+            disk_crypt_key=self.keys.disk_crypt_key,
+            env_crypt_key=self.keys.env_crypt_key,
+            k256_key=self.keys.k256_key,
+            k256_signature=self.keys.k256_signature,
+            gateway_app_id=self.gateway_app_id,
+            ca_cert=self.ca_cert,
+            key_provider=KmsProvider(
+                url=self.kms_url,
+                pubkey=self.root_spki(),
+                tmp_ca_key=self.temp_ca_key,
+                tmp_ca_cert=self.temp_ca_cert,
+            ),
+        )
 
 
 def get_keys(platform: Platform) -> KeyBundle:

@@ -22,9 +22,9 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
     try:
         bundle = get_keys(platform or Platform.detect())
         if arguments.output is None:
-            sys.stdout.buffer.write(bundle.to_json() + b"\n")
+            sys.stdout.buffer.write(bundle.to_file().to_json() + b"\n")
         else:
-            _write_private(arguments.output, bundle.to_json())
+            _write_private(arguments.output, bundle.to_file().to_json())
     except DstackError as error:
         sys.stderr.write(f"dstack-util: {error} [{error.code}]\n")
         return error.exit_code
