@@ -104,16 +104,19 @@ def audit(seen: Seen, *, hostname: str, now: int) -> dict[str, Finding]:
     """Return every lane, in the order of `LANES`, as judged at `now` (unix seconds)."""
     lanes = dict.fromkeys(LANES, _UNREACHED)
     lanes |= _server(seen, now)
-    if any(lanes[name].status is not Status.VERIFIED for name in SERVER) or seen.meta is None:
+    leaf, server, meta = seen.leaf, seen.server, seen.meta
+    is_verified = all(lanes[name].status is Status.VERIFIED for name in SERVER)
+    if not is_verified or not isinstance(leaf, bytes) or not isinstance(server, VerifiedAttestation):
         return lanes
-    meta = seen.meta
+    if meta is None:
+        return lanes
     if isinstance(meta, DstackError):
         return lanes | {"meta": refusal(meta)}
     lanes["meta"] = _verified("read over the connection that was verified")
-    lanes |= _answer(seen.leaf, meta, hostname, now)
-    lanes |= _on_chain(seen, meta)
-    lanes |= _bootstrap(seen, meta)
-    lanes["policy"] = _policy(seen.server, meta)
+    lanes |= _answer(leaf, meta, hostname, now)
+    lanes |= _on_chain(seen, server, meta)
+    lanes |= _bootstrap(seen, server, meta)
+    lanes["policy"] = _policy(server, meta)
     return lanes
 
 
@@ -200,13 +203,13 @@ def _image(found: VerifiedAttestation | DstackError) -> str:
     return f"os_image_hash {info_of(checked).os_image_hash.hex()}: {checked.verdict.lanes.os_image.reason}"
 
 
-def _answer(leaf: bytes | DstackError, meta: Meta, hostname: str, now: int) -> dict[str, Finding]:
+def _answer(leaf: bytes, meta: Meta, hostname: str, now: int) -> dict[str, Finding]:
     named = _verified("the certificate is for this name")
 
     def issuer() -> str:
         nonlocal named
         try:
-            check_kms_certificate(_value(leaf), root_ca_pem=meta.ca_pem, hostname=hostname, now=now)
+            check_kms_certificate(leaf, root_ca_pem=meta.ca_pem, hostname=hostname, now=now)
         except InvalidEvidence as error:
             # the check comes after that of the issuer; an auditor may come through a tunnel, an app may not
             if error.code != "ratls.hostname":
@@ -220,7 +223,7 @@ def _answer(leaf: bytes | DstackError, meta: Meta, hostname: str, now: int) -> d
     return {"issuer": found, "hostname": named if found.status is Status.VERIFIED else _UNREACHED}
 
 
-def _on_chain(seen: Seen, meta: Meta) -> dict[str, Finding]:
+def _on_chain(seen: Seen, server: VerifiedAttestation, meta: Meta) -> dict[str, Finding]:
     contract, proven = seen.contract, seen.proven
     if contract is None:
         return dict.fromkeys(CHAIN, _NO_CONTRACT)
@@ -229,7 +232,7 @@ def _on_chain(seen: Seen, meta: Meta) -> dict[str, Finding]:
         return lanes
     lanes["root_ca"] = _lane(lambda: _root_ca(_value(proven.roots), meta))
     lanes["k256_key"] = _lane(lambda: _k256_key(_value(proven.roots), meta))
-    lanes["allowed"] = _lane(lambda: _allowed(_value(proven.decision), seen.server, meta))
+    lanes["allowed"] = _lane(lambda: _allowed(_value(proven.decision), server, meta))
     return lanes
 
 
@@ -277,15 +280,15 @@ def _k256_key(roots: KmsRoots, meta: Meta) -> str:
     return f"equal to kmsInfo.k256Pubkey, final in block {roots.finalized_number} and unchanged since"
 
 
-def _allowed(decision: Decision, server: VerifiedAttestation | DstackError | None, meta: Meta) -> str:
+def _allowed(decision: Decision, server: VerifiedAttestation, meta: Meta) -> str:
     if not decision.is_allowed:
         raise PolicyDenied("kms_audit.denied", f"the contract does not allow this KMS: {decision.reason}")
-    is_told = isinstance(server, VerifiedAttestation) and not server.verdict.tcb_status and _fills_in(meta)
+    is_told = not server.verdict.tcb_status and _fills_in(meta)
     told = ", told UpToDate for a platform that has no such status" if is_told else ""
     return f"image, measurement and device, in block {decision.finalized_number} and at the head{told}"
 
 
-def _bootstrap(seen: Seen, meta: Meta) -> dict[str, Finding]:
+def _bootstrap(seen: Seen, server: VerifiedAttestation, meta: Meta) -> dict[str, Finding]:
     found, evidence = seen.record, seen.record_evidence
     if found is None:
         return dict.fromkeys(BOOTSTRAP, _NO_RECORD)
@@ -297,7 +300,7 @@ def _bootstrap(seen: Seen, meta: Meta) -> dict[str, Finding]:
         return lanes
     lanes["bootstrap_evidence"] = _lane(lambda: _bootstrap_evidence(record, evidence))
     if lanes["bootstrap_evidence"].status is Status.VERIFIED:
-        lanes["bootstrap_image"] = _bootstrap_image(evidence, seen.server)
+        lanes["bootstrap_image"] = _bootstrap_image(_value(evidence), server)
     return lanes
 
 
@@ -322,12 +325,10 @@ def _bootstrap_evidence(record: BootstrapRecord, evidence: VerifiedAttestation |
     return f"{text}, judged at the document's own time: a document ages, and its certificates end"
 
 
-def _bootstrap_image(
-    evidence: VerifiedAttestation | DstackError, server: VerifiedAttestation | DstackError | None
-) -> Finding:
+def _bootstrap_image(evidence: VerifiedAttestation, server: VerifiedAttestation) -> Finding:
     """Compare the images: anybody can have some enclave sign two keys that he made."""
     try:
-        made, runs = (info_of(check_release_image(_value(found))) for found in (evidence, server))
+        made, runs = (info_of(check_release_image(found)) for found in (evidence, server))
     except DstackError as error:
         return refusal(error)
     if _workload(made) == _workload(runs):
@@ -339,11 +340,11 @@ def _bootstrap_image(
     )
 
 
-def _policy(server: VerifiedAttestation | DstackError | None, meta: Meta) -> Finding:
+def _policy(server: VerifiedAttestation, meta: Meta) -> Finding:
     policy = meta.policy
     if policy is None:
         return Finding(Status.SKIPPED, "policy unknown: this KMS reports none, as upstream's")
-    if isinstance(server, VerifiedAttestation) and server.verdict.simulated and policy.simulated is False:
+    if server.verdict.simulated and policy.simulated is False:
         error = InvalidEvidence(
             "kms_audit.policy.simulated", "the KMS says that it is real, and its evidence is simulated"
         )
@@ -370,12 +371,10 @@ def _verified(reason: str) -> Finding:
     return Finding(Status.VERIFIED, reason)
 
 
-def _value(found: _T | DstackError | None) -> _T:
+def _value(found: _T | DstackError) -> _T:
     """Return what a step brought back, or raise its error."""
     if isinstance(found, DstackError):
         raise found
-    if found is None:
-        raise InvalidEvidence("kms_audit.unreached", "a step of the audit was left out")
     return found
 
 

@@ -73,7 +73,6 @@ HINTS_KMS: Final = {
     "kms_audit.bootstrap.other_keys": _OTHER_KEYS,
     # the way there
     "net": "nothing answers as a KMS does: check URL, port and network, and that onboarding has ended",
-    "kms_audit.unreached": "a fault of this program, not of the KMS: report it",
 }
 
 

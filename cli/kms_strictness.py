@@ -96,9 +96,7 @@ _RULES: Final = (
         lambda count: count > 0,
         "contract builds beyond the known ones are believed",
     ),
-    _Rule(
-        "custody", lambda kind: kind.startswith("file"), "the root keys lie in the clear on the guest's disk"
-    ),
+    _Rule("custody", lambda kind: kind == "file", "the root keys are in the clear on the disk of its guest"),
     _Rule(
         "key_handover",
         lambda listeners: "main" in listeners,

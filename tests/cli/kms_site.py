@@ -59,15 +59,15 @@ class KmsSite(NamedTuple):
 
 
 @contextlib.contextmanager
-def kms_site(chain: Chain, kind: str) -> Iterator[KmsSite]:
-    """Run a KMS, `nitro` or `gcp`, through its bootstrap and until it serves."""
+def kms_site(chain: Chain, kind: str, account: int) -> Iterator[KmsSite]:
+    """Run a KMS, `nitro` or `gcp`, until it serves. `account` of the chain governs it, and nobody else."""
     with (
         tempfile.TemporaryDirectory(prefix="vk-") as directory,
         ProcessGroup(Path(directory) / "logs") as processes,
         contextlib.closing(HttpClient(DirectDialer())) as http,
     ):
         work = Path(directory)
-        governance = Governance(chain.url, chain.accounts[0])
+        governance = Governance(chain.url, chain.accounts[account])
         governance.deploy()
         address = governance.kms.address
         make = GcpGuests if kind == "gcp" else Enclaves
