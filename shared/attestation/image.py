@@ -6,7 +6,8 @@ the image replaced; nothing else turns them into verified ones.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:  # each platform's modules are loaded with its first evidence:
 
 # What the firmware measures when a program that it started comes back.
 _RETURNED = hashlib.sha384(b"Returning from EFI Application from Boot Option").digest()
+_SHORT: Final = 4096
+_parse_short = lru_cache(maxsize=64)(parse_vm_config)
+"""A release reads its config twice, and an app's instances all have the same. A long one is not kept."""
+
 _ACPI = "acpi: the legacy check recomputes QEMU's tables, which this verifier does not have"
 
 
@@ -38,7 +43,8 @@ def claimed_config(attestation: Attestation, vm_config: str = "") -> VmConfig:
 
     Never a mixture. Raises `InvalidEvidence("vm_config.*")`.
     """
-    return parse_vm_config(vm_config or attestation.config)
+    text = vm_config or attestation.config
+    return _parse_short(text) if len(text) <= _SHORT else parse_vm_config(text)
 
 
 def check_image(evidence: VerifiedAttestation, *, vm_config: str = "") -> VerifiedAttestation:
