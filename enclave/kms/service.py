@@ -127,7 +127,8 @@ class KmsService:
             check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
         keys = derive_app_keys(self._root, subject.app_id, subject.instance_id, epoch=request.key_epoch)
-        self._audit.record("kms.app_key.released", {"key_epoch": request.key_epoch} | case.fields())
+        epoch: dict[str, Value] = {"key_epoch": request.key_epoch}
+        self._audit.record("kms.app_key.released", epoch | case.fields())
         return pb.AppKeyResponse(
             ca_cert=self._ca_cert,
             disk_crypt_key=keys.disk_crypt_key,
