@@ -66,6 +66,15 @@ def test_honours_upstreams_file_with_its_webhook() -> None:
     assert not config.core.aws_nitro_enclave_key_release
 
 
+def test_upstreams_switches_that_turn_checks_off_change_nothing() -> None:
+    """Evidence of callers and of images is not optional here, whatever the file says."""
+    lax = UPSTREAM.replace("quote_enabled = true", "quote_enabled = false")
+    lax = lax.replace("verify = true", "verify = false")
+    lax = lax.replace('subject_postfix = ".dstack"', "insecure_skip_attestation = true")
+    assert lax != UPSTREAM
+    assert parse_config(lax.encode()) == parse_config(UPSTREAM.encode())
+
+
 def test_refuses_the_default_mode_without_a_contract() -> None:
     assert _code("") == "config.proof.missing"
 
