@@ -24,7 +24,7 @@ HASH = "11" * 32
 
 @pytest.fixture(scope="module")
 def chain() -> Iterator[Chain]:
-    with start_chain("auto", block_time=0) as started:
+    with start_chain("auto") as started:
         yield started
 
 
