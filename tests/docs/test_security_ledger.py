@@ -1,6 +1,8 @@
 """docs/security-ledger.md lists every refusal that is shown, and nothing that is not."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +11,16 @@ from tests.docs.references import REPOSITORY, all_tests, has_symbol, is_error_co
 LEDGER = (REPOSITORY / "docs" / "security-ledger.md").read_text()
 REQUIRED = tuple(
     f"N-{number:02}"
-    for number in (*range(1, 26), *range(30, 38), 50, 56, 57, 59)  # N-41 is told, not refused
+    for number in (*range(1, 26), *range(30, 40), 50, 51, 52, *range(54, 61), 62)  # N-40, 41, 53 are told
 )
 SECTIONS = {
     section[:4]: section
     for section in re.split(r"^## ", LEDGER, flags=re.MULTILINE)
     if section.startswith("N-")
 }
+ANSWERED, _, UNANSWERED = LEDGER.partition("\n## Upstream's issues\n")[2].partition("Not answered yet")
+ISSUE = re.compile(r"#\d+")
+ISSUES_PAGES = ("UPSTREAM.md", "spec/kms.md")
 NUMBERED = [
     (f"N-{number}", path, name) for path, name in all_tests() for number in re.findall(r"_n(\d\d)_", name)
 ]
@@ -68,3 +73,24 @@ def test_the_checks_see_a_code_that_nothing_raises() -> None:
     assert is_error_code("nitro.nonce")
     assert not is_error_code("kms.gone")
     assert not is_error_code("example.com")
+
+
+def test_every_answer_to_an_upstream_issue_names_its_tests() -> None:
+    rows = re.findall(r"^\| (?!Issue|-)(.*?) \| (.*?) \| (.*?) \|$", ANSWERED, re.MULTILINE)
+    assert len(rows) >= 20
+    for issues, answer, tests in rows:
+        assert ISSUE.search(issues), answer
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert named, issues
+        assert not [name for name in named if not has_symbol(*name)]
+
+
+@pytest.mark.parametrize("page", ISSUES_PAGES)
+def test_every_issue_that_upstreams_users_raised_has_a_line(
+    page: str, shared_data: Callable[[str], Path]
+) -> None:
+    text = shared_data(f"../{page}").read_text()
+    if page != "UPSTREAM.md":
+        text = text.partition("## Where we can do better")[2]
+    assert len(ISSUE.findall(text)) >= 10
+    assert not set(ISSUE.findall(text)) - set(ISSUE.findall(ANSWERED + UNANSWERED))
