@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cli.devchain.launcher import Chain
+from cli.kms_audit import LANES
 from cli.verify_hints import hint_for
 from enclave.simulator.evidence import sample_guest
 from functions.verify.settings import VerifierSettings, parse_settings
@@ -22,13 +24,18 @@ from shared.attestation.policy import DEFAULT_POLICY, Firmware, Policy, parse_po
 from shared.attestation.trust import TrustAnchors
 from shared.attestation.verdict import Lanes, Status, Verdict
 from shared.attestation.verify import verify_attestation
+from tests.cli.kms_site import kms_site
+from tests.docs.console_page import Session, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.shared.attestation.forgery import NOW, REPORT_DATA
 from tests.shared.attestation.guest_forgery import MR_CONFIG_V1, TABLE_EVENT, GcpGuest, TdxGuest, TpmGuest
 from tests.shared.measurement.made import fold, h48
 
 PAGE = (REPOSITORY / "docs" / "verification.md").read_text()
-BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BEFORE, _, _REST = PAGE.partition("\n## A key server\n")
+KEY_SERVER, _, AFTER = _REST.partition("\n## ")
+# the section on key servers needs a running one, and has a session of its own
+BLOCKS = re.findall(r"^```console\n(.*?)^```", f"{BEFORE}\n## {AFTER}", re.MULTILINE | re.DOTALL)
 TOOLS = ("bash", "curl", "openssl", "xxd", "sha256sum")
 PORT = "8080"
 GAP = "…"
@@ -138,6 +145,27 @@ def test_most_commands_show_an_outcome() -> None:
     shown = [line for command in commands() for line in command.shown]
     assert sum(line.startswith("VERIFIED") for line in shown) >= 7
     assert sum(line.startswith("REFUSED") for line in shown) >= 3
+
+
+def test_the_commands_about_a_key_server_give_what_the_page_shows(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with kms_site(chain, "nitro", 2) as site:
+        shutil.copy(site.trust[1], tmp_path / "root.pem")
+        words = {
+            "localhost:8000": site.url.removeprefix("https://"),
+            "0x9fe46736679d2d9a65f0992f2272de9f3c7fa6e0": site.governance.kms.address.lower(),
+            "http://127.0.0.1:8545": chain.url,
+        }
+        done = Session(tmp_path, words).take(KEY_SERVER)
+    assert len(done) == 4
+    assert wrong(done) == []
+
+
+def test_the_lanes_of_a_key_server_are_those_that_are_judged() -> None:
+    rows = re.findall(r"^\| (`.+?`) \| ", KEY_SERVER, re.MULTILINE)
+    assert tuple(name for row in rows for name in re.findall(r"`(\w+)`", row)) == LANES
 
 
 # --- tables ---
