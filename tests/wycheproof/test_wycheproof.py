@@ -21,7 +21,7 @@ from shared.errors import ConfigError, InvalidEvidence
 from shared.keys import k256, kdf
 from shared.keys.k256_coincurve import CoincurveCurve
 from shared.keys.k256_openssl import OpenSslCurve
-from shared.ratls.peer import verify_p256
+from shared.ratls.leaf import verify_p256
 
 Find = Callable[[str], Path]
 Case = dict[str, Any]
