@@ -1,5 +1,6 @@
 """`dstack-cloud verify-kms`: is this running key server real, whose keys does it have, and how lax is it."""
 
+import json
 import sys
 import time
 from http import HTTPStatus
@@ -71,7 +72,8 @@ def verify_kms(url: str, bootstrap_info: Path | None, *, as_json: bool, **given:
     seen = Visit(trust, prover, now).see(target, record)
     report = report_on(seen, url=target.url, hostname=target.host, now=now)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+        # through msgspec's bytes, which have no infinities, to json's ascii, which a terminal can bear
+        click.echo(json.dumps(json.loads(msgspec.json.encode(report)), indent=2))
     else:
         from cli.verify_kms_output import print_kms_report  # noqa: PLC0415 - as above
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +173,22 @@ def test_another_chain_is_refused(site: KmsSite) -> None:
     code, report = audit(site.url, *site.trust, *options)
     assert (code, report["code"]) == (3, "kms_audit.contract.chain"), report
     assert report["lanes"]["allowed"]["code"] == "quorum.chain_id"
+
+
+BEYOND_THE_EXTRA = (
+    *("google.protobuf", "coincurve", "cbor2", "starlette", "uvicorn", "httptools", "uvloop", "urllib3"),
+    *("web3", "eth", "rlp", "boto3", "requests", "httpx", "google.auth"),
+)
+
+
+def test_needs_nothing_beyond_the_cli_extra(site: KmsSite) -> None:
+    script = (
+        f"import sys; sys.modules |= dict.fromkeys({BEYOND_THE_EXTRA}); from cli.main import main; main()"
+    )
+    words = ["verify-kms", site.url, *site.trust, *site.contract()]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("VERIFIED  ")
 
 
 # --- what poses as a KMS ---
