@@ -23,7 +23,7 @@ from enclave.kms.service import KmsService, context
 from enclave.kms.token_auth import TokenAuth, TokenGuard
 from enclave.log import log_event
 from enclave.serving.attested_tls import ContextFactory, build_plain_server, build_server, run_server
-from enclave.serving.prpc import Procedure, PrpcService, Reception
+from enclave.serving.prpc import Procedure, PrpcService
 from shared.rpc import kms_pb2 as pb
 
 STOP_SECONDS = 10.0
@@ -55,13 +55,13 @@ def admin_app(
     procedures: dict[str, Procedure[Caller]] = {
         "ClearImageCache": Procedure(pb.ClearImageCacheRequest, clear)
     }
-    reception: Reception[Caller] | None = None
+    auth_mode = ""
     if handover is not None:
         procedures["GetKmsKey"] = Procedure(pb.GetKmsKeyRequest, handover.service.get_kms_key)
-        reception = Audited(audit, handover.service.auth_mode)
-    service = PrpcService("Admin", procedures, identify, reception=reception)
+        auth_mode = handover.service.auth_mode
+    service = PrpcService("Admin", procedures, identify, reception=Audited(audit, auth_mode))
     routes = [service.route(), Route("/health", _health)]
-    return TokenGuard(Router(routes=routes, redirect_slashes=False), auth)
+    return TokenGuard(Router(routes=routes, redirect_slashes=False), auth, audit=audit)
 
 
 @contextmanager

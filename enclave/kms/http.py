@@ -130,7 +130,7 @@ def onboard_app(
     app = Starlette(
         routes=[page_route(), service.route(), Route("/health", _health), Route("/finish", finish_page)]
     )
-    return app if auth is None else TokenGuard(app, auth, PUBLIC_ONBOARDING)
+    return app if auth is None else TokenGuard(app, auth, PUBLIC_ONBOARDING, audit=audit)
 
 
 async def _health(_request: Request) -> Response:

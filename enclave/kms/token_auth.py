@@ -13,6 +13,9 @@ from collections.abc import Collection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from enclave.kms.audit import AUDIT, AuditLog, Case, Value
+from enclave.serving.prpc import MAX_METHOD_NAME
+
 CHALLENGE = {"www-authenticate": 'Basic realm="dstack-kms admin"'}
 
 Headers = list[tuple[bytes, bytes]]
@@ -51,18 +54,39 @@ class TokenAuth:
 
 
 class TokenGuard:
-    """ASGI middleware: a request without the token gets 401 and an empty body, but on `public` paths."""
+    """ASGI middleware: a request without the token gets 401 and an empty body, but on `public` paths.
 
-    def __init__(self, app: ASGIApp, auth: TokenAuth, public: Collection[str] = ("/health",)) -> None:
+    Such a refusal is a line of the audit log, with nothing of what was shown in the token's place.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        auth: TokenAuth,
+        public: Collection[str] = ("/health",),
+        *,
+        audit: AuditLog = AUDIT,
+    ) -> None:
         self._app = app
         self._auth = auth
         self._public = public
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
         if scope["type"] == "http" and scope["path"] not in self._public:
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             if not self._auth.allows(headers):
+                self._audit.record("prpc.refused", _refusal(scope["path"]))
                 await Response(status_code=401, headers=CHALLENGE)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _refusal(path: str) -> dict[str, Value]:
+    told: dict[str, Value] = {
+        "method": path.removeprefix("/prpc/")[:MAX_METHOD_NAME],
+        "code": "kms.token",
+        "message": "the request has no token, or another one than is configured",
+    }
+    return told | Case().fields()

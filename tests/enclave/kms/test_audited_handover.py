@@ -1,14 +1,18 @@
 """Both sides of an onboarding, and a bootstrap, are lines of the audit log; so are their refusals."""
 
+import hashlib
 import json
 from typing import Any
 
 import msgspec
 import pytest
 
+from enclave.kms.admin import admin_app
 from enclave.kms.audit import AUDIT, AuditLog, Case, check_chain
 from enclave.kms.bootstrap import Bootstrapper
 from enclave.kms.http import onboard_app
+from enclave.kms.image_cache import ImageCache
+from enclave.kms.token_auth import TokenAuth
 from enclave.serving.attested_tls import build_plain_server
 from shared.errors import PolicyDenied
 from shared.keys.k256 import public_key
@@ -71,6 +75,17 @@ def test_a_source_that_is_refused_is_told(
     assert (entry["event"], entry["method"]) == ("prpc.refused", "Onboard")
     assert entry["code"] == "kms.source.denied"
     assert entry["mr_aggregated"] == Case("proof", kms_enclave.evidence(anchors)).fields()["mr_aggregated"]
+
+
+def test_a_request_without_the_token_is_told_without_what_was_shown(tmp_path, serve, log, lines) -> None:
+    app = admin_app(ImageCache(tmp_path), TokenAuth(hashlib.sha256(b"right").digest()), audit=log)
+    http = HttpClient(serve(build_plain_server(app)), timeout=20)
+    url = "http://kms.test/prpc/GetKmsKey?json"
+    assert http.request("POST", url, b"{}", headers={"authorization": "Bearer wrong"}).status == 401
+    http.close()
+    (entry,) = _entries(lines)
+    assert (entry["event"], entry["method"], entry["code"]) == ("prpc.refused", "GetKmsKey", "kms.token")
+    assert "wrong" not in lines[0]
 
 
 @pytest.fixture
