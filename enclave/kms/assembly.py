@@ -95,6 +95,7 @@ def _policy(
         nitro_enclave_key_release=core.aws_nitro_enclave_key_release,
         nitro_tpm_key_release=core.aws_nitro_tpm_key_release,
         treat_nitro_as_up_to_date=core.treat_nitro_as_up_to_date,
+        nitro_app_id_pcr=core.nitro_app_id_pcr,
         self_authorization=core.enforce_self_authorization,
         attested_certificate=core.attest_rpc_cert,
         evidence_policy=_relaxations(accepted),

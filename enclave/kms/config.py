@@ -262,6 +262,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     aws_nitro_tpm_key_release: bool = False
     aws_nitro_enclave_key_release: bool = False
     treat_nitro_as_up_to_date: bool = False
+    nitro_app_id_pcr: bool = False
     app_certificate_days: Annotated[int, msgspec.Meta(ge=1, le=MAX_APP_CERTIFICATE_DAYS)] = 90
     attestation: Attestation = Attestation()
     auth_api: AuthApi = AuthApi()

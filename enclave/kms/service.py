@@ -16,7 +16,14 @@ from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.serving.prpc import WouldBlockError
 from enclave.serving.rate_limit import RateLimited
-from shared.attestation.identity import boot_info, check_release_image, claimed_boot_info, info_of
+from shared.attestation.app_id_register import APP_ID_PCR
+from shared.attestation.identity import (
+    boot_info,
+    check_release_image,
+    claimed_boot_info,
+    info_of,
+    is_app_id_verified,
+)
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
@@ -126,6 +133,7 @@ class KmsService:
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")
             check_release_image(verified, vm_config=request.vm_config)
             self._check_gate(subject.tee_variant)
+            self._check_app_id(verified)
         keys = derive_app_keys(self._root, subject.app_id, subject.instance_id, epoch=request.key_epoch)
         epoch: dict[str, Value] = {"key_epoch": request.key_epoch}
         self._audit.record("kms.app_key.released", epoch | case.fields())
@@ -221,6 +229,7 @@ class KmsService:
         _admit(self._authorizer.authorize, case, subject)
         info = info_of(check_release_image(verified, vm_config=request.vm_config))
         self._check_gate(subject.tee_variant)
+        self._check_app_id(verified)
         lifetime = self._core.app_certificate_days * 86_400
         chain = issue_chain(self._keys, csr, verified, info, now=self._now(), lifetime=lifetime)
         asked: dict[str, Value] = {
@@ -287,6 +296,17 @@ class KmsService:
         if gate is not None and not getattr(self._core, gate):
             raise PolicyDenied(
                 "kms.release.gate", f"key release to {tee_variant} is off: set core.{gate} = true to allow it"
+            )
+
+    def _check_app_id(self, verified: VerifiedAttestation) -> None:
+        """Refuse an enclave whose app id is its own claim alone, where the measured config wants more."""
+        if not self._core.nitro_app_id_pcr or verified.verdict.platform != NITRO_ENCLAVE:
+            return
+        if not is_app_id_verified(verified):
+            raise PolicyDenied(
+                "kms.app_id.unbound",
+                f"PCR{APP_ID_PCR} does not hold this app id, and core.nitro_app_id_pcr wants it to: "
+                "boot the enclave with enclave.init",
             )
 
 

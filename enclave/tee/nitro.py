@@ -8,7 +8,9 @@ from enclave.devices.attestor import NitroAttestor
 from enclave.devices.clock import TrustedClock
 from enclave.devices.nsm import DevNsm, Nsm, NsmDevice
 from enclave.vsock.transport import AfVsock, VsockTransport
+from shared.attestation.app_id_register import APP_ID_PCR, app_id_message, app_id_register
 from shared.attestation.trust import TrustAnchors
+from shared.errors import InvalidEvidence
 from shared.net.dialer import ConnectDialer
 
 PARENT_CID = 3
@@ -42,6 +44,23 @@ class NitroTee:
     def attestor(self, app_id: bytes | None) -> NitroAttestor:
         """See `Tee.attestor`."""
         return NitroAttestor(self._nsm, app_id)
+
+    def bind_app_id(self, app_id: bytes) -> None:
+        """Fix the app id (20 bytes) in PCR16 until the enclave ends; binding it again changes nothing.
+
+        Raises `InvalidEvidence("nsm.app_id_register")` where the register holds anything else.
+        """
+        expected = app_id_register(app_id)
+        found = self._nsm.describe_pcr(APP_ID_PCR)
+        if not any(found) and not self._nsm.pcr_locked(APP_ID_PCR):
+            found = self._nsm.extend_pcr(APP_ID_PCR, app_id_message(app_id))
+        if found != expected:
+            raise InvalidEvidence(
+                "nsm.app_id_register", f"PCR{APP_ID_PCR} holds {found.hex()}, expected {expected.hex()}"
+            )
+        self._nsm.lock_pcr(APP_ID_PCR)
+        if not self._nsm.pcr_locked(APP_ID_PCR):
+            raise InvalidEvidence("nsm.app_id_register", f"PCR{APP_ID_PCR} is not locked after it was locked")
 
     def clock(self, anchors: TrustAnchors) -> ModuleClock:
         """Return the module's clock: the parent sets the system's."""

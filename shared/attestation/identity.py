@@ -1,7 +1,8 @@
 """Who verified evidence belongs to: app info and boot info (spec attestation 6, kms 6.3, 7).
 
 On Nitro enclaves the image is the identity: compose_hash, mr_system and mr_aggregated are the hash of PCR0 to
-PCR2, and every runtime event is the attester's own claim. Elsewhere the guest's measured events name the app.
+PCR2, and every runtime event is the attester's own claim; an app id may be in PCR16 as well. Elsewhere the
+guest's measured events name the app.
 """
 
 import hashlib
@@ -119,9 +120,10 @@ def claimed_boot_info(
     """Return the same without a look at the image: upstream asks the policy first (spec kms section 2.2).
 
     Whoever releases anything by it still owes `check_release_image`: outside Nitro, where the registers name
-    the image, `os_image_hash` is a claim until then. On Nitro `app_id` is self-asserted: safe only because
-    the app's contract must allow the compose_hash, which is measured. Raises `InvalidEvidence`:
-    `vm_config.*`, `identity.compose_hash.missing` for a guest that recorded none.
+    the image, `os_image_hash` is a claim until then. On Nitro `app_id` is self-asserted unless
+    PCR16 binds it (`is_app_id_verified`): safe only because the app's contract must allow the compose_hash,
+    which is measured. Raises `InvalidEvidence`: `vm_config.*`,
+    `identity.compose_hash.missing` for a guest that recorded none.
     """
     config = claimed_config(verified.attestation, vm_config)
     info = info_of(msgspec.structs.replace(verified, config=config), boot_time=boot_time)
@@ -143,6 +145,11 @@ def claimed_boot_info(
         tcb_status=_NITRO_TPM_TCB if verdict.platform == AWS_NITRO_TPM else verdict.tcb_status,
         advisory_ids=verdict.advisory_ids,
     )
+
+
+def is_app_id_verified(verified: VerifiedAttestation) -> bool:
+    """Tell whether the hardware signs the app id: on Nitro only where PCR16 binds it."""
+    return verified.verdict.lanes.app_id.status is Status.VERIFIED
 
 
 def raw_device_id(verified: VerifiedAttestation) -> bytes:
@@ -174,7 +181,7 @@ def _nitro(verified: VerifiedAttestation) -> AppInfo:
         key_provider_info=b"",
         init_script_hashes=(),
         device_id_pcr4=_sha256(document.pcrs[4]) if 4 in document.pcrs else b"",
-        self_asserted=("app_id",),
+        self_asserted=() if is_app_id_verified(verified) else ("app_id",),
     )
 
 

@@ -4,10 +4,12 @@ A function here is called after all that it calls verified was verified. Image a
 skipped: `identity.check_image` compares them and replaces their lanes.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.attestation.app_id_register import APP_ID_PCR, is_app_id_bound
 from shared.attestation.event_log import SystemEvents
 from shared.attestation.verdict import Lane, Lanes, not_applicable, self_asserted, skipped, verified
 
@@ -31,7 +33,10 @@ def expectation(report_data: bytes | None) -> Lane:
 
 
 def nitro_lanes(document: "VerifiedNitroDocument", events: SystemEvents, expected: Lane) -> Lanes:
-    """Return the lanes of a Nitro enclave: registers and key are signed, every runtime event is a claim."""
+    """Return the lanes of a Nitro enclave: registers and key are signed, every runtime event is a claim.
+
+    An app id that is in PCR16 too is more than a claim (`app_id_register`).
+    """
     return Lanes(
         signature=verified("es384 under the document's leaf certificate"),
         chain=verified(f"leaf to {document.anchor}"),
@@ -47,7 +52,7 @@ def nitro_lanes(document: "VerifiedNitroDocument", events: SystemEvents, expecte
         boot_log=not_applicable("nitro registers come without a log"),
         mr_config=not_applicable("nitro evidence has no configuration id"),
         runtime_events=self_asserted(_UNSIGNED),
-        app_id=self_asserted(_UNSIGNED),
+        app_id=_app_id_of_enclave(document.document.pcrs, events.app_id),
         compose_hash=_NO_IMAGE_CHECK,
         instance_id=_claimed(events.instance_id),
         key_provider=_claimed(events.key_provider),
@@ -164,6 +169,14 @@ def _nothing_recorded() -> dict[str, Lane]:
     nothing = not_applicable("bare evidence has no envelope")
     names = ("runtime_events", "app_id", "instance_id", "key_provider", "init_scripts", "compose_hash")
     return dict.fromkeys(names, nothing)
+
+
+def _app_id_of_enclave(pcrs: Mapping[int, bytes], app_id: bytes) -> Lane:
+    if is_app_id_bound(pcrs, app_id):
+        return verified("the app-id event is what PCR16 was extended with")
+    if APP_ID_PCR in pcrs:
+        return self_asserted(f"{_UNSIGNED}, and PCR16 holds something else")
+    return self_asserted(_UNSIGNED)
 
 
 def _claimed(value: object) -> Lane:
