@@ -70,6 +70,10 @@ class SigningKey:
         """Return the 65-byte signature over Keccak-256 of the message."""
         return self._signer.sign_digest(keccak256(message))
 
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Return the 65-byte signature over a digest of 32 bytes."""
+        return self._signer.sign_digest(digest)
+
     def __repr__(self) -> str:
         return "SigningKey(<secret>)"
 
