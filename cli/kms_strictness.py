@@ -28,6 +28,7 @@ class KmsPolicy(msgspec.Struct, frozen=True, kw_only=True):
     evidence_policy: tuple[str, ...] | UnsetType = UNSET
     treat_nitro_as_up_to_date: bool | UnsetType = UNSET
     nitro_enclave_key_release: bool | UnsetType = UNSET
+    nitro_app_id_pcr: bool | UnsetType = UNSET
     nitro_tpm_key_release: bool | UnsetType = UNSET
     quorum: int | UnsetType = UNSET
     quorum_plain_http: bool | UnsetType = UNSET
@@ -57,7 +58,7 @@ class _Rule(NamedTuple):
     name: str
     is_lax: Callable[[Any], bool]
     meaning: str
-    of_proofs: bool = False
+    applies: Callable[[KmsPolicy], bool] = lambda _policy: True
 
 
 _RULES: Final = (
@@ -77,8 +78,19 @@ _RULES: Final = (
         "treat_nitro_as_up_to_date", bool, "the contract is told UpToDate of it, and Nitro has no such status"
     ),
     _Rule("nitro_enclave_key_release", bool, "an open gate: Nitro enclaves may have keys"),
+    _Rule(
+        "nitro_app_id_pcr",
+        lambda on: not on,
+        "an enclave's app id is its own claim",
+        applies=lambda policy: policy.nitro_enclave_key_release is True,
+    ),
     _Rule("nitro_tpm_key_release", bool, "an open gate: EC2 guests with a NitroTPM may have keys"),
-    _Rule("quorum", lambda size: size < 2, "one endpoint decides which blocks count", of_proofs=True),
+    _Rule(
+        "quorum",
+        lambda size: size < 2,
+        "one endpoint decides which blocks count",
+        applies=lambda policy: policy.auth_mode == PROOF,
+    ),
     _Rule("quorum_plain_http", bool, "whoever is on the way to the endpoints decides which blocks count"),
     _Rule(
         "max_block_age",
@@ -110,9 +122,7 @@ def lax_settings(policy: KmsPolicy) -> tuple[LaxSetting, ...]:
     found = []
     for rule in _RULES:
         value = getattr(policy, rule.name)
-        if value is UNSET or (rule.of_proofs and policy.auth_mode != PROOF):
-            continue
-        if rule.is_lax(value):
+        if value is not UNSET and rule.applies(policy) and rule.is_lax(value):
             found.append(LaxSetting(rule.name, value, rule.meaning))
     clauses = () if policy.evidence_policy is UNSET else policy.evidence_policy
     found += [

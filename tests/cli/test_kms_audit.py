@@ -39,6 +39,7 @@ from shared.ratls.app_certificate import Stamps, app_certificate
 from shared.ratls.certificates import rpc_certificate, self_signed_ca, spki_der
 from shared.ratls.csr import CsrConfig
 from shared.ratls.peer import ratls_report_data
+from shared.rpc import kms_pb2 as pb
 from tests.docs.references import is_error_code
 from tests.shared.attestation.forgery import NOW, PCRS, REPORT_DATA, Forge
 from tests.shared.attestation.guest_forgery import LEGACY, TdxGuest
@@ -67,6 +68,7 @@ STRICT: dict[str, Any] = {
     "evidence_policy": [],
     "treat_nitro_as_up_to_date": False,
     "nitro_enclave_key_release": False,
+    "nitro_app_id_pcr": True,
     "nitro_tpm_key_release": False,
     "quorum": 2,
     "quorum_plain_http": False,
@@ -502,7 +504,22 @@ def test_each_lax_setting_is_listed_alone(name: str) -> None:
 
 def test_every_setting_is_judged_or_only_informs() -> None:
     informs = {"evidence_anchor", "finalized_block"}
-    assert set(KmsPolicy.__struct_fields__) == set(LAX) | informs == set(STRICT)
+    of_enclaves = {"nitro_app_id_pcr"}
+    assert set(KmsPolicy.__struct_fields__) == set(LAX) | informs | of_enclaves == set(STRICT)
+
+
+def test_every_setting_that_our_kms_reports_is_known() -> None:
+    assert {field.name for field in pb.KmsPolicy.DESCRIPTOR.fields} <= set(KmsPolicy.__struct_fields__)
+
+
+def test_an_app_id_of_its_own_claim_counts_where_enclaves_get_keys() -> None:
+    for gate, names in ((False, []), (True, ["nitro_enclave_key_release", "nitro_app_id_pcr"])):
+        told = STRICT | {
+            "simulated": False,
+            "nitro_app_id_pcr": False,
+            "nitro_enclave_key_release": gate,
+        }
+        assert [setting.name for setting in lax_settings(msgspec.convert(told, KmsPolicy))] == names
 
 
 def test_a_quorum_is_of_proofs_alone() -> None:

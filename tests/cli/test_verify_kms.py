@@ -79,10 +79,10 @@ def test_lists_every_lax_setting(site: KmsSite) -> None:
     code, report = audit(site.url, *site.trust)
     assert code == 0
     lax = [setting["name"] for setting in report["lax"]]
-    assert lax == [
+    assert set(lax) >= {
         *("simulated", "clock_source", "treat_nitro_as_up_to_date", "nitro_enclave_key_release"),
         *("quorum", "quorum_plain_http", "custody", "key_handover"),
-    ]
+    }
     shown = [line for line in text(site.url, *site.trust) if line.startswith("  lax: ")]
     assert [line.split()[1] for line in shown] == lax
 
