@@ -85,7 +85,7 @@ def get_keys(platform: Platform) -> KeyBundle:
     failures: list[DstackError] = []
     for endpoint in config.kms.endpoints():
         try:
-            client = KmsClient(platform, config, endpoint, trust.verifier)
+            client = KmsClient.of_image(platform, config, endpoint, trust.verifier)
             return _ask(client, config, endpoint.url, attestor, trust.clock)
         except DstackError as error:
             failures.append(error)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 from cryptography import x509
@@ -13,8 +13,9 @@ from google.protobuf.message import Message
 from enclave.dstack_util.enclave_config import EnclaveConfig, KmsEndpoint
 from enclave.platform import Platform
 from enclave.tee.peers import PeerVerifier
-from shared.errors import ConfigError, PolicyDenied, ProtocolError
+from shared.errors import ConfigError, DstackError, PolicyDenied, ProtocolError, UnavailableError
 from shared.net.attested_client import AttestedConnection
+from shared.net.dialer import Dialer
 from shared.ratls.peer import check_kms_certificate, ratls_report_data
 from shared.rpc.codec import from_json, to_json
 
@@ -39,23 +40,31 @@ class ClientIdentity(msgspec.Struct, frozen=True):
 
 
 class KmsClient:
-    """Speaks to one KMS that the measured image names, and to no other.
-
-    Raises `ConfigError("get_keys.root_pin")` when the image pins no root CA: without one, whoever answers
-    would be believed.
-    """
+    """Speaks to the KMS at `endpoint`, which must be attested and under the root CA of `root_pem`."""
 
     def __init__(
-        self, platform: Platform, config: EnclaveConfig, endpoint: KmsEndpoint, verifier: PeerVerifier
+        self, endpoint: KmsEndpoint, *, root_pem: bytes, dialer: Dialer, verifier: PeerVerifier
     ) -> None:
+        self.root_pem = root_pem
+        self._host, self._port, self._base = endpoint.host, endpoint.port, endpoint.base
+        self._dialer = dialer
+        self._verifier = verifier
+
+    @classmethod
+    def of_image(
+        cls, platform: Platform, config: EnclaveConfig, endpoint: KmsEndpoint, verifier: PeerVerifier
+    ) -> Self:
+        """Return the client of a KMS that the measured image names.
+
+        Raises `ConfigError("get_keys.root_pin")` when the image pins no root CA: without one, whoever answers
+        would be believed.
+        """
         if not config.kms.root_ca:
             raise ConfigError(
                 "get_keys.root_pin", "the image pins no kms.root_ca, so no KMS can be told apart"
             )
-        self.root_pem = platform.read_measured(config.kms.root_ca)
-        self._host, self._port, self._base = endpoint.host, endpoint.port, endpoint.base
-        self._dialer = platform.dialer()
-        self._verifier = verifier
+        root_pem = platform.read_measured(config.kms.root_ca)
+        return cls(endpoint, root_pem=root_pem, dialer=platform.dialer(), verifier=verifier)
 
     def check_server(self, leaf_der: bytes) -> None:
         """Refuse a server that is not an attested KMS under the pinned root (spec kms section 4.7)."""
@@ -76,17 +85,20 @@ class KmsClient:
         request: Message | None,
         reply: type[ReplyT],
         identity: ClientIdentity | None = None,
+        *,
+        timeout: float = TIMEOUT,
     ) -> ReplyT:
         """Call one method over a new verified connection and return its reply.
 
-        Raises `PolicyDenied("kms.refused")` with the KMS's own text, and what the connection and the checks
-        of the server raise.
+        `timeout` is in seconds, for the connection and for the answer each. Raises
+        `PolicyDenied("kms.refused")` with the KMS's own text, `UnavailableError("kms.unavailable")` when it
+        has no time for us now, and what the connection and the checks of the server raise.
         """
         body = b"null" if request is None else to_json(request)
         try:
-            connection = self._connect(identity, self._check_promptly)
+            connection = self._connect(identity, self._check_promptly, timeout)
         except _CheckedTooLateError:
-            connection = self._connect(identity, self.check_server)
+            connection = self._connect(identity, self.check_server, timeout)
         with connection:
             response = connection.request(
                 "POST",
@@ -99,7 +111,7 @@ class KmsClient:
         return from_json(reply, response.body)
 
     def _connect(
-        self, identity: ClientIdentity | None, check_server: Callable[[bytes], None]
+        self, identity: ClientIdentity | None, check_server: Callable[[bytes], None], timeout: float
     ) -> AttestedConnection:
         return AttestedConnection.connect(
             self._dialer,
@@ -108,7 +120,7 @@ class KmsClient:
             client_key=None if identity is None else identity.key,
             client_chain=() if identity is None else (identity.certificate,),
             check_peer=check_server,
-            timeout=TIMEOUT,
+            timeout=timeout,
         )
 
 
@@ -121,7 +133,9 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     code: str = ""
 
 
-def _refusal(status: int, body: bytes) -> PolicyDenied | ProtocolError:
+def _refusal(status: int, body: bytes) -> DstackError:
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return UnavailableError("kms.unavailable", f"the KMS answered {status}: it may be asked again later")
     try:
         refusal = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

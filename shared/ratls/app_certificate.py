@@ -26,9 +26,12 @@ from shared.ratls.extensions import (
 
 
 class Stamps(msgspec.Struct, frozen=True, kw_only=True):
-    """What the issuer vouches for. `app_info` (encoded) and `attestation` are None where not asked for."""
+    """What the issuer vouches for. `app_info` (encoded) and `attestation` are None where not asked for.
 
-    app_id: bytes
+    `app_id` is None in a guest's own CA: only a KMS can vouch for it.
+    """
+
+    app_id: bytes | None
     app_info: bytes | None = None
     attestation: bytes | None = None
 
@@ -79,7 +82,8 @@ def app_certificate(
     }
     if usages := [usage for usage, wanted in asked.items() if wanted]:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-    builder = builder.add_extension(app_id_extension(stamps.app_id), critical=False)
+    if stamps.app_id is not None:
+        builder = builder.add_extension(app_id_extension(stamps.app_id), critical=False)
     builder = builder.add_extension(usage_extension(USAGE_APP), critical=False)
     if stamps.app_info is not None:
         builder = builder.add_extension(app_info_extension(stamps.app_info), critical=False)

@@ -233,7 +233,13 @@ def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":"\xff"}', b'{"more":' + b"[" * 100_000])
 def test_a_refusal_without_a_text_is_malformed(body: bytes) -> None:
-    assert kms_client._refusal(502, body).code == "kms.malformed"
+    assert kms_client._refusal(400, body).code == "kms.malformed"
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_kms_without_time_for_us_is_unavailable(status: int) -> None:
+    error = kms_client._refusal(status, b'{"error":"busy"}')
+    assert (error.code, error.exit_code) == ("kms.unavailable", ExitCode.FAILED)
 
 
 def test_refuses_to_run_without_a_root_pin(world: World) -> None:
