@@ -55,7 +55,7 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def endpoints(self) -> tuple[KmsEndpoint, ...]:
         """Return the KMSes in the order in which they are asked. Raises `ConfigError("image.kms_url")`."""
-        return tuple(_endpoint(url) for url in (self.url, *self.more_urls))
+        return tuple(kms_endpoint(url) for url in (self.url, *self.more_urls))
 
     def pinned_k256(self) -> bytes | None:
         """Return the pinned k256 root key (compressed, 33 bytes), or None."""
@@ -66,8 +66,8 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         )
 
 
-def _endpoint(url: str) -> KmsEndpoint:
-    """Read one URL, with or without `/prpc` (spec kms section 8.2)."""
+def kms_endpoint(url: str) -> KmsEndpoint:
+    """Read one URL, with or without `/prpc` (spec kms section 8.2). Raises `ConfigError("image.kms_url")`."""
     parts = urlsplit(url)
     try:
         port = parts.port or DEFAULT_KMS_PORT
