@@ -141,6 +141,7 @@ def make_session(place: Path, stack: ExitStack) -> Session:
         "https://rpc.example.com": site.chain.url,
         "https://rpc.example.net": site.chain.url.replace("127.0.0.1", "localhost"),
         "verify bootstrap-info.json": f"verify bootstrap-info.json {site.verifier_options()}",
+        "verify-kms ": f"verify-kms {site.verifier_options()} ",
     }
     signing: dict[str, Callable[[], object]] = {
         SIGNED.format(name): partial(site.sign, name) for name in ("allow", "publish", "register", "allow2")
