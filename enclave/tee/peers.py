@@ -3,7 +3,7 @@
 Own evidence goes through here too: a workload that its own policy would refuse does not start.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -12,14 +12,14 @@ import msgspec
 from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.tee.tee import Clock
-from shared.attestation.endorsements import NO_ENDORSEMENTS
-from shared.attestation.envelope import decode_envelope
 from shared.attestation.policy import DEFAULT_POLICY, Policy, Revocation, parse_policy
-from shared.attestation.trust import Signer, TrustAnchors
-from shared.attestation.verify import VerifiedAttestation, VerifierCache, verify_attestation
+from shared.attestation.trust import Signer
+from shared.net.peer_verifier import PeerVerifier
 
 if TYPE_CHECKING:  # loaded where collateral is configured
     from shared.net.endorsement_source import EndorsementSource
+
+__all__ = ["FETCH_TIMEOUT", "PeerVerifier", "Trust", "TrustSettings", "establish_trust"]
 
 FETCH_TIMEOUT = 10.0
 """Seconds for one fetch, of collateral, an issuer or a list. A client waits 60 for its whole call."""
@@ -42,50 +42,6 @@ class TrustSettings(msgspec.Struct, frozen=True, kw_only=True):
     def has_extra_roots(self) -> bool:
         """Whether anybody is believed besides the vendors' own roots."""
         return any(paths for paths in self.roots.values())
-
-
-class PeerVerifier:
-    """Verifies evidence under one set of anchors and one policy, at the time that `now` tells.
-
-    What the evidence needs besides itself is gathered through `endorsements`; None gathers nothing. That may
-    take several times `FETCH_TIMEOUT`: never call `verify` on an event loop.
-    """
-
-    def __init__(
-        self,
-        *,
-        anchors: TrustAnchors,
-        now: Callable[[], int],
-        policy: Policy = DEFAULT_POLICY,
-        endorsements: "EndorsementSource | None" = None,
-    ) -> None:
-        self.anchors = anchors
-        self.policy = policy
-        self.now = now
-        self._endorsements = endorsements
-        self._cache = VerifierCache()
-
-    def verify(self, envelope: bytes, report_data: bytes) -> VerifiedAttestation:
-        """Return verified evidence over exactly `report_data`.
-
-        Raises what `verify_attestation` raises, and what gathering its endorsements does.
-        """
-        now = self.now()
-        attestation = decode_envelope(envelope)
-        endorsements = NO_ENDORSEMENTS
-        if self._endorsements is not None:
-            endorsements = self._endorsements.gather(
-                attestation, anchors=self.anchors, policy=self.policy, now=now
-            )
-        return verify_attestation(
-            attestation,
-            now=now,
-            anchors=self.anchors,
-            policy=self.policy,
-            endorsements=endorsements,
-            report_data=report_data,
-            cache=self._cache,
-        )
 
 
 class Trust(msgspec.Struct, frozen=True):

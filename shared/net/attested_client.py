@@ -66,6 +66,29 @@ class AttestedConnection:
         `UnavailableError("net.unreachable")`, `ProtocolError("net.tls.failed")`,
         `ProtocolError("net.tls.truncated")`.
         """
+        return cls.connect_by_chain(
+            dialer,
+            host,
+            port,
+            check_chain=lambda chain: check_peer(chain[0]),
+            timeout=timeout,
+            client_key=client_key,
+            client_chain=client_chain,
+        )
+
+    @classmethod
+    def connect_by_chain(
+        cls,
+        dialer: Dialer,
+        host: str,
+        port: int,
+        *,
+        check_chain: Callable[[tuple[bytes, ...]], None],
+        timeout: float,
+        client_key: EllipticCurvePrivateKey | None = None,
+        client_chain: Sequence[x509.Certificate] | None = None,
+    ) -> Self:
+        """Do as `connect` for a peer that is known by its issuers: all its certificates, DER, leaf first."""
         deadline = time.monotonic() + timeout
         context = client_context(key=client_key, chain=client_chain or ())
         sock = dialer.dial(host, port, timeout)
@@ -75,7 +98,7 @@ class AttestedConnection:
             if not _is_address(host):
                 tls.set_tlsext_host_name(host.encode("ascii"))
             channel = _Channel(sock, tls, deadline)
-            channel.shake_hands(check_peer)
+            channel.shake_hands(check_chain)
         except BaseException:
             sock.close()
             raise
@@ -146,7 +169,7 @@ class _Channel:
         self.is_closed = False
         self.peer_chain: tuple[bytes, ...] = ()
 
-    def shake_hands(self, check_peer: Callable[[bytes], None]) -> None:
+    def shake_hands(self, check_chain: Callable[[tuple[bytes, ...]], None]) -> None:
         while True:
             try:
                 self._tls.do_handshake()
@@ -161,7 +184,7 @@ class _Channel:
                 break
         # Under TLS 1.3 our certificate and Finished are still in the BIO here, and leave it with the flush.
         self.peer_chain = _peer_chain(self._tls)
-        check_peer(self.peer_chain[0])
+        check_chain(self.peer_chain)
         self._flush()
 
     def send(self, data: bytes) -> None:

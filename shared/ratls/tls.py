@@ -63,6 +63,19 @@ def server_context(
     return context
 
 
+def mutual_context(*, key: EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]) -> SSL.Context:
+    """Return a context for a server that judges its callers by their chains, as one app does another.
+
+    A client certificate is asked for and optional, and every one is accepted whose key the client proves to
+    hold: the caller must judge the chain of a connection (`shared.net.attested_peer`) before it answers on
+    it. Raises `ConfigError("ratls.key.mismatch")`.
+    """
+    context = _context(SSL.TLS_SERVER_METHOD, key, chain)
+    context.set_verify(SSL.VERIFY_PEER, _leave_to_caller)
+    context.set_alpn_select_callback(_select_http11)
+    return context
+
+
 def client_context(
     *,
     key: EllipticCurvePrivateKey | None = None,
