@@ -207,7 +207,8 @@ def test_a_real_kms_refuses_to_make_keys_without_the_token_that_nobody_filled_in
 ) -> None:
     guest = guest_of(place).files
     config = {"kms-gcp": guest[CONFIG_PATH], "kms-nitro": (place / "kms-nitro/kms.toml").read_bytes()}[name]
-    machine.write(config)
+    # what passes for a real machine here is an enclave, which has no TPM
+    machine.write(config.replace(b'type = "tpm"', b'type = "file"'))
     assert main([], machine.platform) == 2
     assert "[config.onboard.token]" in capsys.readouterr().err
 
