@@ -36,7 +36,9 @@ def issue_chain(
         Stamps(
             app_id=info.app_id,
             app_info=encode_app_info(info) if config.ext_app_info else None,
-            attestation=encode_envelope(strip(verified.attestation)) if config.ext_quote else None,
+            attestation=(
+                encode_envelope(strip(verified.attestation, keep_boot=True)) if config.ext_quote else None
+            ),
         ),
         issuer=(app_ca, app_key),
         times=validity(config, now=now, lifetime=lifetime, issuer=app_ca),
