@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from shared.attestation.identity import AppInfo, app_info
+from shared.attestation.identity import AppInfo, info_of
+from shared.attestation.image import check_image
 from shared.attestation.verdict import Verdict
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, InvalidEvidence
@@ -138,8 +139,9 @@ def _judge(leaf: bytes, certificate: AppCertificate, expected: Expected, verifie
     if certificate.envelope is None:
         raise InvalidEvidence("ratls.attestation.missing", "the peer's certificate carries no attestation")
     verified = verifier.verify(certificate.envelope, ratls_report_data(leaf))
-    info = app_info(verified)
-    _check_age(verified, certificate, expected)
+    checked = check_image(verified)
+    info = info_of(checked)
+    _check_age(checked, certificate, expected)
     self_asserted = info.self_asserted
     if certificate.app_id:
         if info.app_id != certificate.app_id:
@@ -158,7 +160,7 @@ def _judge(leaf: bytes, certificate: AppCertificate, expected: Expected, verifie
         device_id=info.device_id,
         instance_id=info.instance_id,
         self_asserted=self_asserted,
-        verdict=verified.verdict,
+        verdict=checked.verdict,
     )
 
 
