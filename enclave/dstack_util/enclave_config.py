@@ -16,6 +16,8 @@ pccs = []                                   # where collateral for it comes from
 tls_roots = ""                              # TLS roots for that, PEM; the system's when empty
 [evidence]
 port = 8080
+[boot]                                      # what enclave.init starts: see enclave.init.settings
+command = ["/usr/bin/app"]
 """
 
 import tomllib
@@ -24,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from enclave.init.settings import Boot
 from enclave.platform import Platform
 from enclave.tee.peers import TrustSettings
 from shared.attestation.trust import Signer
@@ -117,6 +120,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key_epoch: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)] = 0
     trust: Trust = Trust()
     evidence: Evidence = Evidence()
+    boot: Boot = Boot()
 
     def app_id_bytes(self) -> bytes:
         """Return the 20 bytes of the app id. Raises `ConfigError("image.app_id")` when absent or zero."""

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--image", type=Path, help="gcp: the OS image's directory")
         command.add_argument("--app-compose", type=Path, help="gcp: the measured app-compose.json")
         command.add_argument("--app-id", help="gcp: 40 hex digits")
-    run.add_argument("daemon", choices=("kms", "agent", "dstack-util", "responder"))
+    run.add_argument("daemon", choices=("kms", "agent", "dstack-util", "responder", "init"))
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
 
@@ -110,6 +110,8 @@ def _daemon(name: str) -> _Daemon:
         from enclave.agent.daemon import main as daemon  # noqa: PLC0415
     elif name == "responder":
         from enclave.simulator.responder import main as daemon  # noqa: PLC0415
+    elif name == "init":
+        from enclave.simulator.enclave_boot import main as daemon  # noqa: PLC0415
     else:
         from enclave.dstack_util.main import main as daemon  # noqa: PLC0415
     return daemon

@@ -82,6 +82,19 @@ class NitroTee:
         del address
         return self._vsock.listen(port)
 
+    def listen_to_host(self, port: int) -> socket:
+        """Listen on a vsock port: the parent reaches every port of an enclave."""
+        return self._vsock.listen(port)
+
+    @property
+    def vsock(self) -> VsockTransport:
+        """The way between enclave and parent."""
+        return self._vsock
+
+    def connect_parent(self, port: int, timeout: float) -> socket:
+        """Return a connection to a vsock port of the parent. Raises `UnavailableError("vsock.connect.*")`."""
+        return self._vsock.connect(PARENT_CID, port, timeout)
+
     def dialer(self) -> ConnectDialer:
         """Return CONNECT through the parent's forwarder, which sees host and port only."""
         return ConnectDialer(partial(self._vsock.connect, PARENT_CID, PROXY_PORT))

@@ -16,10 +16,21 @@ listen = 3128                       # vsock port
 peers = [16]                        # CIDs that may use it; absent: any
 allow = [{ host = "kms.example.com", ports = [12001] }, { host = "rpc.example.com" }]
 
+[[offer]]                           # parent: the bytes of a file, to whoever connects
+name = "env"
+listen = 9100                       # vsock port
+file = "/var/lib/dstack/encrypted-env"
+peers = [16]
+
 [[bridge]]                          # enclave: TCP on loopback -> the parent's proxy
 name = "proxy"
 listen = "127.0.0.1:3128"
 target = "vsock://3:3128"
+
+[[ingress]]                         # enclave: vsock -> TCP on loopback
+name = "web"
+listen = 443                        # vsock port
+target = "127.0.0.1:8443"
 """
 
 import ipaddress
@@ -79,18 +90,49 @@ class TcpToVsock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def listen_address(self) -> TcpAddress:
         """`listen`, parsed: `127.0.0.1:3128` or `[::1]:3128`."""
-        match = _TCP_LISTEN.fullmatch(self.listen)
-        host = match[1].strip("[]") if match else ""
-        if match is None or int(match[2]) > 65535 or not _is_numeric(host):
-            raise ConfigError(
-                "forwarder.config.listen", f"rule {self.name}: got {self.listen!r}, expected ADDRESS:PORT"
-            )
-        return TcpAddress(host, int(match[2]))
+        return _tcp_address(self.name, self.listen)
 
     @property
     def target_address(self) -> VsockAddress:
         """`target`, parsed."""
         return parse_address(self.target)
+
+
+class VsockToTcp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule that carries a VSOCK listener's connections to one TCP port of this machine (`ingress`)."""
+
+    name: _Name
+    listen: _VsockPort
+    target: str
+    peers: tuple[_Cid, ...] | None = None
+    connections: _Count | None = None  # in place of limits.connections_per_listener
+
+    @property
+    def target_address(self) -> TcpAddress:
+        """`target`, parsed: `127.0.0.1:8443` or `[::1]:8443`."""
+        return _tcp_address(self.name, self.target)
+
+    def check(self) -> None:
+        """Raise `ConfigError`: `forwarder.config.listen`, `forwarder.config.ingress` for another machine."""
+        address = self.target_address
+        if not ipaddress.ip_address(address.host).is_loopback or not address.port:
+            raise ConfigError(
+                "forwarder.config.ingress",
+                f"rule {self.name}: got {self.target!r}, expected a port on loopback",
+            )
+
+
+class FileOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule that sends a file's bytes to whoever connects to a VSOCK port, and nothing where it is absent.
+
+    The file is read anew for each connection, and at most 1 MiB of it is sent.
+    """
+
+    name: _Name
+    listen: _VsockPort
+    file: str
+    peers: tuple[_Cid, ...] | None = None
+    connections: _Count | None = None  # in place of limits.connections_per_listener
 
 
 class Allowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,6 +157,9 @@ class ConnectProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(entry.host == host and port in entry.ports for entry in self.allow)
 
 
+Rule = TcpToVsock | ConnectProxy | VsockToTcp | FileOffer
+
+
 class ForwarderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -125,6 +170,8 @@ class ForwarderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inbound: tuple[TcpToVsock, ...] = ()
     outbound: tuple[ConnectProxy, ...] = ()
     bridge: tuple[TcpToVsock, ...] = ()
+    ingress: tuple[VsockToTcp, ...] = ()
+    offer: tuple[FileOffer, ...] = ()
 
     def open_transport(self) -> VsockTransport:
         """Return the transport that the file names."""
@@ -140,7 +187,7 @@ class ForwarderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 "forwarder.config.unix", "directory and cid are needed by transport unix and by it alone"
             )
-        rules: list[TcpToVsock | ConnectProxy] = [*self.inbound, *self.outbound, *self.bridge]
+        rules: list[Rule] = [*self.inbound, *self.outbound, *self.bridge, *self.ingress, *self.offer]
         names = [rule.name for rule in rules]
         if not names:
             raise ConfigError("forwarder.config.empty", "got no rule, expected inbound, outbound or bridge")
@@ -153,6 +200,8 @@ class ForwarderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(
                     "forwarder.config.bridge", f"rule {rule.name}: got {rule.listen!r}, expected loopback"
                 )
+        for entrance in self.ingress:
+            entrance.check()
         for proxy in self.outbound:
             for entry in proxy.allow:
                 _check_host(proxy.name, entry.host)
@@ -184,6 +233,14 @@ def load_config(path: Path) -> ForwarderConfig:
     if len(raw) > _MAX_CONFIG_BYTES:
         raise ConfigError("forwarder.config.unreadable", f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
     return parse_config(text)
+
+
+def _tcp_address(rule: str, text: str) -> TcpAddress:
+    match = _TCP_LISTEN.fullmatch(text)
+    host = match[1].strip("[]") if match else ""
+    if match is None or int(match[2]) > 65535 or not _is_numeric(host):
+        raise ConfigError("forwarder.config.listen", f"rule {rule}: got {text!r}, expected ADDRESS:PORT")
+    return TcpAddress(host, int(match[2]))
 
 
 def _check_host(rule: str, host: str) -> None:

@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from enclave.log import log_event
-from enclave.vsock.config import ConnectProxy, ForwarderConfig, TcpToVsock
+from enclave.vsock.config import ConnectProxy, FileOffer, ForwarderConfig, Rule, TcpToVsock, VsockToTcp
 from enclave.vsock.connect_request import ESTABLISHED, HEAD_END, Target, parse_connect, refusal
-from enclave.vsock.pump import CHUNK, RESET, Pump
+from enclave.vsock.pump import CHUNK, CLOSED, RESET, Pump
 from enclave.vsock.transport import VsockTransport, connect_async
 from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
 
@@ -28,6 +30,7 @@ _BACKLOG = 512
 _ACCEPT_PAUSE = 0.1  # after a failed accept (out of descriptors): others must finish first
 _LINGER_SECONDS = 1.0  # a refused client gets this long to read why
 _LINGER_BYTES = 1 << 20
+_MAX_OFFER = 1 << 20  # four times what an enclave takes
 _RESOLVER_THREADS = 16  # a slow name server must not stop other names from resolving
 
 
@@ -41,16 +44,16 @@ class Log(Protocol):
 class _Connection:
     """What the log line of one connection says."""
 
-    def __init__(self, rule: "_Rule", peer: str) -> None:
+    def __init__(self, rule: Rule, peer: str) -> None:
         self.rule = rule.name
         self.peer = peer
-        self.target = rule.target if isinstance(rule, TcpToVsock) else None  # a CONNECT head names it later
+        # a CONNECT head names it later
+        self.target = rule.target if isinstance(rule, TcpToVsock | VsockToTcp) else None
         self.sent = 0
         self.received = 0
         self.started = time.monotonic()
 
 
-_Rule = TcpToVsock | ConnectProxy
 _Handler = Callable[[socket.socket, _Connection], Awaitable[str]]
 
 
@@ -92,7 +95,11 @@ class Forwarder:
             for tcp_rule in (*self._config.inbound, *self._config.bridge):
                 self._listen_tcp(tcp_rule)
             for proxy in self._config.outbound:
-                self._listen_vsock(proxy)
+                self._listen_vsock(proxy, partial(self._serve_connect, proxy))
+            for entrance in self._config.ingress:
+                self._listen_vsock(entrance, partial(self._carry_to_tcp, entrance))
+            for offer in self._config.offer:
+                self._listen_vsock(offer, partial(self._send_file, offer))
         except DstackError:
             await self.stop()
             raise
@@ -128,21 +135,17 @@ class Forwarder:
         self._closers.append(listener.close)
         self._accept_on(rule, listener, carry, str(Target(host, port)))
 
-    def _listen_vsock(self, rule: ConnectProxy) -> None:
+    def _listen_vsock(self, rule: ConnectProxy | VsockToTcp | FileOffer, serve: _Handler) -> None:
         listener = self._transport.listen(rule.listen, _BACKLOG)
-
-        async def serve(client: socket.socket, record: _Connection) -> str:
-            return await self._serve_connect(rule, client, record)
-
         self._closers.append(lambda: self._transport.close_listener(listener))
         self._accept_on(rule, listener, serve, f"vsock:{self._transport.local_port(listener)}")
 
-    def _accept_on(self, rule: _Rule, listener: socket.socket, handler: _Handler, bound: str) -> None:
+    def _accept_on(self, rule: Rule, listener: socket.socket, handler: _Handler, bound: str) -> None:
         listener.setblocking(False)
         self.listeners[rule.name] = bound
         self._accepting.append(asyncio.create_task(self._accept(rule, listener, handler)))
 
-    async def _accept(self, rule: _Rule, listener: socket.socket, handler: _Handler) -> None:
+    async def _accept(self, rule: Rule, listener: socket.socket, handler: _Handler) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -162,7 +165,7 @@ class Forwarder:
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
 
-    def _over_limit(self, rule: _Rule) -> UnavailableError | None:
+    def _over_limit(self, rule: Rule) -> UnavailableError | None:
         if len(self._serving) >= self._limits.connections:
             return UnavailableError("forwarder.limit.total", "the forwarder has no free connection")
         if self._per_rule[rule.name] >= (rule.connections or self._limits.connections_per_listener):
@@ -170,7 +173,7 @@ class Forwarder:
         return None
 
     def _turn_away(
-        self, rule: _Rule, client: socket.socket, record: _Connection, error: UnavailableError
+        self, rule: Rule, client: socket.socket, record: _Connection, error: UnavailableError
     ) -> None:
         """Refuse at once and keep nothing: a flood must not hold what the limit protects."""
         with client, contextlib.suppress(OSError):
@@ -200,6 +203,26 @@ class Forwarder:
         with upstream:
             return await self._pump(client, upstream, record)
 
+    async def _carry_to_tcp(self, rule: VsockToTcp, client: socket.socket, record: _Connection) -> str:
+        self._check_peer(rule, client)
+        address = rule.target_address
+        upstream = await self._dial(Target(address.host, address.port))
+        with upstream:
+            _no_delay(upstream)
+            return await self._pump(client, upstream, record)
+
+    async def _send_file(self, rule: FileOffer, client: socket.socket, record: _Connection) -> str:
+        self._check_peer(rule, client)
+        loop = asyncio.get_running_loop()
+        content = await loop.run_in_executor(None, _read_offer, Path(rule.file))
+        try:
+            async with asyncio.timeout(self._limits.idle_seconds):
+                await loop.sock_sendall(client, content)
+        except TimeoutError as error:
+            raise UnavailableError("forwarder.offer.stalled", "the peer does not read the file") from error
+        record.received = len(content)
+        return CLOSED
+
     async def _serve_connect(self, rule: ConnectProxy, client: socket.socket, record: _Connection) -> str:
         try:
             self._check_peer(rule, client)
@@ -218,7 +241,7 @@ class Forwarder:
                 await asyncio.get_running_loop().sock_sendall(client, ESTABLISHED)
             return await self._pump(client, upstream, record, early)
 
-    def _check_peer(self, rule: ConnectProxy, client: socket.socket) -> None:
+    def _check_peer(self, rule: ConnectProxy | VsockToTcp | FileOffer, client: socket.socket) -> None:
         if rule.peers is None:
             return
         cid = self._transport.peer_cid(client)
@@ -310,6 +333,21 @@ class Forwarder:
             ms=round((time.monotonic() - record.started) * 1000, 3),
             outcome=outcome,
         )
+
+
+def _read_offer(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_OFFER + 1)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UnavailableError(
+            "forwarder.offer.unreadable", f"cannot read {path}: {error.strerror}"
+        ) from error
+    if len(content) > _MAX_OFFER:
+        raise UnavailableError("forwarder.offer.oversize", f"{path} is larger than {_MAX_OFFER} bytes")
+    return content
 
 
 async def _refuse(client: socket.socket, answer: bytes) -> None:

@@ -1,0 +1,101 @@
+"""What a boot tells to a function outside, and that telling never stops it."""
+
+import json
+
+import pytest
+
+from enclave.init.progress import MAX_FAILURES, Progress
+from shared.errors import PolicyDenied, UnavailableError
+
+APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
+
+
+class Function:
+    """Takes events, or fails for some."""
+
+    def __init__(self, *, fails: int = 0) -> None:
+        self.bodies: list[bytes] = []
+        self.asked = 0
+        self._fails = fails
+
+    def __call__(self, body: bytes) -> None:
+        self.asked += 1
+        if self.asked <= self._fails:
+            raise UnavailableError("net.unreachable", "nobody is there")
+        self.bodies.append(body)
+
+
+def test_tells_each_step_and_its_end() -> None:
+    function = Function()
+    progress = Progress(function, app_id=APP_ID)
+    with progress.step("kernel"):
+        pass
+    started, done = map(json.loads, function.bodies)
+    boot = started.pop("boot")
+    assert done.pop("boot") == boot
+    assert len(bytes.fromhex(boot)) == 8
+    assert started == {
+        "version": 1,
+        "sequence": 1,
+        "app_id": APP_ID.hex(),
+        "step": "kernel",
+        "status": "started",
+        "code": "",
+    }
+    assert done == started | {"sequence": 2, "status": "done"}
+
+
+def test_n74_a_failure_is_told_by_its_code_alone() -> None:
+    function = Function()
+    progress = Progress(function)
+    with pytest.raises(PolicyDenied), progress.step("keys"):
+        raise PolicyDenied("kms.refused", "hunter2")
+    told = json.loads(function.bodies[-1])
+    assert (told["step"], told["status"], told["code"]) == ("keys", "failed", "kms.refused")
+    assert b"hunter2" not in b"".join(function.bodies)
+
+
+@pytest.mark.parametrize("code", ["hunter 2", "A.B", "a" * 81, "a..b", 'x"y'])
+def test_n74_what_is_no_code_is_not_told(code: str) -> None:
+    function = Function()
+    Progress(function).tell("keys", "failed", code)
+    assert json.loads(function.bodies[0])["code"] == "internal"
+
+
+def test_a_bug_is_told_as_one() -> None:
+    function = Function()
+    with pytest.raises(ZeroDivisionError), Progress(function).step("keys"):
+        raise ZeroDivisionError
+    assert json.loads(function.bodies[-1])["code"] == "internal"
+
+
+def test_a_function_that_fails_is_given_up_and_the_boot_goes_on() -> None:
+    function = Function(fails=99)
+    progress = Progress(function)
+    for _ in range(5):
+        progress.tell("kernel", "done")
+    assert function.asked == MAX_FAILURES
+
+
+def test_one_lost_event_is_not_the_end() -> None:
+    function = Function(fails=1)
+    progress = Progress(function)
+    for _ in range(3):
+        progress.tell("kernel", "done")
+    assert [json.loads(body)["sequence"] for body in function.bodies] == [2, 3]
+
+
+def test_an_event_is_small() -> None:
+    function = Function()
+    Progress(function, app_id=APP_ID).tell("environment", "failed", "a" * 80)
+    assert len(function.bodies[0]) < 512
+
+
+def test_every_event_is_in_the_log_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress().tell("kernel", "done")
+    assert json.loads(capsys.readouterr().out) == {
+        "event": "init.step",
+        "step": "kernel",
+        "status": "done",
+        "code": "",
+    }
