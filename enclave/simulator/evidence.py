@@ -32,11 +32,11 @@ from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
 from enclave.simulator.image import serialised
+from enclave.simulator.lite_guest import LiteImage, boot_lite
 from enclave.simulator.nitro_tpm import SimulatedNitroTpm
 from enclave.simulator.nsm import SimulatedNsm
 from enclave.simulator.software_tpm import SoftwareTpm
-from enclave.simulator.tcg_log import SHA384, encode_tcg_log
-from enclave.simulator.tdx import Domain, SimulatedIntel, SimulatedTdx
+from enclave.simulator.tdx import SimulatedIntel, SimulatedTdx
 from enclave.tee.boot_events import identity_events, provider_events
 from shared.attestation.collateral import bundle_json
 from shared.attestation.endorsements import Endorsements
@@ -52,24 +52,20 @@ from shared.attestation.envelope import (
     decode_envelope,
     encode_envelope,
 )
-from shared.attestation.event_log import ACPI_EVENT_TYPE, ACPI_PAYLOAD, RUNTIME_RTMR, event_digest
+from shared.attestation.event_log import RUNTIME_RTMR, event_digest
 from shared.attestation.gcp import RUNTIME_PCR
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.stripped import strip
-from shared.attestation.tcg_log import TcgRecord, tpm_events
+from shared.attestation.tcg_log import tpm_events
 from shared.attestation.tpm_quote import BANK_NAME
 from shared.errors import StorageError
 from shared.hex import decode_hex
 from shared.measurement.documents import (
     MeasurementDocument,
-    TdxMeasurement,
     aws_measurement_document,
-    tdx_measurement_document,
 )
 from shared.measurement.eif_registers import extended
 from shared.measurement.images import aws_boot_pcr_digest
-from shared.measurement.mr_config import mr_config_id_v1
-from shared.measurement.tdx_registers import AcpiDigests, lite_registers
 from shared.measurement.vm_config import VmConfig, encode_vm_config, parse_vm_config
 from shared.ratls.certificates import spki_der
 from shared.ratls.extensions import attestation_extension
@@ -96,10 +92,6 @@ _USAGE = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
-
-# Firmware of 2 GiB: the pages that it accepts by itself, packed as in measurement.tdx.cbor.
-_MEMORY = 0x8000_0000
-_TD_HOB = bytes([0x10, 0x02, 0x02, 0x00, 0x01, 0x02, 0x02])
 
 
 class SampleGuest(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,41 +207,13 @@ def _nitro_tpm(image: Path, events: tuple[RuntimeEvent, ...], now: int) -> Sampl
 
 
 def _tdx(image: Path, events: tuple[RuntimeEvent, ...], now: int) -> SampleGuest:
-    """Boot a lite guest: its registers follow from the image's measurement document and its ACPI digests."""
     intel = SimulatedIntel.create()
-    parts = [hashlib.sha384(part + _content(image)).digest() for part in (b"kernel", b"cmdline", b"initrd")]
-    firmware = [hashlib.sha384(part).digest() for part in (b"single pass", b"two pass")]
-    measured = TdxMeasurement(
-        kernel_authenticode=parts[0],
-        cmdline_sha384=parts[1],
-        initrd_sha384=parts[2],
-        mrtd_single_pass=firmware[0],
-        mrtd_two_pass=firmware[1],
-        td_hob=_TD_HOB,
-    )
-    checksum_file, measurement, image_hash = tdx_measurement_document(measured)
-    config = VmConfig(
-        os_image_hash=image_hash,
-        memory_size=_MEMORY,
-        tdx_attestation_variant="lite",
-        tdx_measurement=MeasurementDocument(checksum_file, measurement),
-    )
-    acpi = [hashlib.sha384(name).digest() for name in (b"loader", b"rsdp", b"tables")]
-    registers = lite_registers(config, measured, AcpiDigests(*acpi))
-    # Of the boot log only the ACPI events are kept, as in a certificate: the image check needs no more.
-    kept = [TcgRecord(1, ACPI_EVENT_TYPE, {SHA384: digest}, ACPI_PAYLOAD) for digest in acpi]
-    domain = SimulatedTdx(
+    attest = boot_lite(
+        LiteImage.of(_content(image)),
         intel,
-        Domain(mrtd=registers.mrtd, mr_config_id=mr_config_id_v1(hashlib.sha256(APP_COMPOSE).digest())),
-        rtmrs=(registers.rtmr0, registers.rtmr1, registers.rtmr2, bytes(48)),
-        event_log=encode_tcg_log(kept, kind="ccel", algorithm=SHA384),
+        compose_hash=hashlib.sha256(APP_COMPOSE).digest(),
+        events=events,
     )
-    _record(domain, events)
-
-    def attest(challenge: bytes) -> Attestation:
-        quote = collect_tdx(domain, challenge, events)
-        return Attestation(quote, events, challenge, encode_vm_config(config))
-
     return SampleGuest(
         root_pem=intel.root_pem,
         endorsements=Endorsements(tdx=(intel.collateral(now - BACKDATE),)),

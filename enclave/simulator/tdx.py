@@ -47,6 +47,7 @@ from shared.attestation.tdx_quote import (
     TEE_TDX,
 )
 from shared.errors import ProtocolError, StorageError
+from shared.keys.kdf import hkdf_sha256, p256_key
 
 MRTD: Final = bytes([0x11]) * 48
 TD_ATTRIBUTES: Final = 1 << 28  # SEPT_VE_DISABLE
@@ -100,6 +101,15 @@ class SimulatedIntel(msgspec.Struct, frozen=True):
         platform = _issue("platform", root)
         extension = sgx if sgx is not None else sgx_extension(fmspc, ppid or os.urandom(16))
         return cls(root, platform, _issue("pck", platform, extension), _issue("tcb", root))
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Self:
+        """Make the root and all below it that 32 bytes stand for: the same certificates every time."""
+        root = _issue("root", None, seed=seed)
+        platform = _issue("platform", root, seed=seed)
+        extension = sgx_extension(FMSPC, hkdf_sha256(seed, (b"simulated ppid",), 16))
+        pck = _issue("pck", platform, extension, seed=seed)
+        return cls(root, platform, pck, _issue("tcb", root, seed=seed))
 
     @property
     def root_pem(self) -> bytes:
@@ -331,8 +341,14 @@ def _read_identity(directory: Path, role: str) -> Identity:
     return Identity(certificate, key)
 
 
-def _issue(role: str, issuer: Identity | None, sgx: bytes | None = None) -> Identity:
-    key = ec.generate_private_key(ec.SECP256R1())
+def _issue(
+    role: str, issuer: Identity | None, sgx: bytes | None = None, *, seed: bytes | None = None
+) -> Identity:
+    if seed is None:
+        key, serial = ec.generate_private_key(ec.SECP256R1()), x509.random_serial_number()
+    else:
+        key = p256_key(hkdf_sha256(seed, (b"simulated intel ", role.encode())))
+        serial = int.from_bytes(hkdf_sha256(seed, (b"simulated serial ", role.encode()), 16)) | 1
     name = _name(role)
     ca = role in {"root", "platform"}
     builder = (
@@ -340,7 +356,7 @@ def _issue(role: str, issuer: Identity | None, sgx: bytes | None = None) -> Iden
         .subject_name(name)
         .issuer_name(name if issuer is None else issuer.certificate.subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial)
         .not_valid_before(_ISSUED)
         .not_valid_after(_EXPIRES)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -357,7 +373,8 @@ def _issue(role: str, issuer: Identity | None, sgx: bytes | None = None) -> Iden
         )
     if sgx is not None:
         builder = builder.add_extension(x509.UnrecognizedExtension(_SGX_EXTENSION, sgx), critical=False)
-    return Identity(builder.sign(key if issuer is None else issuer.key, SHA256()), key)
+    signer = key if issuer is None else issuer.key
+    return Identity(builder.sign(signer, SHA256(), ecdsa_deterministic=seed is not None), key)
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
