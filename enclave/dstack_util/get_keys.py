@@ -86,18 +86,39 @@ def get_keys(platform: Platform) -> KeyBundle:
     for endpoint in config.kms.endpoints():
         try:
             client = KmsClient.of_image(platform, config, endpoint, trust.verifier)
-            return _ask(client, config, endpoint.url, attestor, trust.clock)
+            return ask_for_keys(
+                client, _question(config, client.root_pem), endpoint.url, attestor, trust.clock
+            )
         except DstackError as error:
             failures.append(error)
     raise failures[0]
 
 
-def _ask(client: KmsClient, config: EnclaveConfig, url: str, attestor: Attestor, clock: Clock) -> KeyBundle:
+class KeyQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose keys are asked for, of which epoch, and what the answer must be from.
+
+    `root_spki` is the pinned root CA's key (DER), `pinned_k256` the k256 root key that must have signed, None
+    for any. `vm_config` is the host's text about this guest, empty where the evidence has it.
+    """
+
+    app_id: bytes
+    root_spki: bytes
+    key_epoch: int = 0
+    pinned_k256: bytes | None = None
+    vm_config: str = ""
+
+
+def ask_for_keys(
+    client: KmsClient, question: KeyQuestion, url: str, attestor: Attestor, clock: Clock
+) -> KeyBundle:
+    """Take steps 2 to 5 of `get_keys` with one KMS; raises as it does."""
     temporary = client.call("GetTempCaCert", None, pb.GetTempCaCertResponse)
     identity = _make_identity(temporary, attestor, clock.now())
-    request = pb.GetAppKeyRequest(api_version=API_VERSION, vm_config="", key_epoch=config.key_epoch)
+    request = pb.GetAppKeyRequest(
+        api_version=API_VERSION, vm_config=question.vm_config, key_epoch=question.key_epoch
+    )
     response = client.call("GetAppKey", request, pb.AppKeyResponse, identity)
-    issuer = _check_answer(response, config, client.root_pem)
+    issuer = _check_answer(response, question)
     return KeyBundle(
         keys=_keys_of(response),
         os_image_hash=response.os_image_hash,
@@ -110,6 +131,15 @@ def _ask(client: KmsClient, config: EnclaveConfig, url: str, attestor: Attestor,
     )
 
 
+def _question(config: EnclaveConfig, root_pem: bytes) -> KeyQuestion:
+    return KeyQuestion(
+        app_id=config.app_id_bytes(),
+        root_spki=_spki(root_pem),
+        key_epoch=config.key_epoch,
+        pinned_k256=config.kms.pinned_k256(),
+    )
+
+
 def _keys_of(response: pb.AppKeyResponse) -> AppKeys:
     return AppKeys(
         disk_crypt_key=response.disk_crypt_key,
@@ -119,19 +149,19 @@ def _keys_of(response: pb.AppKeyResponse) -> AppKeys:
     )
 
 
-def _check_answer(response: pb.AppKeyResponse, config: EnclaveConfig, root_pem: bytes) -> bytes:
+def _check_answer(response: pb.AppKeyResponse, question: KeyQuestion) -> bytes:
     """Return the k256 root key that signed the app's, once everything in the answer is what it must be."""
-    if response.key_epoch != config.key_epoch:
+    if response.key_epoch != question.key_epoch:
         raise InvalidEvidence(
             "get_keys.epoch",
-            f"the KMS answered with keys of epoch {response.key_epoch}, expected {config.key_epoch}",
+            f"the KMS answered with keys of epoch {response.key_epoch}, expected {question.key_epoch}",
         )
-    if _spki(response.ca_cert.encode()) != _spki(root_pem):
+    if _spki(response.ca_cert.encode()) != question.root_spki:
         raise InvalidEvidence(
             "get_keys.ca_changed", "the KMS answered with a root CA other than the pinned one"
         )
-    issuer = issuer_of_key(config.app_id_bytes(), public_key(response.k256_key), response.k256_signature)
-    pinned = config.kms.pinned_k256()
+    issuer = issuer_of_key(question.app_id, public_key(response.k256_key), response.k256_signature)
+    pinned = question.pinned_k256
     if pinned is not None and issuer != pinned:
         raise InvalidEvidence(
             "get_keys.signature", f"the app key is signed by {issuer.hex()}, the image pins {pinned.hex()}"

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,8 @@ TpmKind = Literal["auto", "swtpm", "software"]
 LOOPBACK = "127.0.0.1"
 
 _HOST_SHARED = "dstack/.host-shared"
+CONFIG_DISK = "config-disk"
+"""Below the guest's own disk: what a guest that boots by itself finds on the config disk."""
 _EVENTS = "run/log/dstack"
 _MEASURED = ".measured"
 _VTPM = ".vtpm"
@@ -122,15 +124,21 @@ class GuestFiles(msgspec.Struct, frozen=True):
 
 @contextmanager
 def running_guest(
-    files: GuestFiles, authority: GcpAuthority, app_id: bytes, *, tpm: TpmKind = "auto"
+    files: GuestFiles,
+    authority: GcpAuthority,
+    app_id: bytes,
+    *,
+    tpm: TpmKind = "auto",
+    sys_config: Mapping[str, object] | None = None,
+    boots_itself: bool = False,
 ) -> Iterator[Platform]:
-    """Boot a guest from its files as `boot_guest` does."""
+    """Boot a guest from its files as `boot_guest` does; `sys_config` are further fields of that file."""
     boot = GcpBoot.of(files.image)
-    sys_config = msgspec.json.encode({"vm_config": boot.vm_config})
+    encoded = msgspec.json.encode({"vm_config": boot.vm_config, **(sys_config or {})})
     instance_info = encode_instance_info(InstanceInfo(b"", app_id))
     app_compose = files.app_compose.read_bytes()
-    config = GuestConfig({APP_COMPOSE: app_compose, SYS_CONFIG: sys_config, INSTANCE_INFO: instance_info})
-    with boot_guest(boot, config, authority, files.writable, tpm=tpm) as platform:
+    config = GuestConfig({APP_COMPOSE: app_compose, SYS_CONFIG: encoded, INSTANCE_INFO: instance_info})
+    with boot_guest(boot, config, authority, files.writable, tpm=tpm, boots_itself=boots_itself) as platform:
         yield platform
 
 
@@ -144,6 +152,7 @@ def boot_guest(
     tpm: TpmKind = "auto",
     address: str = "",
     console: Console = silent,
+    boots_itself: bool = False,
 ) -> Iterator[Platform]:
     """Boot a guest and give its platform; the end of the block is its power switch.
 
@@ -153,6 +162,9 @@ def boot_guest(
     4. Where keys come from the TPM, as a KMS's do, or are drawn afresh (`none`), the boot ends here.
        Elsewhere the daemon ends it when keys have come.
 
+    One that `boots_itself` is given at the end of step 1, its config disk beside it: `dstack-util setup`
+    takes the others.
+
     `writable` is the guest's own disk; what is there of an earlier boot but the vTPM's state must be gone.
     Raises what reading the config does, and `StorageError`, `UnavailableError` of the devices.
     """
@@ -161,9 +173,10 @@ def boot_guest(
     digest = compose_hash(config.app_compose)
     console(f"booting os image {boot.os_image_hash.hex()} on a simulated tdx machine")
     shared = writable / _HOST_SHARED
-    shared.mkdir(parents=True)
+    given = writable / CONFIG_DISK if boots_itself else shared
+    given.mkdir(parents=True)
     for name, content in config.files.items():
-        (shared / name).write_bytes(content)
+        (given / name).write_bytes(content)
     console(f"config disk {LABEL}: {', '.join(sorted(config.files))}")
     if ENCRYPTED_ENV in config.files:
         console(f"{ENCRYPTED_ENV} is there and stays encrypted: a simulated guest starts no container")
@@ -174,12 +187,13 @@ def boot_guest(
         provision_ak(chip, authority.google.issue_ak)
         domain = SimulatedTdx(authority.intel, rtmrs=boot.rtmrs, event_log=boot.ccel())
         log = RuntimeEventLog(gcp_registers(domain, chip), writable / _EVENTS)
-        log.set_version(1)
         instance_id = b""
-        if not compose.no_instance_id:
-            binding = hashlib.sha256(GcpVtpm(chip).ak_public()).digest()
-            instance_id = make_instance_id(_seed(config, compose), app_id, binding)
-        record(log, boot_events(compose, app_id=app_id, compose_hash=digest, instance_id=instance_id))
+        if not boots_itself:
+            log.set_version(1)
+            if not compose.no_instance_id:
+                binding = hashlib.sha256(GcpVtpm(chip).ak_public()).digest()
+                instance_id = make_instance_id(_seed(config, compose), app_id, binding)
+            record(log, boot_events(compose, app_id=app_id, compose_hash=digest, instance_id=instance_id))
         measured = writable / _MEASURED
         materialise(compose.files, measured)
         log_event(

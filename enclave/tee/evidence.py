@@ -1,5 +1,7 @@
 """Evidence for a TLS key, in the form that certificates carry (spec attestation sections 1.7, 2.3)."""
 
+import threading
+
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from enclave.tee.tee import Attestor
@@ -9,7 +11,22 @@ from shared.attestation.stripped import strip
 from shared.ratls.certificates import spki_der
 
 
-def certificate_evidence(attestor: Attestor, key: EllipticCurvePublicKey) -> bytes:
+def certificate_evidence(
+    attestor: Attestor, key: EllipticCurvePublicKey, *, content_type: str = RATLS_CERT
+) -> bytes:
     """Return a stripped envelope that binds this guest to `key`. Raises what the devices raise."""
-    envelope = attestor.attest(report_data(RATLS_CERT, spki_der(key)))
+    envelope = attestor.attest(report_data(content_type, spki_der(key)))
     return encode_envelope(strip(decode_envelope(envelope), keep_boot=True))
+
+
+class SerialAttestor:
+    """Makes evidence for one caller at a time, from any thread: devices serve no two at once anyway."""
+
+    def __init__(self, attestor: Attestor) -> None:
+        self._attestor = attestor
+        self._lock = threading.Lock()
+
+    def attest(self, report_data: bytes) -> bytes:
+        """See `Attestor.attest`."""
+        with self._lock:
+            return self._attestor.attest(report_data)

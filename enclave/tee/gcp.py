@@ -1,5 +1,6 @@
 """A TDX guest of Google Cloud: TDX and vTPM for evidence, and a network of its own."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from socket import create_server, socket
@@ -13,11 +14,13 @@ from enclave.devices.runtime_events import Pcr14, Rtmr3, RuntimeEventLog
 from enclave.devices.tdx import LinuxTdx, TdxDevice
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import DevTpm, read_boot_log
+from enclave.devices.tpm_nv import NvStorage
 from enclave.devices.tpm_seal import TpmSealer
 from enclave.tee.boot_events import SYSTEM_READY, provider_events, record
 from enclave.vsock.transport import AfVsock
 from shared.attestation.event_log import system_events
 from shared.attestation.trust import TrustAnchors
+from shared.boot_info import GCP_TDX
 from shared.compose.app_compose import compose_hash, parse_app_compose
 from shared.errors import ConfigError, UnavailableError
 from shared.net.dialer import DirectDialer
@@ -39,6 +42,7 @@ class GcpTee:
     """
 
     needs_collateral = True
+    variant = GCP_TDX
 
     def __init__(
         self,
@@ -103,6 +107,18 @@ class GcpTee:
         """Return what seals to the vTPM's registers."""
         return TpmSealer(self._tpm)
 
+    def nonvolatile(self) -> NvStorage:
+        """Return the vTPM's indexes."""
+        return NvStorage(self._tpm)
+
+    def event_log(self) -> RuntimeEventLog:
+        """Return the log of this boot."""
+        return self._log
+
+    def instance_binding(self) -> bytes:
+        """Return 32 bytes that no copy of this machine's disks has: SHA-256 of its vTPM's key."""
+        return hashlib.sha256(GcpVtpm(self._tpm).ak_public()).digest()
+
     def record_keys(self, *, os_image_hash: bytes, kms_root: bytes) -> None:
         """Record the keys' origin once; a workload that starts again finds its boot over."""
         if any(event.event == SYSTEM_READY for event in self._log.read()):
@@ -117,6 +133,10 @@ class GcpTee:
             raise UnavailableError(
                 "tee.listen", f"cannot listen on {address}:{port}: {error.strerror}"
             ) from error
+
+    def listen_to_host(self, port: int) -> None:
+        """Return None: nobody asks a guest from below."""
+        del port
 
     def dialer(self) -> DirectDialer:
         """Return plain TCP: names are the host's word, and everything above it is authenticated."""

@@ -7,6 +7,7 @@ from shared.errors import ProtocolError
 LENGTH = 64
 
 RATLS_CERT = "ratls-cert"
+KMS_ROOT_CA = "kms-root-ca"
 
 _FIPS = {
     "sha256": "sha256",

@@ -56,6 +56,25 @@ def self_signed_ca(
     return _as_ca(builder, key, path_length).sign(key, SHA256())
 
 
+def attested_ca(
+    key: EllipticCurvePrivateKey, common_name: str, *, path_length: int, attestation: bytes, now: int
+) -> x509.Certificate:
+    """Return a CA certificate for `key`, signed by itself, with an envelope that binds a guest to the key.
+
+    Raises `ConfigError("ratls.time.range")`.
+    """
+    name = _ca_name(common_name)
+    builder = certificate_builder(
+        key.public_key(),
+        subject=name,
+        issuer=name,
+        not_before=now - BACKDATE,
+        not_after=now + CA_LIFETIME,
+    )
+    builder = _as_ca(builder, key, path_length)
+    return builder.add_extension(attestation_extension(attestation), critical=False).sign(key, SHA256())
+
+
 def app_ca_certificate(key: EllipticCurvePrivateKey, *, app_id: bytes, issuer: Issuer) -> x509.Certificate:
     """Return the CA certificate of an app (20 bytes), under the KMS's root and valid as long as that is."""
     root = issuer[0]

@@ -6,11 +6,13 @@ Pure decisions over a leaf's DER and a trusted `now`. TLS has proven possession 
 that step the envelope could be anybody's.
 """
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.errors import InvalidEvidence
+from shared.errors import ConfigError, InvalidEvidence
 from shared.ratls.certificates import spki_der
 from shared.ratls.extensions import USAGE_KMS_RPC, read_attestation, read_usage
 from shared.ratls.leaf import (
@@ -77,6 +79,26 @@ def check_kms_certificate(leaf_der: bytes, *, root_ca_pem: bytes, hostname: str,
     leaf = Leaf(leaf_der, now)
     check_issuer(leaf.certificate, root)
     verify_p256(p256_key(root), leaf.certificate.signature, leaf.certificate.tbs_certificate_bytes)
+    check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
+    check_hostname(leaf.extensions, hostname)
+    return _kms_evidence(leaf)
+
+
+def check_kms_certificate_of_key(leaf_der: bytes, *, root_spki: bytes, hostname: str, now: int) -> bytes:
+    """Return the attestation envelope of a KMS server whose root CA is pinned by its key, SPKI in DER.
+
+    That is how an app-compose pins one (`key_provider_id`). Checks all that `check_kms_certificate` does
+    except the root certificate's own validity and name, which are not at hand. Raises as it does, with
+    `ConfigError("ratls.root.key")` for a pin that is no P-256 key.
+    """
+    try:
+        root_key = load_der_public_key(root_spki)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError("ratls.root.key", "the pinned root key is no public key") from error
+    if not isinstance(root_key, EllipticCurvePublicKey) or not isinstance(root_key.curve, SECP256R1):
+        raise ConfigError("ratls.root.key", "the pinned root key is not on p-256")
+    leaf = Leaf(leaf_der, now)
+    verify_p256(root_key, leaf.certificate.signature, leaf.certificate.tbs_certificate_bytes)
     check_extended_usage(leaf.extensions, ExtendedKeyUsageOID.SERVER_AUTH)
     check_hostname(leaf.extensions, hostname)
     return _kms_evidence(leaf)

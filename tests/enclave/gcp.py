@@ -120,6 +120,8 @@ class Machines:
         *,
         app_id: bytes = GUEST_APP_ID,
         tpm: TpmKind = "software",
+        sys_config: dict[str, Any] | None = None,
+        boots_itself: bool = False,
         **changes: Any,
     ) -> Guest:
         """Boot a guest whose app-compose holds `files` and the vendors' roots."""
@@ -129,7 +131,14 @@ class Machines:
         compose = own / "app-compose.json"
         compose.write_bytes(app_compose(self.vendors.roots | (files or {}), **changes))
         sources = GuestFiles(self._image, compose, own / "disk")
-        guest = running_guest(sources, self.vendors.authority, app_id, tpm=tpm)
+        guest = running_guest(
+            sources,
+            self.vendors.authority,
+            app_id,
+            tpm=tpm,
+            sys_config=sys_config,
+            boots_itself=boots_itself,
+        )
         return Guest(self._stack.enter_context(guest))
 
     def verifier(self, guest: Guest, **settings: Any) -> PeerVerifier:
