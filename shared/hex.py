@@ -2,8 +2,6 @@
 
 from shared.errors import ConfigError, ProtocolError
 
-_DIGITS = frozenset("0123456789abcdefABCDEF")
-
 
 def decode_hex(text: str, *, what: str, length: int | None = None, prefix: bool = True) -> bytes:
     """Decode hex digits to bytes.
@@ -13,9 +11,12 @@ def decode_hex(text: str, *, what: str, length: int | None = None, prefix: bool 
     raise `ProtocolError("hex.invalid")`, a wrong size `ProtocolError("hex.length")`.
     """
     digits = text[2:] if prefix and text.startswith("0x") else text
-    if len(digits) % 2 or not _DIGITS.issuperset(digits):
-        raise ProtocolError("hex.invalid", f"{what} is not an even number of hex digits")
-    raw = bytes.fromhex(digits)
+    try:
+        raw = bytes.fromhex(digits)
+    except ValueError as error:
+        raise _invalid(what) from error
+    if 2 * len(raw) != len(digits):  # whitespace is what else `fromhex` takes, and it gives no byte
+        raise _invalid(what)
     if length is not None and len(raw) != length:
         raise ProtocolError("hex.length", f"{what} has {len(raw)} bytes, expected {length}")
     return raw
@@ -27,3 +28,7 @@ def decode_hex_setting(text: str, *, what: str, length: int, code: str) -> bytes
         return decode_hex(text, what=what, length=length)
     except ProtocolError as error:
         raise ConfigError(code, error.message) from error
+
+
+def _invalid(what: str) -> ProtocolError:
+    return ProtocolError("hex.invalid", f"{what} is not an even number of hex digits")

@@ -55,9 +55,10 @@ class VerifiedLeaf(msgspec.Struct, frozen=True):
 class ChainCache:
     """Remembers verified chains: an enclave keeps its leaf for hours, an instance its CAs for a day.
 
-    A key is everything that the verification depended on, the anchors and the exact certificates; what it
-    finds counts only inside its validity. The numbers are bounded, least recently used first out. Only the
-    document's own signature is verified every time.
+    A key is everything that the verification depended on, the anchors and the exact certificates from the
+    anchor down; what it finds counts only inside its validity. The upper parts of a path are entries too. The
+    numbers are bounded, least recently used first out. Only the document's own signature is verified every
+    time.
     """
 
     def __init__(self, size: int = 256) -> None:
@@ -150,11 +151,7 @@ def _verify_leaf(
     paths: _Recent[VerifiedPath] | None,
 ) -> VerifiedLeaf:
     certificate = Certificate.parse(leaf)
-    path = paths.find((anchors, intermediates), now) if paths is not None else None
-    if path is None:
-        path = _verify_path([Certificate.parse(der) for der in intermediates], certificate, now, anchors)
-        if paths is not None:
-            paths.store((anchors, intermediates), path)
+    path = _verify_path(intermediates, certificate, now, anchors, paths)
     _check_issued(certificate, path, now)
     constraints = certificate.constraints()
     if constraints.ca:
@@ -175,12 +172,40 @@ def _verify_leaf(
 
 
 def _verify_path(
-    intermediates: list[Certificate], leaf: Certificate, now: int, anchors: tuple[TrustAnchor, ...]
+    intermediates: tuple[bytes, ...],
+    leaf: Certificate,
+    now: int,
+    anchors: tuple[TrustAnchor, ...],
+    paths: _Recent[VerifiedPath] | None,
 ) -> VerifiedPath:
-    path = _anchored(intermediates[0] if intermediates else leaf, now, anchors)
-    for certificate in intermediates:
+    """Verify what lies below the longest known part: instances of one zone share all but the last."""
+    path, known = _longest_known(intermediates, now, anchors, paths)
+    unknown = [Certificate.parse(der) for der in intermediates[known:]]
+    if path is None:
+        path = _anchored(unknown[0] if unknown else leaf, now, anchors)
+    longer = []
+    for certificate in unknown:
         path = _extended(path, certificate, now)
+        longer.append(path)
+    if paths is not None:  # and only now: of a chain that is refused nothing is kept
+        for end, part in enumerate(longer, known + 1):
+            paths.store((anchors, intermediates[:end]), part)
     return path
+
+
+def _longest_known(
+    intermediates: tuple[bytes, ...],
+    now: int,
+    anchors: tuple[TrustAnchor, ...],
+    paths: _Recent[VerifiedPath] | None,
+) -> tuple[VerifiedPath | None, int]:
+    """Return the remembered path to as many of the intermediates as possible, and how many these are."""
+    if paths is not None:
+        for end in range(len(intermediates), 0, -1):
+            path = paths.find((anchors, intermediates[:end]), now)
+            if path is not None:
+                return path, end
+    return None, 0
 
 
 def _anchored(first: Certificate, now: int, anchors: tuple[TrustAnchor, ...]) -> VerifiedPath:

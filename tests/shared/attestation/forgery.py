@@ -118,6 +118,11 @@ class Forge:
             made = self.made[level] = Link(**shape).make(issuer)
             issuer = made.certificate.subject, made.key
 
+    def issued(self, under: str, **shape: Any) -> Made:
+        """Return one more certificate under a level of this chain."""
+        issuer = self.made[under]
+        return Link(**shape).make((issuer.certificate.subject, issuer.key))
+
     @property
     def anchors(self) -> TrustAnchors:
         return TrustAnchors.production().with_extra(self.made["root"].pem)

@@ -14,7 +14,7 @@ from shared.attestation.certificate import MAX_CERTIFICATE, Certificate, p384_ke
 from shared.attestation.chain import MAX_INTERMEDIATES, ChainCache, VerifiedLeaf, verify_leaf
 from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence
-from tests.shared.attestation.forgery import NOW, Forge, refuses
+from tests.shared.attestation.forgery import NOW, Forge, Link, refuses
 
 
 def verify(
@@ -217,7 +217,7 @@ def test_a_cached_path_gives_the_same_answer(forge: Forge) -> None:
     cache = ChainCache()
     cold, warm = (verify(forge, NOW, cache) for _ in range(2))
     assert (cold.anchor, cold.not_after) == (warm.anchor, warm.not_after)
-    assert (len(cache.paths), len(cache.leaves)) == (1, 1)
+    assert (len(cache.paths), len(cache.leaves)) == (3, 1)  # region; and zone; and instance
 
 
 def test_a_cached_path_is_not_used_outside_its_validity() -> None:
@@ -261,6 +261,58 @@ def test_a_leaf_is_verified_although_its_path_is_cached(forge: Forge) -> None:
     verify(forge, NOW, cache)
     with refuses("nitro.chain.signature"):
         verify(forge, NOW, cache, leaf=Forge().made["leaf"].der)
+
+
+def another_instance(forge: Forge) -> tuple[bytes, bytes]:
+    """Return the certificates of an instance in the same zone, and of what signs on it."""
+    instance = forge.issued("zone", name="other.forged", path_length=0)
+    issuer = instance.certificate.subject, instance.key
+    return instance.der, Link(name="leaf.forged", ca=False, usage=("digital_signature",)).make(issuer).der
+
+
+def test_the_upper_part_of_a_cached_path_serves_other_instances(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ChainCache()
+    verify(forge, NOW, cache)
+    instance, leaf = another_instance(forge)
+    anchors = forge.anchors
+    read: list[bytes] = []
+    parse = Certificate.parse
+
+    def noted(der: bytes) -> Certificate:
+        read.append(der)
+        return parse(der)
+
+    monkeypatch.setattr(Certificate, "parse", noted)
+    intermediates = [*forge.bundle[1:3], instance]
+    assert verify(forge, NOW, cache, intermediates=intermediates, leaf=leaf, anchors=anchors).key
+    assert read == [leaf, instance]
+
+
+def test_below_the_upper_part_of_a_cached_path_everything_is_verified(forge: Forge) -> None:
+    cache = ChainCache()
+    verify(forge, NOW, cache)
+    with refuses("nitro.chain.signature"):
+        verify(forge, NOW, cache, intermediates=[*forge.bundle[1:3], Forge().bundle[3]])
+
+
+def test_the_upper_part_of_a_cached_path_is_not_used_outside_its_validity() -> None:
+    forge = Forge(zone={"not_after": NOW + 10})
+    cache = ChainCache()
+    verify(forge, NOW, cache)
+    with refuses("nitro.chain.expired"):
+        instance, leaf = another_instance(forge)
+        verify(forge, NOW + 11, cache, intermediates=[*forge.bundle[1:3], instance], leaf=leaf)
+
+
+def test_the_upper_part_of_a_cached_path_keeps_its_path_length() -> None:
+    forge = Forge(zone={"path_length": 0})
+    cache = ChainCache()
+    leaf = forge.issued("zone", name="leaf.forged", ca=False, usage=("digital_signature",)).der
+    assert verify(forge, NOW, cache, intermediates=forge.bundle[1:3], leaf=leaf).key
+    with refuses("nitro.chain.path_length"):
+        verify(forge, NOW, cache)
 
 
 def test_an_altered_intermediate_misses_the_cache(forge: Forge) -> None:
