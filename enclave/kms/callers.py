@@ -5,6 +5,7 @@ even GetMeta. A verified certificate is remembered for a while, and never longer
 valid, so keep-alive connections do not pay for it again; nothing about policy is remembered here.
 """
 
+import hashlib
 import threading
 from collections import OrderedDict
 
@@ -13,6 +14,7 @@ import msgspec
 from enclave.serving.prpc import WouldBlockError
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.verify import VerifiedAttestation
+from shared.errors import InvalidEvidence, PolicyDenied
 from shared.ratls.peer import check_client_certificate, ratls_report_data, validity
 
 MAX_REMEMBERED = 1024
@@ -26,6 +28,27 @@ withdraw it are fetched every few hours: a caller who was judged by the older on
 MAX_REMEMBERED_LEAF = 32 * 1024
 """A Nitro certificate has some five kilobytes, a GCP one up to twenty: two quotes and a boot log. A larger
 one is verified each time instead of kept."""
+
+
+MAX_REMEMBERED_NOBODIES = 1024
+"""As many as there are connections."""
+
+NOBODY_TIME = 30
+"""Seconds for which a certificate that shows nobody is not looked at again. One connection may ask with it as
+often as it likes, and each look would take from what callers that are new need."""
+
+
+class _Nobody(msgspec.Struct, frozen=True):
+    """A certificate without evidence, or with evidence that does not hold, for which there is a refusal."""
+
+    until: int
+    refusal: type[InvalidEvidence] | type[PolicyDenied] | None = None
+    code: str = ""
+    message: str = ""
+
+    def refuse(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal(self.code, self.message)
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -48,6 +71,7 @@ class CallerVerifier:
         self._temp_ca_der = temp_ca_der
         self._verifier = verifier
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._nobodies: OrderedDict[bytes, _Nobody] = OrderedDict()
         self._lock = threading.Lock()
 
     def verify(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
@@ -64,10 +88,15 @@ class CallerVerifier:
         known = self._find(leaf, now)
         if known is not None:
             return known
-        envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
-        if envelope is None:
+        try:
+            envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
+            verified = None if envelope is None else self._verifier.verify(envelope, ratls_report_data(leaf))
+        except (InvalidEvidence, PolicyDenied) as error:
+            self._remember_nobody(leaf, _Nobody(now + NOBODY_TIME, type(error), error.code, error.message))
+            raise
+        if verified is None:
+            self._remember_nobody(leaf, _Nobody(now + NOBODY_TIME))
             return None
-        verified = self._verifier.verify(envelope, ratls_report_data(leaf))
         if len(leaf) <= MAX_REMEMBERED_LEAF:
             entry = _Known(verified, *validity(leaf))
             with self._lock:
@@ -84,15 +113,27 @@ class CallerVerifier:
         return self._verifier.verify(envelope, report_data)
 
     def recall(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
-        """Return the same for a caller that takes no verification; raise `WouldBlockError` for another."""
+        """Return or raise the same for a caller that takes no verification; else raise `WouldBlockError`."""
         if not peer_chain:
             return None
-        known = self._find(peer_chain[0], self._verifier.now())
-        if known is None:
+        leaf, now = peer_chain[0], self._verifier.now()
+        known = self._find(leaf, now)
+        if known is not None:
+            return known
+        with self._lock:
+            nobody = self._nobodies.get(hashlib.sha256(leaf).digest())
+        if nobody is None or now >= nobody.until:
             raise WouldBlockError
-        return known
+        nobody.refuse()
+        return None
 
     def _find(self, leaf: bytes, now: int) -> VerifiedAttestation | None:
         with self._lock:
             known = self._known.get(leaf)
         return known.verified if known is not None and known.holds(now) else None
+
+    def _remember_nobody(self, leaf: bytes, nobody: _Nobody) -> None:
+        with self._lock:
+            self._nobodies[hashlib.sha256(leaf).digest()] = nobody
+            while len(self._nobodies) > MAX_REMEMBERED_NOBODIES:
+                self._nobodies.popitem(last=False)

@@ -54,9 +54,12 @@ def main_app(
         with context("invalid quote"):
             return callers.recall(chain)
 
-    def verify(envelope: bytes, report_data: bytes) -> VerifiedAttestation:
-        reception.before_identification()
-        return callers.verify_evidence(envelope, report_data)
+    def sign_cert(request: pb.SignCertRequest, caller: Caller) -> pb.SignCertResponse:
+        def verify(envelope: bytes, report_data: bytes) -> VerifiedAttestation:
+            reception.before_verification(caller)
+            return callers.verify_evidence(envelope, report_data)
+
+        return service.sign_cert(request, verify, reception.judged)
 
     procedures: dict[str, Procedure[Caller]] = {
         "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
@@ -66,7 +69,7 @@ def main_app(
         ),
         "SignCert": Procedure(
             pb.SignCertRequest,
-            lambda request, _caller: service.sign_cert(request, verify, reception.judged),
+            sign_cert,
             max_body=SIGN_CERT_BODY_BYTES,
             judges_evidence=True,
         ),

@@ -9,12 +9,14 @@ evidence measured:
   takes from its instance's first: one instance drains its app's bucket no faster than its own refills. On
   Nitro an app id is a claim, so the measured image is part of the name: who runs other code cannot drain it;
 - one for each method for callers without evidence, so that a flood on GetMeta stops GetMeta for them alone;
-- one for evidence that was not seen before: identification is what costs most, and a caller that is known
-  does not need it.
+- one for certificates with evidence that was not seen before: identification is what costs most, and a caller
+  that is known does not need it;
+- one for evidence in requests of callers without evidence, which strangers can make up over one connection:
+  callers that are new must not wait for what these cost. A caller that is known has its own bucket for it.
 """
 
 from collections.abc import Hashable
-from typing import cast
+from typing import Literal, cast
 
 from enclave.kms.config import RateLimits
 from enclave.serving.rate_limit import Rate, RateLimited, TokenBuckets
@@ -24,6 +26,9 @@ from shared.attestation.nitro import VerifiedNitroDocument
 from shared.attestation.verify import VerifiedAttestation
 
 CODE = "prpc.rate"
+
+Place = Literal["certificate", "request"]
+"""Where evidence comes from that has to be verified."""
 
 
 class CallLimits:
@@ -37,9 +42,9 @@ class CallLimits:
         self.refused = dict.fromkeys(("caller", "app", "method", "evidence"), 0)
         """How often each limit refused."""
 
-    def take_evidence(self, now: float) -> None:
+    def take_evidence(self, place: Place, now: float) -> None:
         """Count evidence that has to be verified."""
-        self._take("evidence", self._evidence, None, now)
+        self._take("evidence", self._evidence, place, now)
 
     def take_caller(self, verified: VerifiedAttestation, now: float) -> None:
         """Count a call of a caller with verified evidence."""

@@ -57,8 +57,13 @@ class KmsReception(Audited):
         self._monotonic = monotonic
 
     def before_identification(self) -> None:
-        """Apply the limit on evidence that was not seen before."""
-        self._limits.take_evidence(self._monotonic())
+        """Apply the limit on certificates that were not seen before."""
+        self._limits.take_evidence("certificate", self._monotonic())
+
+    def before_verification(self, caller: Caller) -> None:
+        """Apply the limit on evidence in a request to a caller without evidence; in a worker thread."""
+        if caller is None:
+            self._limits.take_evidence("request", self._monotonic())
 
     def before_call(self, method: str, caller: Caller) -> None:
         """Apply the limits of the caller's evidence, or of the method for a caller without."""

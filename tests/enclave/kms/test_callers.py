@@ -8,8 +8,9 @@ from enclave.kms.callers import CallerVerifier
 from enclave.serving.prpc import WouldBlockError
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.errors import InvalidEvidence
+from shared.errors import InvalidEvidence, UnavailableError
 from shared.ratls.certificates import client_certificate, spki_der
+from tests.shared.refusal import refuses
 
 NOW = 1_900_000_000
 
@@ -71,6 +72,50 @@ def test_n50_refuses_another_kms_temporary_ca(callers) -> None:
     with pytest.raises(InvalidEvidence) as refusal:
         callers.verify([leaf.public_bytes(Encoding.DER)])
     assert refusal.value.code == "ratls.signature"
+
+
+def test_a_certificate_that_shows_nobody_is_looked_at_again_after_a_while(
+    callers, keys, app_enclave, clock: list[int]
+) -> None:
+    other = ec.generate_private_key(ec.SECP256R1())
+    leaf, _ = app_enclave.certificate(keys, over=other)
+    for _ in range(2):
+        with refuses("attestation.report_data", InvalidEvidence):
+            callers.verify([leaf])
+        for later in (0, 29):
+            clock[0] += later
+            with refuses("attestation.report_data", InvalidEvidence):
+                callers.recall([leaf])
+        clock[0] += 1
+        with pytest.raises(WouldBlockError):
+            callers.recall([leaf])
+
+
+def test_certificates_that_show_nobody_are_remembered_up_to_a_number(callers, monkeypatch) -> None:
+    monkeypatch.setattr("enclave.kms.callers.MAX_REMEMBERED_NOBODIES", 2)
+    leaves = []
+    for _ in range(3):
+        key = ec.generate_private_key(ec.SECP256R1())
+        bare = client_certificate(key, attestation=None, issuer=None, now=NOW)
+        leaves.append(bare.public_bytes(Encoding.DER))
+        assert callers.verify(leaves[-1:]) is None
+    with pytest.raises(WouldBlockError):
+        callers.recall(leaves[:1])
+    assert [callers.recall([leaf]) for leaf in leaves[1:]] == [None, None]
+
+
+def test_a_certificate_that_could_not_be_judged_is_judged_again(
+    callers, keys, app_enclave, monkeypatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnavailableError("net.timeout", "no collateral")
+
+    leaf, _ = app_enclave.certificate(keys)
+    monkeypatch.setattr(PeerVerifier, "verify", fail)
+    with refuses("net.timeout", UnavailableError):
+        callers.verify([leaf])
+    with pytest.raises(WouldBlockError):
+        callers.recall([leaf])
 
 
 def test_a_verified_caller_goes_stale(callers, keys, app_enclave, clock: list[int]) -> None:

@@ -109,5 +109,6 @@ def test_each_method_has_its_own_bucket_for_anonymous_callers(limits) -> None:
     assert _spend(lambda: limits.take_method("GetTempCaCert", 0.0)) == 2
 
 
-def test_verifying_new_evidence_has_one_bucket(limits) -> None:
-    assert _spend(lambda: limits.take_evidence(0.0)) == 2
+def test_verifying_new_evidence_has_one_bucket_for_each_place_that_it_comes_from(limits) -> None:
+    assert _spend(lambda: limits.take_evidence("request", 0.0)) == 2
+    assert _spend(lambda: limits.take_evidence("certificate", 0.0)) == 2

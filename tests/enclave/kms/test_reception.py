@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.types import Receive, Scope, Send
 
 from enclave.kms.audit import AuditLog, check_chain
@@ -21,6 +22,7 @@ from enclave.kms.http import DEFAULT_LIMITS, main_app
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import KmsService
 from enclave.tee.peers import PeerVerifier
+from shared.ratls.certificates import client_certificate
 from shared.ratls.csr import signed_csr
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import to_json
@@ -159,6 +161,17 @@ def test_evidence_that_is_new_is_verified_so_often_and_a_known_caller_goes_on(
     assert _codes(answers) == ["ok", *["attestation.report_data"] * 3, *["prpc.rate"] * 6, "ok"]
 
 
+@pytest.mark.parametrize("attestation", [None, b"\0nonsense"])
+def test_a_connection_that_shows_nobody_keeps_no_new_caller_away(listener, leaf, attestation) -> None:
+    """However often it asks: it is looked at once."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    nobody = client_certificate(key, attestation=attestation, issuer=None, now=NOW).public_bytes(Encoding.DER)
+    answers = listener(FEW).ask(*[("GetAppKey", nobody)] * 9, ("GetAppKey", leaf))
+    code = "kms.no_attestation" if attestation is None else "envelope.variant.unknown"
+    assert _codes(answers)[:3] == [code] * 3
+    assert _codes(answers)[-1] == "ok"
+
+
 # SignCert: the evidence is in the request
 
 
@@ -177,6 +190,19 @@ def test_certificates_are_limited_by_the_evidence_in_the_request(listener, app_e
 def test_requests_with_new_evidence_share_the_limit_on_verifying(listener, app_enclave) -> None:
     few = RateLimits(evidence_per_minute=1, evidence_burst=2)
     assert _codes(listener(few).ask(*[(_sign_cert(app_enclave), None)] * 3)) == ["ok", "ok", "prpc.rate"]
+
+
+def test_evidence_that_strangers_write_into_requests_keeps_no_new_caller_away(
+    listener, leaf, app_enclave
+) -> None:
+    """Neither one that shows its evidence in its certificate, nor one that then asks for a certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr, signature = signed_csr(key, CONFIG, b"\0nonsense")
+    request = pb.SignCertRequest(api_version=2, csr=csr, signature=signature)
+    flood = ("SignCert " + to_json(request).decode(), None)
+    few = msgspec.structs.replace(FEW, caller_burst=9, method_burst=99)
+    answers = listener(few).ask(*[flood] * 9, ("GetAppKey", leaf), (_sign_cert(app_enclave), leaf))
+    assert _codes(answers) == ["envelope.variant.unknown"] * 4 + ["prpc.rate"] * 5 + ["ok", "ok"]
 
 
 def test_what_is_no_request_costs_no_verification(listener, app_enclave) -> None:
