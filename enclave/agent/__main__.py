@@ -7,4 +7,4 @@ from enclave.process import forbid_dumps
 
 if __name__ == "__main__":
     forbid_dumps()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

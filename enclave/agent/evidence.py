@@ -25,7 +25,12 @@ class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def evidence_app(attestor: Attestor, app_id: bytes) -> Starlette:
-    """Return the ASGI application.
+    """Return the ASGI application of the route alone."""
+    return Starlette(routes=[evidence_route(attestor, app_id)])
+
+
+def evidence_route(attestor: Attestor, app_id: bytes) -> Route:
+    """Return the route.
 
     Request `{"challenge": hex32}`; answer `{"attestation": hex}`, an envelope whose report_data is
     SHA512("dstack-deploy-challenge:" || challenge || app_id). A bad request is 400 with `error` and `code`.
@@ -47,7 +52,7 @@ def evidence_app(attestor: Attestor, app_id: bytes) -> Starlette:
             return _failure(error, 503)
         return JSONResponse({"attestation": envelope.hex()})
 
-    return Starlette(routes=[Route("/evidence", evidence, methods=["POST"])])
+    return Route("/evidence", evidence, methods=["POST"])
 
 
 async def _bounded_body(request: Request) -> bytes:

@@ -24,7 +24,7 @@ from OpenSSL import SSL, crypto
 from starlette.types import ASGIApp
 
 from enclave.log import log_event
-from enclave.serving.http_protocol import BoundedHttpProtocol, Limits
+from enclave.serving.http_protocol import BoundedHttpProtocol, Limits, PlainHttpProtocol
 from enclave.serving.stopping import Draining, StoppableServer
 from shared.errors import DstackError
 
@@ -302,7 +302,7 @@ def build_plain_server(
     app: ASGIApp, *, limits: Limits = DEFAULT_LIMITS, draining: Draining = lambda _connections: None
 ) -> StoppableServer:
     """Return a server without TLS: the onboard listener, unix sockets. Nothing is in the `state` there."""
-    return _server(app, partial(BoundedHttpProtocol, limits=limits), limits, draining)
+    return _server(app, partial(PlainHttpProtocol, limits=limits), limits, draining)
 
 
 def run_server(server: StoppableServer, sockets: Sequence[socket.socket]) -> bool:

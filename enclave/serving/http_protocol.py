@@ -94,3 +94,52 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _on_timeout(self) -> None:
         self._timer = None
         self.transport.abort()
+
+
+class PlainHttpProtocol(BoundedHttpProtocol):
+    """The same right on a socket, where TLS does not see to the end of either side.
+
+    A client may end its side once its request is sent, and wait for ours to end (the JavaScript SDK of
+    upstream's does): it gets its whole answer, and then the connection is closed.
+    """
+
+    def __init__(self, *, limits: Limits, **uvicorn_arguments: Any) -> None:  # noqa: ANN401 - passed through
+        super().__init__(limits=limits, **uvicorn_arguments)
+        self._stalled: asyncio.TimerHandle | None = None
+        self._peer_finished = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clocks."""
+        self._end_stall()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps a connection
+        """Keep the connection for the answers that are owed; close it where there are none."""
+        self._peer_finished = True
+        return self._owes_answer()
+
+    def on_response_complete(self) -> None:
+        """Close after the last answer to a client that will ask nothing more."""
+        super().on_response_complete()
+        if self._peer_finished and not self._owes_answer():
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Give the peer its time to read on."""
+        super().pause_writing()
+        self._end_stall()
+        self._stalled = self.loop.call_later(self._limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        super().resume_writing()
+        self._end_stall()
+
+    def _owes_answer(self) -> bool:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # the newest, answered last
+        return cycle is not None and not cycle.response_complete and not self.is_receiving
+
+    def _end_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

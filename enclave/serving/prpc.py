@@ -19,6 +19,7 @@ from enclave.serving.rate_limit import RateLimited
 from shared.errors import DstackError, ProtocolError
 from shared.rpc.codec import (
     Encoding,
+    ascii_json,
     choose_encoding,
     decode,
     encode,
@@ -43,6 +44,8 @@ that makes us fetch costs its sender little: it must not take the threads of cal
 KNOWN_THREADS = 40
 """What callers with verified evidence share. Each may wait for the policy's endpoints for several seconds."""
 
+TOO_LARGE = "prpc.size"
+
 OTHER = "other"
 """Stands for every method that does not exist, in limits and counters."""
 
@@ -54,6 +57,24 @@ MAX_MESSAGE = 1024
 
 PROMPT_BODY_BYTES = 64 * 1024
 """A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
+
+
+class Dialect(NamedTuple):
+    """Where services of upstream's differ in how they speak. As it stands here, it is the KMS's.
+
+    `unknown_status` is for a method that does not exist, `oversize_status` for a body beyond its limit,
+    `unknown_body` that limit where there is no method. With `header_counts_early`, an error that comes
+    before the caller is known minds Content-Type as every other one does; with `ascii`, JSON is in ASCII.
+    """
+
+    unknown_status: int = 400
+    oversize_status: int = 400
+    unknown_body: int = DEFAULT_BODY_BYTES
+    header_counts_early: bool = False
+    ascii: bool = False
+
+
+KMS_DIALECT = Dialect()
 
 
 class WouldBlockError(Exception):
@@ -142,8 +163,11 @@ class PrpcService(Generic[CallerT]):
         identify: Callable[[list[bytes]], CallerT],
         recognise: Callable[[list[bytes]], CallerT] | None = None,
         reception: Reception[CallerT] | None = None,
+        *,
+        dialect: Dialect = KMS_DIALECT,
     ) -> None:
         self._name = name
+        self._dialect = dialect
         self._procedures = procedures
         self._identify = identify
         self._recognise = recognise
@@ -152,9 +176,9 @@ class PrpcService(Generic[CallerT]):
         self._anonymous = CapacityLimiter(ANONYMOUS_THREADS)
         self._identifying = CapacityLimiter(IDENTIFYING_THREADS)
 
-    def route(self) -> Route:
-        """Return the route `/prpc/<method>`."""
-        return Route("/prpc/{method}", self, methods=["GET", "POST"])
+    def route(self, mount: str = "/prpc") -> Route:
+        """Return the route `<mount>/<method>`; `mount` is empty for the root."""
+        return Route(f"{mount}/{{method}}", self, methods=["GET", "POST"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request of the route."""
@@ -172,21 +196,30 @@ class PrpcService(Generic[CallerT]):
         peer_chain = scope.get("state", {}).get("peer_chain", [])
         caller: CallerT | None = None
         # Until the caller is known upstream chooses the form of an error without looking at Content-Type.
-        encoding = _encoding(verb, query, None)
+        dialect = self._dialect
+        encoding = _encoding(verb, query, _content_type(scope) if dialect.header_counts_early else None)
+        status = 400
         try:
-            body = await _bounded_body(receive, procedure.max_body if procedure else DEFAULT_BODY_BYTES)
+            body = await _bounded_body(receive, procedure.max_body if procedure else dialect.unknown_body)
             caller = identified = await self._caller(peer_chain)
             encoding = _encoding(verb, query, _content_type(scope))
             self._reception.before_call(name if procedure else OTHER, identified)
             if procedure is None:
+                status = dialect.unknown_status
                 raise ProtocolError("prpc.method", f"Service not found: {name[:MAX_METHOD_NAME]}")
             answer = await self._dispatch(procedure, _Request(verb, query, encoding, body), identified)
         except DstackError as error:
             self._reception.refused(Refusal(name[:MAX_METHOD_NAME], error, peer_chain, caller))
             retry_after = error.retry_after if isinstance(error, RateLimited) else 0
-            return _Answer(400, encoding, error_body(error.message, error.code, encoding), retry_after)
+            if error.code == TOO_LARGE:
+                status = dialect.oversize_status
+            told = self._written(error_body(error.message, error.code, encoding), encoding)
+            return _Answer(status, encoding, told, retry_after)
         self._reception.answered(name, identified)
-        return _Answer(200, encoding, answer)
+        return _Answer(200, encoding, self._written(answer, encoding))
+
+    def _written(self, body: bytes, encoding: Encoding) -> bytes:
+        return ascii_json(body) if self._dialect.ascii and encoding is Encoding.JSON else body
 
     async def _dispatch(self, procedure: Procedure[CallerT], request: _Request, caller: CallerT) -> bytes:
         if procedure.prompt is not None and len(request.body) <= PROMPT_BODY_BYTES:
@@ -243,7 +276,7 @@ async def _bounded_body(receive: Receive, max_bytes: int) -> bytes:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:
-            raise ProtocolError("prpc.size", "failed to read data: payload too large")
+            raise ProtocolError(TOO_LARGE, "failed to read data: payload too large")
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)

@@ -89,6 +89,10 @@ class Tee(Protocol):
         """Return a listening socket. Where ports are the hypervisor's, `address` has no meaning."""
         ...
 
+    def listen_to_host(self, port: int) -> socket | None:
+        """Return a listening socket that the host alone reaches; None where there is no such way."""
+        ...
+
     def dialer(self) -> Dialer:
         """Return the way out."""
         ...

@@ -155,7 +155,7 @@ class UnixStandIn:
         port = port or secrets.choice(_STAND_IN_PORTS)
         path = self._path(f"{self._cid}_{port}.sock")
         with _listening(f"vsock port {port} (stand-in)"):
-            _remove_stale(path)
+            remove_stale(path)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 os.fchmod(sock.fileno(), 0o600)  # before bind: the file never exists with wider permissions
@@ -230,7 +230,7 @@ def _connects_at_once(sock: socket.socket, address: str | tuple[int, int]) -> bo
     return True
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """Remove a socket that nothing accepts on; leave a live one, or another file, for bind to trip over."""
     if not Path(path).is_socket():
         return

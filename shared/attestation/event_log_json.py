@@ -87,10 +87,11 @@ def _bytes(text: str, what: str) -> bytes:
 
 def event_log_json(events: Sequence[TdxEvent]) -> str:
     """Return an event log as JSON text, the inverse of `parse_event_log_json`."""
-    return msgspec.json.encode([_fields(event) for event in events]).decode()
+    return msgspec.json.encode([event_fields(event) for event in events]).decode()
 
 
-def _fields(event: TdxEvent) -> dict[str, Any]:
+def event_fields(event: TdxEvent) -> dict[str, Any]:
+    """Return one event as a JSON object."""
     fields: dict[str, Any] = {
         "imr": event.imr,
         "event_type": event.event_type,
@@ -105,23 +106,25 @@ def _fields(event: TdxEvent) -> dict[str, Any]:
     return fields
 
 
-def getquote_log(events: Sequence[TdxEvent]) -> tuple[TdxEvent, ...]:
+def getquote_log(events: Sequence[TdxEvent], *, keep_digests: bool = False) -> tuple[TdxEvent, ...]:
     """Return an event log as GetQuote gives it: every event, without the payloads of RTMR0 to RTMR2.
 
-    ACPI markers keep theirs. A runtime event of version 1 loses its digest, which can be recomputed; one of
-    version 2 gets digest and preimage, because verifiers demand both (upstream leaves the digest out, and
-    its own verifier then refuses the log).
+    ACPI markers keep theirs. A runtime event of version 1 loses its digest, which can be recomputed, or with
+    `keep_digests` has it: released SDKs replay digests, and do not recompute any. One of version 2 gets
+    digest and preimage, because verifiers demand both (upstream leaves the digest out, and its own verifier
+    then refuses the log).
     """
-    return tuple(map(_reduced, events))
+    return tuple(_reduced(event, keep_digests=keep_digests) for event in events)
 
 
-def _reduced(event: TdxEvent) -> TdxEvent:
+def _reduced(event: TdxEvent, *, keep_digests: bool) -> TdxEvent:
     if event.imr != RUNTIME_RTMR:
         payload = event.event_payload if is_acpi_marker(event) else b""
         return msgspec.structs.replace(event, event_payload=payload)
-    if event.version == 1:
-        return msgspec.structs.replace(event, digest=b"")
     runtime = RuntimeEvent(event.event, event.event_payload, event.version)
+    if event.version == 1:
+        digest = event_digest(runtime, "sha384") if keep_digests else b""
+        return msgspec.structs.replace(event, digest=digest)
     return msgspec.structs.replace(
         event, digest=event_digest(runtime, "sha384"), preimage=event_preimage(runtime)
     )

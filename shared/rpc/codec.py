@@ -5,6 +5,7 @@ numbers, unset optional and message fields are null, every other field is always
 """
 
 import json
+import re
 from collections.abc import Callable
 from enum import Enum
 from functools import cache
@@ -24,6 +25,11 @@ from shared.strict_json import decode_json
 MAX_BODY_BYTES: Final = 10 * 1024 * 1024  # upstream's limit on a request
 MAX_QUERY_BYTES: Final = 64 * 1024  # servers stop at less: a query carries ids, not evidence
 _MAX_QUERY_FIELDS: Final = 64
+
+_OMITTED_WHEN_EMPTY: Final = frozenset({"dstack_guest.GetQuoteResponse.attestation"})
+"""Upstream leaves it out; every other field is written whatever it holds."""
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -137,6 +143,17 @@ def error_body(text: str, code: str | None, encoding: Encoding) -> bytes:
     return json.dumps(content, indent=2, ensure_ascii=False).encode()
 
 
+def ascii_json(body: bytes) -> bytes:
+    """Return the same JSON in ASCII: a client of upstream's counts characters where bytes are meant."""
+    if body.isascii():
+        return body
+    return _NOT_ASCII.sub(_escaped, body.decode()).encode()
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return json.dumps(match.group())[1:-1]  # a pair of surrogates beyond the basic plane
+
+
 class _Field(NamedTuple):
     """How one field goes to and from JSON, worked out once per message type."""
 
@@ -145,6 +162,7 @@ class _Field(NamedTuple):
     nullable: bool
     message: Descriptor | None
     is_bytes: bool
+    omitted_when_empty: bool
     read: Callable[[Any, str], Any]
     from_text: Callable[[str], Any] | None
 
@@ -161,6 +179,7 @@ def _plan(descriptor: Descriptor) -> tuple[_Field, ...]:
                 nullable=field.has_presence,
                 message=field.message_type,
                 is_bytes=field.type == FieldDescriptor.TYPE_BYTES,
+                omitted_when_empty=field.full_name in _OMITTED_WHEN_EMPTY,
                 read=read,
                 from_text=from_text,
             )
@@ -176,6 +195,8 @@ def _plain(message: Message) -> dict[str, Any]:
             result[name] = None
             continue
         value = getattr(message, name)
+        if field.omitted_when_empty and not value:
+            continue
         if field.repeated:
             result[name] = [_plain_item(field, item) for item in value]
         else:
