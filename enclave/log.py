@@ -13,3 +13,9 @@ def write_line(line: str) -> None:
     """Write one line, which holds no line break of its own, in one piece."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def write_error(text: str) -> None:
+    """Write one line on standard error. What is not printable is escaped: no text of a peer makes another."""
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    sys.stderr.write(line + "\n")

@@ -7,12 +7,12 @@ For guests without a disk of their own, as enclaves are. Each start is an onboar
 import time
 from collections.abc import Callable
 
+from enclave.kms.audit import AUDIT, AuditLog, Value, case_of
 from enclave.kms.bootstrap import check_domain
 from enclave.kms.custody import Custody
 from enclave.kms.custody_config import PeerCustody
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.source_kms import Source
-from enclave.log import log_event
 from shared.errors import ConfigError, DstackError, ProtocolError, StorageError, UnavailableError
 
 FIRST_PAUSE = 1.0
@@ -40,6 +40,7 @@ class HeldKeys:
         *,
         wait: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        audit: AuditLog = AUDIT,
     ) -> None:
         try:
             check_domain(settings.domain)
@@ -49,6 +50,7 @@ class HeldKeys:
             raise ConfigError("config.custody.peer", f"core.custody.peer: {error.message}") from error
         self._settings = settings
         self._onboard = onboarding(self)
+        self._audit = audit
         self._wait = wait
         self._clock = clock
         self._keys: KeyMaterial | None = None
@@ -96,6 +98,8 @@ class HeldKeys:
         except ConfigError:
             raise
         except DstackError as error:
-            log_event("kms.custody.source_failed", source=url, code=error.code, message=error.message)
+            case = case_of(error)
+            told: dict[str, Value] = {"source": url, "code": error.code, "message": error.message}
+            self._audit.record("kms.custody.source_failed", told | (case.fields() if case else {}))
             return error.code
         return ""

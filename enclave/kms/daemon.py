@@ -1,7 +1,6 @@
 """The KMS process: onboarding while there are no keys, then the main listener."""
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -24,7 +23,7 @@ from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService, check_self, context, kms_boot_info
 from enclave.kms.source_kms import SourceKms
 from enclave.kms.token_auth import TokenAuth
-from enclave.log import log_event
+from enclave.log import log_event, write_error
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server, build_server, run_server
 from shared.errors import ConfigError, DstackError, ExitCode
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         case = case_of(error)
         told: dict[str, Value] = {"code": error.code, "message": error.message}
         AUDIT.record("kms.failed", told | (case.fields() if case else {}))
-        sys.stderr.write(f"kms: {error} [{error.code}]\n")
+        write_error(f"kms: {error} [{error.code}]")
         return error.exit_code
     return ExitCode.OK
 

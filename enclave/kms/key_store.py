@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -153,7 +153,7 @@ class KeyStore:
                 domain=self._read(RPC_DOMAIN).decode(),
                 bootstrap_info=info.read_bytes() if info.exists() else None,
             )
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
             raise StorageError("kms.keys.unreadable", "a key or certificate file cannot be parsed") from error
         _check_certificate(ROOT_CA_CERT, material.root_ca_cert, material.root_ca_key)
         _check_certificate(TEMP_CA_CERT, material.temp_ca_cert, material.temp_ca_key)
@@ -210,7 +210,7 @@ def _check_certificate(name: str, certificate: x509.Certificate, key: ec.Ellipti
     try:
         certificate.verify_directly_issued_by(certificate)
         own = certificate.public_key() == key.public_key()
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
         own = False
     if not own:
         raise StorageError("kms.keys.mismatch", f"{name} is not the certificate of the key beside it")

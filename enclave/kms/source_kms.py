@@ -223,7 +223,7 @@ def _temp_ca(answer: pb.GetTempCaCertResponse) -> Issuer:
         key = load_pem_private_key(answer.temp_ca_key.encode(), password=None)
         fits = certificate.public_key() == key.public_key()
         _ = certificate.subject, certificate.extensions  # parsed on first use
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion):
         fits = False
     if not fits or not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         # no cause: a parser's error could quote what it read

@@ -1,9 +1,12 @@
 """Root keys that are taken over from a running KMS at every start, and written nowhere."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
+from enclave.kms.audit import AuditLog, Case, check_chain
 from enclave.kms.custody import Custody
 from enclave.kms.custody_config import PeerCustody
 from enclave.kms.custody_peer import LONGEST_PAUSE, HeldKeys, Onboard
@@ -114,6 +117,27 @@ def test_stops_when_no_source_gives_keys_in_time(held: Held, clock: Clock) -> No
     assert clock.waits == [1, 2, 4, 3]
     assert len(sources.asked) == 10
     assert not custody.bootstrapped()
+
+
+def test_each_source_that_gives_nothing_is_a_line_of_the_audit_log(
+    keys: KeyMaterial, clock: Clock, app_enclave, anchors
+) -> None:
+    lines: list[str] = []
+    judged = PolicyDenied("kms.source.denied", "boot denied")
+    with suppress(PolicyDenied), Case("proof", app_enclave.evidence(anchors)):
+        raise judged
+    sources = Sources(keys, clock, {URLS[0]: [DOWN], URLS[1]: [judged, None]})
+    settings = PeerCustody(source_urls=URLS, domain="peer.test")
+    audit = AuditLog(lines.append)
+    HeldKeys(settings, sources.onboarding, wait=clock.wait, clock=lambda: clock.now, audit=audit).load()
+    check_chain(lines)
+    told = [json.loads(line) for line in lines]
+    assert {entry["event"] for entry in told} == {"kms.custody.source_failed"}
+    assert [(entry["source"], entry["code"], entry.get("evidence_verified")) for entry in told] == [
+        (URLS[0], "net.unreachable", None),
+        (URLS[1], "kms.source.denied", True),
+        (URLS[0], "net.unreachable", None),
+    ]
 
 
 def test_asks_every_source_however_long_one_takes(held: Held, clock: Clock, keys: KeyMaterial) -> None:

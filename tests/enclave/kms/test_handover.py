@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from ssl import DER_cert_to_PEM_cert
 from typing import Any
 
 import msgspec
@@ -306,6 +307,12 @@ def test_n55_another_certificate_on_the_second_connection_is_asked_nothing(
 
 
 P384 = ec.generate_private_key(ec.SECP384R1())
+KEY = ec.generate_private_key(ec.SECP256R1())
+OF_VERSION_2 = (
+    self_signed_ca(KEY, TEMP_CA_NAME, 0, NOW, NOW + 60)
+    .public_bytes(Encoding.DER)
+    .replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020101"), 1)
+)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +328,7 @@ P384 = ec.generate_private_key(ec.SECP384R1())
             .public_bytes(Encoding.PEM)
             .decode(),
         },
+        {"temp_ca_key": pem(KEY), "temp_ca_cert": DER_cert_to_PEM_cert(OF_VERSION_2)},
     ],
 )
 def test_refuses_a_temporary_ca_that_is_none(

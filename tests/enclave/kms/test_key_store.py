@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_seal import TpmSealer
@@ -108,6 +110,16 @@ def test_refuses_a_file_that_is_no_key(
     with pytest.raises(StorageError) as refusal:
         store.load()
     assert refusal.value.code == "kms.keys.unreadable"
+
+
+def test_refuses_a_certificate_of_a_version_that_there_is_not(
+    store: KeyStore, bootstrap: Callable[[], KeyMaterial], tmp_path: Path
+) -> None:
+    der = bootstrap().temp_ca_cert.public_bytes(Encoding.DER)
+    older = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020101"), 1)
+    (tmp_path / "certs" / "tmp-ca.crt").write_text(DER_cert_to_PEM_cert(older))
+    with refuses("kms.keys.unreadable", StorageError):
+        store.load()
 
 
 def test_a_committed_set_is_not_placed_over_another_key(
