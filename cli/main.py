@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "prepare": ("cli.prepare:prepare", "Write the files of the config disk into shared/."),
     "pull": ("cli.pull:pull", "Download an OS image."),
     "plan": ("cli.plan:plan", "Show what a deployment would run, and what must be approved."),
+    "simulator": ("cli.simulator:simulator", "Run a simulated guest agent for dstack's SDKs."),
     "verify": ("cli.verify:verify", "Verify evidence of any platform, in any form."),
     "verify-kms": ("cli.verify_kms:verify_kms", "Verify a running key server: evidence, keys, contract."),
 }

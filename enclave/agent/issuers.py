@@ -42,7 +42,7 @@ def certificate_issuer(
     evidence = partial(certificate_evidence, attestor)
     provider = keys.key_provider
     if not isinstance(provider, KmsProvider):
-        ca = _issuer(keys.ca_cert, provider.key, "app_keys.ca")
+        ca = read_ca(keys.ca_cert, provider.key, "app_keys.ca")
         return LocalIssuer(ca, evidence=evidence, describe=partial(_describe, verifier), now=verifier.now)
     root_pem = keys.ca_cert.encode()
     clients = [
@@ -51,7 +51,7 @@ def certificate_issuer(
     ]
     temporary = None
     if provider.tmp_ca_key:
-        temporary = _issuer(provider.tmp_ca_cert, provider.tmp_ca_key, "app_keys.tmp_ca")
+        temporary = read_ca(provider.tmp_ca_cert, provider.tmp_ca_key, "app_keys.tmp_ca")
     return KmsIssuer(
         clients,
         app_id=app_id,
@@ -66,7 +66,8 @@ def _describe(verifier: PeerVerifier, envelope: bytes, report_data: bytes) -> Ap
     return app_info(verifier.verify(envelope, report_data))
 
 
-def _issuer(certificate: str, key: str, code: str) -> Issuer:
+def read_ca(certificate: str, key: str, code: str) -> Issuer:
+    """Read a CA of the keys file, PEMs both. Raises `ConfigError` with `code`."""
     try:
         parsed = x509.load_pem_x509_certificate(certificate.encode())
         private = load_pem_private_key(key.encode(), password=None)
