@@ -21,7 +21,9 @@ HEAVY = (
 )
 ENTRIES = (
     "enclave.agent.daemon",
+    "enclave.compose.main",
     "enclave.dstack_util.main",
+    "enclave.init.boot",
     "enclave.kms.daemon",
     "enclave.vsock.forwarder",
     "functions.authorize.aws",

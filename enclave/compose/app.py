@@ -1,0 +1,95 @@
+"""What the guest's boot left for the app: its measured document and its variables."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from shared.compose.app_compose import MAX_COMPOSE_BYTES, compose_hash
+from shared.compose.env_file import MAX_TOTAL_BYTES
+from shared.compose.model import AppCompose, read_app_compose
+from shared.errors import ConfigError, InvalidEvidence
+
+WORK_DIRECTORY: Final = Path("/dstack")
+MAX_ENVIRONMENT: Final = 8 * MAX_TOTAL_BYTES
+"""Bytes of `.decrypted-env.json`: a character takes six in JSON at most."""
+
+_MAX_SYS_CONFIG: Final = 32 * 1024
+_MAX_URL: Final = 2048
+
+
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    """One app. Its repr shows no value: `environment` holds its secrets."""
+
+    compose: AppCompose
+    work: Path
+    environment: dict[str, str]
+    pccs_url: str = ""
+
+    def __repr__(self) -> str:
+        return f"App({self.compose.name!r}, {', '.join(self.environment)})"
+
+    @property
+    def compose_path(self) -> Path:
+        """Where docker-compose.yaml is written; its directory's name is the project's."""
+        return self.work / "docker-compose.yaml"
+
+
+def load_app(work: Path = WORK_DIRECTORY, *, recorded: bytes | None = None) -> App:
+    """Read `app-compose.json` and `.host-shared/.decrypted-env.json` below `work`.
+
+    `recorded` is the guest's own `compose-hash` event, 32 bytes; the document must be that one, and None
+    compares nothing. Raises `InvalidEvidence("compose.hash")`, `ConfigError`: `compose.file`,
+    `compose.environment`; `ProtocolError("compose.*")`.
+    """
+    raw = _read(work / "app-compose.json", MAX_COMPOSE_BYTES)
+    if raw is None:
+        raise ConfigError("compose.file", f"there is no app-compose.json in {work}")
+    found = compose_hash(raw)
+    if recorded is not None and found != recorded:
+        raise InvalidEvidence(
+            "compose.hash", f"app-compose.json hashes to {found.hex()}, the guest recorded {recorded.hex()}"
+        )
+    shared = work / ".host-shared"
+    return App(
+        compose=read_app_compose(raw),
+        work=work,
+        environment=_environment(_read(shared / ".decrypted-env.json", MAX_ENVIRONMENT)),
+        pccs_url=_pccs_url(_read(shared / ".sys-config.json", _MAX_SYS_CONFIG)),
+    )
+
+
+def _environment(raw: bytes | None) -> dict[str, str]:
+    if raw is None:
+        return {}
+    try:
+        return msgspec.json.decode(raw, type=dict[str, str])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ConfigError("compose.environment", "the decrypted env is no json object of texts") from None
+
+
+def _pccs_url(raw: bytes | None) -> str:
+    """Return the host's address for collateral, which is signed: apps ask it, and believe nothing of it."""
+    try:
+        document: Any = json.loads(raw or b"{}")
+    except (ValueError, RecursionError):
+        return ""
+    url = document.get("pccs_url") if isinstance(document, Mapping) else None
+    if not isinstance(url, str) or len(url) > _MAX_URL or not url.isascii() or not url.isprintable():
+        return ""
+    return url
+
+
+def _read(path: Path, limit: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError("compose.file", f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise ConfigError("compose.file", f"{path} is larger than {limit} bytes")
+    return content
