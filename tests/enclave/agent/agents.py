@@ -67,10 +67,12 @@ class StubIssuer:
         self.gate = threading.Event()
         self.gate.set()
         self.answered = threading.Semaphore(0)
+        self.first = threading.Event()
 
     def issue(self, key: EllipticCurvePrivateKey, config: CsrConfig) -> tuple[str, ...]:
         assert self.gate.wait(PATIENCE)
         self.asked.append((key, config))
+        self.first.set()
         self.answered.release()
         if self.error is not None:
             raise self.error

@@ -186,7 +186,6 @@ def test_tcb_info_has_the_registers_of_the_quote(agent: RunningAgent) -> None:
 
 
 def test_info_asks_no_device(agent: RunningAgent) -> None:
-    agent.issuer.answered.acquire(timeout=30)
     before = agent.attestor.count
     for _ in range(10):
         agent.call("a", "/Info")
@@ -210,7 +209,6 @@ def test_private_measurements_are_for_the_app_alone(tmp_path) -> None:
 
 
 def test_info_shows_a_certificate_once_there_is_one(agent: RunningAgent) -> None:
-    assert agent.issuer.answered.acquire(timeout=30)
     key, config = agent.issuer.asked[0]
     assert isinstance(key, EllipticCurvePrivateKey)
     assert config == CsrConfig(subject="demo-cert", usage_client_auth=True, ext_quote=True)
@@ -226,8 +224,8 @@ def test_info_answers_while_the_certificate_is_on_its_way(tmp_path) -> None:
         issuer.gate.set()
 
 
-def test_a_certificate_that_was_refused_is_asked_for_again(agent: RunningAgent) -> None:
-    guest, issuer = agent.guest, agent.issuer
+def test_a_certificate_that_was_refused_is_asked_for_again(own_agent: RunningAgent) -> None:
+    guest, issuer = own_agent.guest, own_agent.issuer
     issuer.answered.acquire(timeout=30)
     guest.app_cert = ""
     issuer.error = UnavailableError("test.kms", "no")
@@ -277,10 +275,9 @@ def test_the_certified_key_is_the_one_that_is_given(agent: RunningAgent) -> None
     assert given.public_key().public_bytes(*form) == asked_for.public_key().public_bytes(*form)
 
 
-def test_a_refusal_of_the_signer_reaches_the_app(agent: RunningAgent) -> None:
-    agent.issuer.answered.acquire(timeout=30)
-    agent.issuer.error = UnavailableError("test.kms", "the kms sleeps")
-    assert agent.refused("a", "/GetTlsKey") == (400, "test.kms", "the kms sleeps")
+def test_a_refusal_of_the_signer_reaches_the_app(own_agent: RunningAgent) -> None:
+    own_agent.issuer.error = UnavailableError("test.kms", "the kms sleeps")
+    assert own_agent.refused("a", "/GetTlsKey") == (400, "test.kms", "the kms sleeps")
 
 
 def test_a_derived_key_stays_the_same(agent: RunningAgent) -> None:
