@@ -50,6 +50,7 @@ def activated(environment: MutableMapping[str, str], first: int = FIRST_FD) -> l
                 "agent.activation", f"descriptor {descriptor} is no socket: {error.strerror}"
             ) from error
         if one.type != socket.SOCK_STREAM:
+            one.close()
             raise ConfigError("agent.activation", f"descriptor {descriptor} is no stream socket")
         found.append(one)
     return found
