@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
-from enclave.agent.daemon import fingerprint
+from enclave.agent.daemon import log_keys
 from enclave.dstack_util.enclave_config import EnclaveConfig, load_enclave_config
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
 from enclave.init.account import Account, find_account
@@ -123,15 +123,7 @@ def _fetch_keys(platform: Platform, config: EnclaveConfig, machine: Machine) -> 
         code="init.keys.unavailable",
         what="no KMS gave keys",
     )
-    keys = bundle.keys
-    log_event(
-        "agent.keys",
-        disk_crypt_key=fingerprint(keys.disk_crypt_key),
-        env_crypt_key=fingerprint(keys.env_crypt_key),
-        k256_key=fingerprint(keys.k256_key),
-        k256_root=bundle.k256_root.hex(),
-        gateway_app_id=bundle.gateway_app_id,
-    )
+    log_keys(bundle)
     return bundle
 
 

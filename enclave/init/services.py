@@ -3,14 +3,14 @@
 import asyncio
 import signal
 
-from enclave.agent.evidence import evidence_app
+from enclave.agent.config import AgentConfig
+from enclave.agent.daemon import run
+from enclave.agent.serving import raise_open_files
 from enclave.dstack_util.enclave_config import EnclaveConfig
 from enclave.dstack_util.get_keys import KeyBundle
 from enclave.init.settings import Boot
 from enclave.init.supervisor import Ready
-from enclave.log import log_event
 from enclave.platform import Platform
-from enclave.serving.attested_tls import build_plain_server, run_server
 from enclave.tee.nitro import PARENT_CID, PROXY_PORT, NitroTee
 from enclave.vsock.config import ForwarderConfig, TcpToVsock, VsockToTcp
 from enclave.vsock.forwarder import Forwarder
@@ -53,12 +53,7 @@ def run_forwarder(tee: NitroTee, config: ForwarderConfig, ready: Ready) -> int:
 
 
 def run_agent(platform: Platform, config: EnclaveConfig, bundle: KeyBundle, ready: Ready) -> int:
-    """Answer evidence challenges until SIGTERM, with the keys at hand."""
-    del bundle  # the SDK's socket signs and derives with it
-    app_id = config.app_id_bytes()
-    server = build_plain_server(evidence_app(platform.tee.attestor(app_id), app_id))
-    listener = platform.tee.listen(config.evidence.address, config.evidence.port)
-    ready("")
-    log_event("agent.ready", evidence_port=config.evidence.port)
-    run_server(server, [listener])
-    return ExitCode.OK
+    """Answer the app's SDK and deployers' challenges until SIGTERM, with keys that are in memory alone."""
+    raise_open_files()
+    stopped = run(platform, AgentConfig.load(None), bundle.to_file(), config, ready=lambda: ready(""))
+    return ExitCode.OK if stopped else ExitCode.FAILED

@@ -196,6 +196,28 @@ print("looked", len(os.environ["TOKEN"]), flush=True)
 
 
 @pytest.mark.usefixtures("kms")
+def test_the_app_asks_the_agent_for_keys_of_its_own(world: World) -> None:
+    ask = f"""
+import json, os, socket
+os.chdir({str(world.directory)!r})
+agent = socket.socket(socket.AF_UNIX)
+agent.connect("var/run/dstack/dstack.sock")
+body = b'{{"path": "a", "purpose": "b"}}'
+head = f"POST /GetKey HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\nContent-Length: {{len(body)}}\\r\\n"
+agent.sendall(head.encode() + b"Content-Type: application/json\\r\\n\\r\\n" + body)
+answer = b""
+while chunk := agent.recv(65536):
+    answer += chunk
+head, _, body = answer.partition(b"\\r\\n\\r\\n")
+print(json.dumps({{"event": "app", "status": head.split()[1].decode(), "names": sorted(json.loads(body))}}))
+"""
+    code, events, printed = world.run(ask)
+    assert code == ExitCode.OK, printed
+    (app,) = (event for event in events if event["event"] == "app")
+    assert (app["status"], app["names"]) == ("200", ["key", "signature_chain"])
+
+
+@pytest.mark.usefixtures("kms")
 def test_the_guests_files_are_roots_alone(world: World, offer) -> None:
     world.boot["allowed_envs"] = ["TOKEN"]
     offer(world.sealed(TOKEN=SECRET))
