@@ -1,4 +1,4 @@
-"""Upstream's own SDK suites, unmodified, against our simulator: `python tests/sdk/run_suites.py CHECKOUT`.
+"""Upstream's own SDK suites, unmodified, against our simulator: `python -m tests.sdk.run_suites CHECKOUT`.
 
 CHECKOUT is a working copy of Dstack-TEE/dstack at the commit of the specification. Each suite runs from it,
 with the fixture directory that it brings, where the language's tools and packages are there: nothing is
@@ -6,7 +6,6 @@ installed, but `--install` has pip and npm do so below the work directory. Print
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -14,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.sdk.simulated_agent import copy_fixture, running
+
 PYTHON_PACKAGES = (
     "httpx",
     "pydantic",
@@ -33,7 +32,6 @@ PYTHON_PACKAGES = (
     "evidence-api",
     "mypy",
 )
-FIXTURE = ("app-compose.json", "appkeys.json", "attestation.bin", "dstack.toml", "sys-config.json")
 
 
 @dataclass
@@ -42,31 +40,6 @@ class Result:
 
     passed: bool
     counts: str
-
-
-@contextmanager
-def simulator(fixture: Path) -> Iterator[dict[str, str]]:
-    """Serve a copy of upstream's fixture directory; give the variables that SDKs read."""
-    with tempfile.TemporaryDirectory(prefix="sdk-") as place:
-        directory = Path(place)
-        for name in FIXTURE:
-            if (fixture / name).exists():
-                shutil.copy(fixture / name, directory / name)
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "enclave.simulator.agent", "--dir", place],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert daemon.stdout is not None
-            event = json.loads(daemon.stdout.readline() or "{}")
-            if event.get("event") != "simulator.ready":
-                sys.exit(f"the simulator did not start: {event}")
-            yield {"DSTACK_SIMULATOR_ENDPOINT": event["dstack"], "TAPPD_SIMULATOR_ENDPOINT": event["tappd"]}
-        finally:
-            daemon.terminate()
-            daemon.wait()
 
 
 class Suites:
@@ -168,7 +141,10 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     sdk = arguments.checkout.resolve() / "sdk"
     results: dict[str, Result | None] = {}
-    with simulator(sdk / "simulator") as variables:
+    with (
+        tempfile.TemporaryDirectory(prefix="sdk-") as place,
+        running(copy_fixture(sdk / "simulator", Path(place))) as variables,
+    ):
         suites = Suites(sdk, work.resolve(), variables, install=arguments.install)
         named: dict[str, Callable[[], Result | None]] = {
             "python": suites.python,
