@@ -14,18 +14,23 @@ from pathlib import Path
 
 from enclave.agent.config import AgentConfig
 from enclave.agent.guest import EvidenceStyle, Guest, GuestFiles, Machine
+from enclave.agent.host_methods import Shutdown, systemd_power_off
 from enclave.agent.issuers import certificate_issuer
 from enclave.agent.own_identity import read_identity
+from enclave.agent.pages import Observed
 from enclave.agent.serving import agent_parts, open_sockets, raise_open_files, serve
 from enclave.agent.sockets import tcp_address
+from enclave.agent.views import guest_views
 from enclave.devices.host_shared import MAX_SYS_CONFIG
 from enclave.dstack_util.enclave_config import CONFIG_PATH, EnclaveConfig, load_enclave_config
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
+from enclave.dstack_util.host_api import host_of
 from enclave.dstack_util.sys_config import parse_sys_config
 from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.tee.evidence import SerialAttestor
 from enclave.tee.peers import TrustSettings, establish_trust
+from enclave.vsock.transport import AfVsock
 from shared.attestation.envelope import REPORT_DATA_LENGTH, decode_envelope
 from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.errors import ConfigError, DstackError, ExitCode
@@ -44,8 +49,8 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
     """Run until stopped. In an enclave the arguments are the measured image's too."""
     arguments = _parser().parse_args(argv or [])
     try:
-        raise_open_files()
         config = AgentConfig.load(arguments.config)
+        raise_open_files()
         platform = platform or Platform.detect()
         if platform.has_measured(CONFIG_PATH):
             image = load_enclave_config(platform)
@@ -114,7 +119,10 @@ def run(
         )
         ready()
 
-    parts = agent_parts(guest, attestor, sockets, config)
+    host = host_of(identity.tee_variant, files.host_api_url, AfVsock())
+    observed = Observed.of_this_machine(config.core.data_disks)
+    views = guest_views(guest, observed, Shutdown(host, systemd_power_off), config.default.limits)
+    parts = agent_parts(guest, attestor, sockets, config, views=views)
     watched = tcp_address(sockets.external[0]) if watchdog else None
     return serve(parts, guest, os.environ, watched=watched, ready=tell)
 
@@ -156,7 +164,10 @@ def read_files(platform: Platform, config: AgentConfig, *, needed: bool) -> Gues
     if needed and (app_compose is None or host_text is None):
         missing = compose if app_compose is None else sys_config
         raise ConfigError("agent.file", f"there is no {missing}, which the guest's boot leaves")
-    return GuestFiles(app_compose or b"", parse_sys_config(host_text).vm_config if host_text else "")
+    if not host_text:
+        return GuestFiles(app_compose or b"")
+    host = parse_sys_config(host_text)
+    return GuestFiles(app_compose or b"", host.vm_config, host.host_api_url)
 
 
 def _read(path: Path, limit: int) -> bytes | None:
