@@ -25,6 +25,7 @@ from shared.net.attested_client import AttestedConnection
 from shared.net.dialer import DirectDialer
 from shared.ratls.peer import check_client_certificate
 from shared.ratls.tls import client_context
+from tests.enclave.event_log import PATIENCE
 from tests.enclave.serving.conftest import Authority, Identity, Launcher, Running
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -495,3 +496,58 @@ def test_log_names_no_bytes_of_the_peer(launch: Launcher) -> None:
         sock.sendall(b"secret" * 100)
         read_to_end(sock)
     assert "secret" not in str(running.log.wait_for(code="tls.handshake.failed"))
+
+
+@pytest.fixture
+def answering(launch: Launcher, loop: LoopFactory) -> tuple[Running, threading.Event, threading.Event]:
+    """A plain server that answers when the first event is set, and sets the second when its peer is gone."""
+    may_answer, gone = threading.Event(), threading.Event()
+
+    async def patient(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        if scope["type"] == "lifespan":
+            return
+        await read_body(receive)
+        await asyncio.to_thread(may_answer.wait, PATIENCE)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(LARGE), "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    running = launch(patient, plain=True, limits=Limits(stall_seconds=0.05), loop=loop)
+    return running, may_answer, gone
+
+
+def test_plain_peer_that_reads_nothing_is_cut(
+    answering: tuple[Running, threading.Event, threading.Event],
+) -> None:
+    running, may_answer, gone = answering
+    may_answer.set()
+    running.connect().sendall(GET)
+    assert gone.wait(PATIENCE)
+
+
+def test_plain_peer_that_ended_its_side_is_answered(launch: Launcher, loop: LoopFactory) -> None:
+    may_answer = threading.Event()
+
+    async def slow(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        if scope["type"] == "http":
+            await asyncio.to_thread(may_answer.wait, PATIENCE)
+        await app(scope, receive, send)
+
+    running = launch(slow, plain=True, loop=loop)
+    sock, other = running.connect(), running.connect()
+    sock.sendall(b"GET /large HTTP/1.1\r\nHost: kms.test\r\n\r\n")
+    sock.shutdown(socket.SHUT_WR)
+    other.shutdown(socket.SHUT_WR)
+    assert other.recv(1) == b""  # the end of a side is seen
+    may_answer.set()
+    assert read_to_end(sock).endswith(bytes(LARGE))
+
+
+def test_plain_peer_that_ended_its_side_within_a_request_is_not(launch: Launcher, loop: LoopFactory) -> None:
+    running = launch(app, plain=True, loop=loop)
+    sock = running.connect()
+    sock.sendall(b"POST / HTTP/1.1\r\nHost: kms.test\r\nContent-Length: 5\r\n\r\n1234")
+    sock.shutdown(socket.SHUT_WR)
+    assert read_to_end(sock) == b""
