@@ -1,9 +1,10 @@
-"""What a process that holds keys does to itself before it reads any."""
+"""What a process that holds keys does to itself before it reads any, and one of a family at its start."""
 
 import ctypes
 import resource
+import signal
 
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # linux/prctl.h
 
 
 def forbid_dumps() -> None:
@@ -16,3 +17,10 @@ def forbid_dumps() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it ends, however that ends."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

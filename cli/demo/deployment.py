@@ -73,7 +73,7 @@ class Enclaves:
         """Start the app's parent and enclave."""
         reachable = (f"https://{kms[0]}:{kms[1]}",)
         self._evidence_address = self._start_parent("app", APP_CID, EVIDENCE_PORT, reachable)
-        return self._start_enclave("app", "app", measured, APP_CID, "agent")
+        return self._start_enclave("app", "app", measured, APP_CID, "init")
 
     def evidence_url(self) -> str:
         """Return the URL at the parent that leads to the enclave's responder."""
@@ -81,7 +81,7 @@ class Enclaves:
 
     def start_app_again(self, measured: Measured) -> Process:
         """Start a second enclave with the app's image beside the first."""
-        return self._start_enclave("app-again", "app", measured, SECOND_APP_CID, "agent")
+        return self._start_enclave("app-again", "app", measured, SECOND_APP_CID, "init")
 
     def dial_from_app(self, url: str) -> None:
         """Try to reach `url` as the app's enclave would. Raises what the dialer raises; closes on success."""

@@ -17,7 +17,7 @@ KMS_PORT, EVIDENCE_PORT = 8000, 8080
 
 _ENTRYPOINT = "/entrypoint.sh"
 PROGRAM = """#!/bin/sh
-# What this image would start; the simulator starts the same daemon from the installed packages.
+# What this image would start; the simulator starts the same program from the installed packages.
 exec python3 -m enclave.{daemon}
 """
 
@@ -131,6 +131,9 @@ k256_pubkey = "0x{self.k256_pubkey.hex()}"
 {anchors}{pccs}
 [evidence]
 port = {EVIDENCE_PORT}
+
+[boot]
+command = ["/bin/demo-app"]
 """
         return {
             "/etc/dstack/enclave.toml": config.encode(),
@@ -140,7 +143,7 @@ port = {EVIDENCE_PORT}
 
     def write_oci_layout(self, directory: Path) -> bytes:
         """Write the container image that an enclave's is built from; returns its manifest's digest."""
-        return _write_oci_layout(directory, self.files(), daemon="agent")
+        return _write_oci_layout(directory, self.files(), daemon="init")
 
     def app_compose(self) -> bytes:
         """Return the app-compose.json of an app's guest, whose keys come from the KMS."""

@@ -289,7 +289,9 @@ class Scenario:
             governance.settle(governance.remove_compose_hash(self._app_id_bytes(), app.compose_hash))
             again = guests.start_app_again(app)
             code = again.wait_exit()
-            refusal = next((e for e in again.events() if e.get("event") == "agent.failed"), {})
+            # an enclave's init asks for its keys, on Google Cloud the agent does
+            failed = ("init.failed", "agent.failed")
+            refusal = next((event for event in again.events() if event.get("event") in failed), {})
             text = str(refusal.get("message", ""))
             if code != ExitCode.REFUSED or REVOKED not in text:
                 raise PolicyDenied(

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from enclave.init.account import Account
 from enclave.log import log_event
+from enclave.process import end_with_parent
 from shared.errors import ConfigError, DstackError, ExitCode, UnavailableError
 
 GRACE_SECONDS: Final = 10.0
@@ -145,6 +146,7 @@ class Supervisor:
         return code if code >= 0 else _BY_SIGNAL - code
 
     def _child(self, name: str, work: Work, writer: int) -> int:
+        end_with_parent()
         self._restore_signals()
         self._services.clear()
         code: int = ExitCode.FAILED

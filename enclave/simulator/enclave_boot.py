@@ -13,7 +13,9 @@ from enclave.init.kernel import MOUNTS, Mount
 from enclave.platform import Platform
 from enclave.simulator.console import serial_console
 
-WAITING = (sys.executable, "-I", "-c", "import signal; signal.pause()")
+# ends with the simulator, whose end is the enclave's
+_WAIT = "import signal; from enclave.process import end_with_parent; end_with_parent(); signal.pause()"
+WAITING = (sys.executable, "-P", "-c", _WAIT)
 
 
 class SimulatedKernel:

@@ -42,7 +42,7 @@ def test_equal_files_give_equal_layouts(tmp_path: Path) -> None:
     assert _bytes(tmp_path / "x") == _bytes(tmp_path / "y")
 
 
-@pytest.mark.parametrize(("image", "daemon"), [(KMS, "kms"), (APP, "agent")])
+@pytest.mark.parametrize(("image", "daemon"), [(KMS, "kms"), (APP, "init")])
 def test_the_built_root_file_system_has_the_images_files(
     image: KmsImage | AppImage, daemon: str, tmp_path: Path
 ) -> None:
