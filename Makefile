@@ -8,6 +8,7 @@ NPM := $(shell command -v npm 2>/dev/null)
 NODE_STAMP := contracts/node_modules/.installed
 DIFFERENTIAL_STAMP := tests/differential/node_modules/.installed
 SAFE_STAMP := tests/safe/node_modules/.installed
+SDK_STAMP := tests/sdk/node_modules/.installed
 
 .PHONY: demo test setup check package bench fuzz lock contracts contracts-check proto wheel clean
 
@@ -17,10 +18,10 @@ PLATFORM ?= nitro
 demo: $(STAMP) node
 	@$(BIN)/dstack-cloud demo --platform $(PLATFORM) $(ARGS)
 
-test: $(STAMP) node differential safe
+test: $(STAMP) node differential safe sdk
 	$(BIN)/pytest -n auto $(ARGS)
 
-setup: $(STAMP) node differential safe
+setup: $(STAMP) node differential safe sdk
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -38,15 +39,17 @@ $(STAMP): $(UV) pyproject.toml locks/dev.txt
 	@touch $(STAMP)
 
 # node gives the demo and the tests a real chain (anvil) and the compiler (solc); without it they use py-evm.
-# The tests compare TDX verdicts with an implementation from npm too, and have a Safe own a contract.
-.PHONY: node differential safe
+# The tests compare TDX verdicts with an implementation from npm too, have a Safe own a contract, and call the
+# guest agent with the JavaScript SDK.
+.PHONY: node differential safe sdk
 ifeq ($(NPM),)
-node differential safe:
+node differential safe sdk:
 	@:
 else
 node: $(NODE_STAMP)
 differential: $(DIFFERENTIAL_STAMP)
 safe: $(SAFE_STAMP)
+sdk: $(SDK_STAMP)
 endif
 
 $(NODE_STAMP): contracts/package-lock.json contracts/package.json
@@ -61,6 +64,10 @@ $(DIFFERENTIAL_STAMP): tests/differential/package-lock.json tests/differential/p
 $(SAFE_STAMP): tests/safe/package-lock.json tests/safe/package.json
 	@cd tests/safe && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
 	  echo "npm could not install Safe's contracts; the test of docs/kms-setup.md will skip" >&2; }
+
+$(SDK_STAMP): tests/sdk/package-lock.json tests/sdk/package.json
+	@cd tests/sdk && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
+	  echo "npm could not install the JavaScript SDK; its tests will skip" >&2; }
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -83,7 +90,7 @@ package: $(STAMP)
 bench: $(STAMP) node
 	$(BIN)/python -m bench $(ARGS)
 
-# How long `make fuzz` mutates bytes for each target; the tests do the same for two seconds.
+# How long `make fuzz` mutates bytes for each target; the tests do the same for half a second.
 SECONDS ?= 120
 fuzz: $(STAMP)
 	FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest tests/fuzz -n auto -p no:cacheprovider $(ARGS)
@@ -113,4 +120,4 @@ lock: $(UV)
 	echo 'uv' | $(UV) $(COMPILE) --upgrade - --output-file locks/uv.txt
 
 clean:
-	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules tests/safe/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules tests/safe/node_modules tests/sdk/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
