@@ -8,8 +8,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from shared.attestation.envelope import TdxEvent
-from shared.attestation.event_log import RUNTIME_EVENT_TYPE, check_event_lists, replay, runtime_events_of
+from shared.attestation.envelope import RuntimeEvent, TdxEvent
+from shared.attestation.event_log import (
+    RUNTIME_EVENT_TYPE,
+    check_event_lists,
+    event_digest,
+    replay,
+    runtime_events_of,
+)
 from shared.attestation.event_log_json import (
     MAX_EXPANDED,
     MAX_JSON,
@@ -165,6 +171,13 @@ def test_getquote_gives_a_version_2_event_what_its_check_needs() -> None:
     reduced = getquote_log((TdxEvent(3, RUNTIME_EVENT_TYPE, b"", "app-id", b"a", 2),))
     assert reduced[0].preimage == b'{"name":"app-id","payload":"61","type":134217729}'
     check_event_lists(reduced, runtime_events_of(reduced))
+
+
+def test_getquote_may_keep_the_digests_that_released_sdks_replay() -> None:
+    bare = TdxEvent(3, RUNTIME_EVENT_TYPE, b"", "app-id", b"a")
+    (kept,) = getquote_log((bare,), keep_digests=True)
+    assert kept.digest == event_digest(RuntimeEvent("app-id", b"a"), "sha384")
+    check_event_lists((kept,), runtime_events_of((bare,)))
 
 
 # ---- compressed logs of old certificates

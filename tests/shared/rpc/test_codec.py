@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.errors import ProtocolError
 from shared.rpc import codec
+from shared.rpc.agent_pb2 import AttestResponse, GetQuoteResponse
 from shared.rpc.codec import Encoding
 from shared.rpc.guest_api_pb2 import Container
 from shared.rpc.kms_pb2 import (
@@ -384,6 +385,23 @@ def test_an_error_keeps_text_as_utf8() -> None:
 @pytest.mark.parametrize("encoding", Encoding)
 def test_an_error_with_a_lone_surrogate_is_still_written(encoding: Encoding) -> None:
     assert b"a?b" in codec.error_body("a\ud800b", None, encoding)
+
+
+def test_a_quotes_empty_envelope_is_left_out() -> None:
+    assert b"attestation" not in codec.to_json(GetQuoteResponse())
+    assert b'"attestation":"01"' in codec.to_json(GetQuoteResponse(attestation=b"\1"))
+
+
+def test_an_envelope_that_is_an_answer_is_never_left_out() -> None:
+    assert codec.to_json(AttestResponse()) == b'{"attestation":""}'
+
+
+@pytest.mark.parametrize("text", ["", "plain", 'wörld \U0001f600 \\ "q"\n\x7f', "\u2028"])
+def test_json_in_ascii_says_the_same(text: str) -> None:
+    body = json.dumps({text: [text]}, ensure_ascii=False).encode()
+    found = codec.ascii_json(body)
+    assert found.isascii()
+    assert json.loads(found) == {text: [text]}
 
 
 # ---- properties
