@@ -1,7 +1,7 @@
 """Google's vTPM: quotes by the attestation key that Google put there (spec attestation section 5.1)."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -40,13 +40,14 @@ class GcpQuote(msgspec.Struct, frozen=True):
 
 
 class GcpVtpm:
-    """The attestation key of one vTPM: the ECC one, or the RSA one where there is no ECC one.
+    """The attestation key of one vTPM: the first of `keys` that it has; the ECC one, else the RSA one.
 
     Methods raise what `Tpm` does, and `UnavailableError("tpm_device.ak.absent")` when neither is there.
     """
 
-    def __init__(self, tpm: Tpm) -> None:
+    def __init__(self, tpm: Tpm, keys: Sequence[AkIndexes] = (ECC_AK, RSA_AK)) -> None:
         self._tpm = tpm
+        self._keys = tuple(keys)
         self._storage = NvStorage(tpm)
 
     def quote(self, qualifying_data: bytes) -> GcpQuote:
@@ -75,7 +76,7 @@ class GcpVtpm:
             return key.public
 
     def _indexes(self) -> AkIndexes:
-        for indexes in (ECC_AK, RSA_AK):
+        for indexes in self._keys:
             if self._storage.find(indexes.template) and self._storage.find(indexes.certificate):
                 return indexes
         raise UnavailableError(

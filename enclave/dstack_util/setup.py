@@ -21,7 +21,6 @@ from enclave.dstack_util.get_keys import KeyQuestion
 from enclave.dstack_util.guest import BootingTee, booting_tee
 from enclave.dstack_util.host_notice import Host, NoHost
 from enclave.dstack_util.host_share import (
-    DEFAULT_MOUNT,
     keep_share,
     mount_share,
     read_share,
@@ -80,7 +79,7 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     work: Path
     device: Path
     mount_point: Path
-    share: Path = Path(DEFAULT_MOUNT)
+    share: Path
 
 
 class _Identity(msgspec.Struct, frozen=True, kw_only=True):

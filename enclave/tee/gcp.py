@@ -4,10 +4,10 @@ import hashlib
 import os
 from collections.abc import Callable
 from socket import create_server, socket
-from typing import Self
+from typing import Literal, Self
 
 from enclave.devices.clock import SystemClock
-from enclave.devices.gcp_ak import GcpVtpm
+from enclave.devices.gcp_ak import ECC_AK, RSA_AK, GcpVtpm
 from enclave.devices.gcp_attestor import GcpTdxAttestor
 from enclave.devices.host_shared import HostShared
 from enclave.devices.runtime_events import Pcr14, Rtmr3, RuntimeEventLog
@@ -110,6 +110,10 @@ class GcpTee:
     def nonvolatile(self) -> NvStorage:
         """Return the vTPM's indexes."""
         return NvStorage(self._tpm)
+
+    def vtpm(self, key: Literal["auto", "ecc", "rsa"]) -> GcpVtpm:
+        """Return what quotes by Google's key of a kind, `auto` by the one that evidence is made with."""
+        return GcpVtpm(self._tpm, {"auto": (ECC_AK, RSA_AK), "ecc": (ECC_AK,), "rsa": (RSA_AK,)}[key])
 
     def event_log(self) -> RuntimeEventLog:
         """Return the log of this boot."""

@@ -198,9 +198,27 @@ def test_names_the_methods_url_once(world: World, suffix: str) -> None:
     assert get_keys(world.platform()).kms_url == "https://kms.test:8000/prpc"
 
 
+def test_options_may_repeat_what_the_image_says(world: World, tmp_path: Path) -> None:
+    platform = world.platform()
+    root = tmp_path / "given.pem"
+    root.write_bytes(world.root_pem)
+    argv = ["get-keys", "-k", "https://kms.test:8000/", "--app-id", APP_ID.hex(), "--root-ca", str(root)]
+    assert main([*argv, "-o", str(tmp_path / "keys")], platform) == ExitCode.OK
+
+
+@pytest.mark.parametrize("option", ["-k", "--app-id", "--root-ca"])
+def test_options_may_say_nothing_else(world: World, tmp_path: Path, capsys, option: str) -> None:
+    other = tmp_path / "other.pem"
+    other.write_bytes(b"another certificate")
+    said = {"-k": "https://elsewhere.test", "--app-id": "00" * 20, "--root-ca": str(other)}[option]
+    assert main(["get-keys", option, said], world.platform()) == ExitCode.FAILED
+    assert "[get_keys.option]" in capsys.readouterr().err
+    assert world.policy.asked == []
+
+
 def test_an_output_that_cannot_be_written_is_said(world: World, tmp_path: Path, capsys) -> None:
     assert main(["get-keys", "-o", str(tmp_path / "no" / "keys")], world.platform()) == ExitCode.FAILED
-    assert "[get_keys.write]" in capsys.readouterr().err
+    assert "[dstack_util.write]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,9 +239,9 @@ def test_a_malformed_setting_is_a_configuration_error(world: World, name: str, v
     assert (error.code, error.exit_code) == (code, ExitCode.USAGE)
 
 
-def test_a_refusal_is_one_line_and_exit_code_three(world: World, capsys) -> None:
+def test_a_refusal_is_one_line_and_exit_code_one(world: World, capsys) -> None:
     world.policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
-    assert main(["get-keys"], world.platform()) == ExitCode.REFUSED
+    assert main(["get-keys"], world.platform()) == ExitCode.FAILED
     captured = capsys.readouterr()
     assert captured.err == (
         "dstack-util: the KMS refused: App not allowed: Boot denied: Compose hash not allowed "

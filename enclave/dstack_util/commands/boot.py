@@ -1,0 +1,86 @@
+"""`setup`, `host-shared`, `notify-host` and the gateway's commands."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from enclave.devices.host_shared import DIRECTORY_VARIABLE
+from enclave.dstack_util.data_device import choose_device
+from enclave.dstack_util.host_share import DEFAULT_MOUNT, DIRECTORY, mount_share, unmount_share
+from enclave.dstack_util.setup import Places, setup
+from enclave.dstack_util.tools import Tools
+from shared.errors import ConfigError
+
+WORK = Path("/var/volatile/dstack")
+
+MISCONFIGURED = 3
+"""What `gateway-checker` ends with when starting it again would not help: its unit does not."""
+
+
+def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
+    """Add the group's subcommands."""
+    one = commands.add_parser("setup", help="boot this guest: keys, disk, environment")
+    one.add_argument("--work-dir", type=Path, default=WORK, help=f"in memory; default {WORK}")
+    one.add_argument("--device", type=Path, help="the data disk; chosen as the image does without it")
+    one.add_argument("--mount-point", type=Path, help="default WORK_DIR/persistent")
+    one.set_defaults(run=_setup)
+
+    shared = commands.add_parser("host-shared", help="mount the host's share, or unmount it")
+    shared.add_argument("action", choices=("mount", "unmount"))
+    shared.add_argument("--mount-point", type=Path, default=Path(DEFAULT_MOUNT))
+    shared.set_defaults(run=_host_shared)
+
+    notify = commands.add_parser("notify-host", help="tell the host an event; on clouds nobody is told")
+    notify.add_argument("-u", "--url", default="")
+    notify.add_argument("-e", "--event", required=True)
+    notify.add_argument("-d", "--data", "--payload", required=True)
+    notify.set_defaults(run=_notify_host)
+
+    refresh = commands.add_parser("gateway-refresh", help="not built")
+    refresh.add_argument("--work-dir", type=Path, default=WORK)
+    refresh.add_argument("--force", action="store_true")
+    refresh.set_defaults(run=_gateway_refresh)
+    checker = commands.add_parser("gateway-checker", help="not built: ends with code 3")
+    checker.add_argument("--work-dir", type=Path, default=WORK)
+    checker.set_defaults(run=_gateway_checker)
+
+
+def _setup(arguments: argparse.Namespace, tools: Tools) -> None:
+    work = arguments.work_dir.absolute()
+    # before the guest is looked for: it reads the copies from there
+    os.environ[DIRECTORY_VARIABLE] = str(work / DIRECTORY)
+    setup(
+        tools.platform,
+        tools.machine,
+        Places(
+            work=work,
+            device=arguments.device or choose_device(tools.machine, os.environ),
+            mount_point=arguments.mount_point or work / "persistent",
+            share=Path(DEFAULT_MOUNT),
+        ),
+    )
+
+
+def _host_shared(arguments: argparse.Namespace, tools: Tools) -> None:
+    if arguments.action == "mount":
+        mount_share(tools.machine, arguments.mount_point)
+    else:
+        unmount_share(tools.machine, arguments.mount_point)
+
+
+def _notify_host(arguments: argparse.Namespace, tools: Tools) -> None:
+    """Do nothing: no guest that we run in has a host that listens."""
+    del arguments
+    _ = tools.platform.tee
+
+
+def _gateway_refresh(arguments: argparse.Namespace, tools: Tools) -> None:
+    del arguments, tools
+    raise ConfigError("setup.gateway", "the gateway client is not built")
+
+
+def _gateway_checker(arguments: argparse.Namespace, tools: Tools) -> int:
+    del arguments
+    tools.complain("dstack-util: the gateway client is not built [setup.gateway]\n")
+    return MISCONFIGURED

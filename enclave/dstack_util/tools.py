@@ -1,0 +1,96 @@
+"""What a subcommand works with: the guest that it runs in, its input and output, and the machine."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from enclave.dstack_util.machine import PRIVATE, PUBLIC, LinuxMachine, Machine, write_whole
+from enclave.platform import Platform
+from shared.errors import ConfigError, StorageError
+from shared.hex import decode_hex
+
+REPORT_DATA = 64
+
+
+class Tools:
+    """One run of `dstack-util`.
+
+    `platform` is a simulator's; None is the guest that this process runs in, which is looked for when a
+    command needs it.
+    """
+
+    def __init__(
+        self,
+        platform: Platform | None = None,
+        *,
+        machine: Machine | None = None,
+        stdin: BinaryIO | None = None,
+        stdout: BinaryIO | None = None,
+    ) -> None:
+        self._platform = platform
+        self.is_simulated = platform is not None
+        self.machine = machine or LinuxMachine()
+        self._stdin = stdin
+        self._stdout = stdout
+
+    @property
+    def platform(self) -> Platform:
+        """The guest. Raises what `Platform.detect` does."""
+        if self._platform is None:
+            self._platform = Platform.detect()
+        return self._platform
+
+    def read_input(self, limit: int) -> bytes:
+        """Return standard input to its end, `limit` + 1 bytes at most."""
+        return (self._stdin or sys.stdin.buffer).read(limit + 1)
+
+    def complain(self, text: str) -> None:
+        """Write to standard error."""
+        sys.stderr.write(text)
+
+    def read_file(self, path: Path, limit: int) -> bytes:
+        """Return a file. Raises `ConfigError`: `dstack_util.unreadable`, `dstack_util.size`."""
+        try:
+            with path.open("rb") as file:
+                content = file.read(limit + 1)
+        except OSError as error:
+            raise ConfigError("dstack_util.unreadable", f"cannot read {path}: {error.strerror}") from error
+        if len(content) > limit:
+            raise ConfigError("dstack_util.size", f"{path} is larger than {limit} bytes")
+        return content
+
+    def write(self, content: bytes, output: Path | None = None, *, private: bool = False) -> None:
+        """Write to a file, whole or not at all, or to standard output without one.
+
+        Raises `StorageError("dstack_util.write")`.
+        """
+        if output is None:
+            stdout = self._stdout or sys.stdout.buffer
+            stdout.write(content)
+            stdout.flush()
+            return
+        try:
+            write_whole(output, content, PRIVATE if private else PUBLIC)
+        except OSError as error:
+            raise StorageError(
+                "dstack_util.write", f"{output} cannot be written: {error.strerror}"
+            ) from error
+
+
+Command = Callable[[argparse.Namespace, Tools], int | None]
+"""Carries a subcommand out; None is success."""
+
+
+def report_data_of(text: str) -> bytes:
+    """Return report data of 64 bytes from hex digits of at most as many, zeros on the right.
+
+    Raises `ConfigError("dstack_util.report_data")`, and `ProtocolError("hex.invalid")`.
+    """
+    given = decode_hex(text, what="report data")
+    if len(given) > REPORT_DATA:
+        raise ConfigError(
+            "dstack_util.report_data", f"report data has {len(given)} bytes, at most {REPORT_DATA} are taken"
+        )
+    return given.ljust(REPORT_DATA, b"\0")
