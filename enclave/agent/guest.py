@@ -41,11 +41,13 @@ _SEED_BYTES: Final = 32
 class GuestFiles(msgspec.Struct, frozen=True):
     """`app_compose` is the exact text that was measured, empty for a guest without one.
 
-    `vm_config` is the host's text; an empty one stands for the one in the guest's evidence.
+    `vm_config` is the host's text; an empty one stands for the one in the guest's evidence. `host_api_url` is
+    where the host says that it listens, empty for nowhere.
     """
 
     app_compose: bytes = b""
     vm_config: str = ""
+    host_api_url: str = ""
 
 
 class Machine(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Final
 
 import msgspec
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from enclave.agent.config import AgentConfig
@@ -15,6 +14,7 @@ from enclave.agent.guest import Guest
 from enclave.agent.http import external_app, guest_api_app, internal_app, tappd_app
 from enclave.agent.sockets import activated, listen, listen_to_host
 from enclave.agent.supervision import READY, STOPPING, notify, watch, watchdog_seconds
+from enclave.agent.views import NO_VIEWS, Views
 from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server
@@ -63,18 +63,18 @@ def agent_parts(
     sockets: Sockets,
     config: AgentConfig,
     *,
-    pages: Sequence[BaseRoute] = (),
+    views: Views = NO_VIEWS,
 ) -> list[Part]:
-    """Return the servers, each with what it listens on. `pages` are added to the external one."""
+    """Return the servers, each with what it listens on."""
     limits = config.default.limits
-    outside = [evidence_route(attestor, guest.identity.app_id), *pages]
+    outside = [evidence_route(attestor, guest.identity.app_id), *views.pages]
     parts = [
         _part(internal_app(guest, limits), sockets.internal),
         _part(tappd_app(guest, limits), sockets.tappd),
-        _part(external_app(guest, limits, pages=outside), *sockets.external),
+        _part(external_app(guest, limits, pages=outside, health=views.health), *sockets.external),
     ]
     if sockets.guest_api is not None:
-        parts.append(_part(guest_api_app(guest, limits), sockets.guest_api))
+        parts.append(_part(guest_api_app(guest, limits, more=views.host), sockets.guest_api))
     return parts
 
 
