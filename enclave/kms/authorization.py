@@ -34,7 +34,7 @@ USER_AGENT = {"user-agent": f"dstack-kms/{__version__}"}
 
 INFO_MEMORY = 5
 """Seconds. GetMeta is anonymous and decides nothing; asking the chain for each call would let anyone spend
-the endpoints' quota."""
+the endpoints' quota, and hold up all other anonymous calls while an endpoint does not answer."""
 
 QUOTED_BODY = 512
 """Upstream quotes this much of a failed answer (spec kms section 6.1)."""
@@ -173,7 +173,7 @@ class ProofAuthorizer:
         self._sources = sources
         self._allows: OrderedDict[tuple[Kind, BootInfo], tuple[int, Decision]] = OrderedDict()
         self._lock = threading.Lock()
-        self._info: tuple[int, ChainInfo | None] = (0, None)
+        self._info: tuple[int, ChainInfo | DstackError | None] = (0, None)
         self._info_lock = threading.Lock()
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
@@ -207,14 +207,18 @@ class ProofAuthorizer:
         return decision
 
     def info(self) -> ChainInfo:
-        """Return the contract's facts as a bundle proves them, at most a few seconds old."""
+        """Return the contract's facts as a bundle proves them, or why there are none; a few seconds old."""
         with self._info_lock:  # one question at a time: the others find its answer
             known_until, info = self._info
-            if info is not None and self._now() < known_until:
-                return info
-            info = self._prove_info()
-            self._info = (self._now() + INFO_MEMORY, info)
-            return info
+            if info is None or self._now() >= known_until:
+                try:
+                    info = self._prove_info()
+                except DstackError as error:
+                    info = type(error)(error.code, error.message)  # without its traceback: it is kept
+                self._info = (self._now() + INFO_MEMORY, info)
+        if isinstance(info, DstackError):
+            raise type(info)(info.code, info.message)
+        return info
 
     def _prove_info(self) -> ChainInfo:
         finalized, head = self._quorum.blocks()

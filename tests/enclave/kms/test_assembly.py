@@ -97,6 +97,10 @@ def test_a_lax_kms_reports_what_is_lax(simulated: Machine) -> None:
     assert (told.allow_cache, told.max_head_age, told.quorum_plain_http) == (7, 300, True)
 
 
+def test_images_are_verified_and_told_to_be_whatever_the_file_says(simulated: Machine) -> None:
+    assert simulated.assemble("[core.image]\nverify = false\n" + ANCHOR + DEV).policy.image_verification
+
+
 def test_the_verdict_shows_that_nitro_was_treated_as_up_to_date(simulated: Machine) -> None:
     plain = simulated.assemble(ANCHOR + DEV).own.verdict
     treated = simulated.assemble("[core]\ntreat_nitro_as_up_to_date = true\n" + ANCHOR + DEV).own.verdict

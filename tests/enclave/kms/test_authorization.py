@@ -15,6 +15,7 @@ from shared.chain.code import code_list
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
 from shared.net.response import Response
+from tests.shared.refusal import refuses
 
 NOW = 1_900_000_000
 HEAD_TIMESTAMP = NOW - 5
@@ -214,6 +215,21 @@ def test_facts_are_proven_once_in_a_few_seconds(monkeypatch: pytest.MonkeyPatch)
     assert len(http.asked) == 1
     clock[0] += authorization.INFO_MEMORY
     authorizer.info()
+    assert len(http.asked) == 2
+
+
+def test_an_endpoint_that_is_down_is_asked_for_facts_once_in_a_few_seconds() -> None:
+    """However many wait for the answer: they hold a thread each."""
+    clock = [NOW]
+    http = Function(b"down", 500)
+    authorizer = _proof(http, now=lambda: clock[0])
+    for _ in range(3):
+        with refuses("auth.api.status", UnavailableError):
+            authorizer.info()
+    assert len(http.asked) == 1
+    clock[0] += authorization.INFO_MEMORY
+    with refuses("auth.api.status", UnavailableError):
+        authorizer.info()
     assert len(http.asked) == 2
 
 

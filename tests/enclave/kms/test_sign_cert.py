@@ -25,14 +25,19 @@ from shared.attestation.identity import app_info
 from shared.attestation.messagepack import decode_strict
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
-from shared.errors import InvalidEvidence, PolicyDenied, ProtocolError
+from shared.errors import PolicyDenied, ProtocolError
 from shared.keys.app_keys import app_ca_scalar
 from shared.keys.kdf import p256_key
 from shared.net.attested_client import AttestedConnection
 from shared.ratls.certificates import BACKDATE, spki_der
 from shared.ratls.csr import Csr, CsrConfig, encode_csr, signed_csr
 from shared.ratls.extensions import APP_ID, APP_INFO, ATTESTATION, USAGE, read_extension
-from shared.ratls.peer import check_client_certificate, check_kms_certificate, ratls_report_data
+from shared.ratls.peer import (
+    check_client_certificate,
+    check_kms_certificate,
+    check_source_kms_certificate,
+    ratls_report_data,
+)
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import from_json, to_json
 from tests.enclave.gcp import GUEST_APP_ID
@@ -134,16 +139,24 @@ def test_gives_no_evidence_and_no_app_info_that_was_not_asked_for(service, verif
     assert read_extension(leaf, APP_INFO) is None
 
 
-@pytest.mark.parametrize("config", [CONFIG, CsrConfig(subject="kms", subject_alt_names=("other.test",))])
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        (CONFIG, "ratls.extended_key_usage"),
+        (CsrConfig(subject="kms", subject_alt_names=("other.test",)), "ratls.issuer"),
+    ],
+)
 def test_n51_the_certificate_is_neither_a_kms_nor_a_caller(
-    service, verifier, app_enclave, keys, config: CsrConfig
+    service, verifier, app_enclave, keys, config: CsrConfig, code: str
 ) -> None:
     leaf = chain_of(service().sign_cert(asked(app_enclave.attestor, config), verifier.verify))[0]
     der = leaf.public_bytes(Encoding.DER)
     root = keys.root_ca_cert.public_bytes(Encoding.PEM)
     with refuses("ratls.issuer"):
         check_kms_certificate(der, root_ca_pem=root, hostname=config.subject_alt_names[0], now=NOW)
-    with pytest.raises(InvalidEvidence):
+    with refuses("ratls.usage"):  # an onboarding KMS knows no root to hold it to
+        check_source_kms_certificate(der, now=NOW)
+    with refuses(code):
         check_client_certificate(der, temp_ca_der=keys.temp_ca_der(), now=NOW)
 
 
