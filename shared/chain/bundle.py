@@ -146,7 +146,7 @@ def _check_size(
             raise InvalidEvidence(
                 "proof.bundle.size", f"the proof has {len(pieces)} {name}, expected at most {limit}"
             )
-    total = sum(len(piece) for pieces in (headers, nodes, codes) for piece in pieces) // scale
+    total = sum(sum(map(len, pieces)) for pieces in (headers, nodes, codes)) // scale
     if total > MAX_BUNDLE_BYTES:
         raise InvalidEvidence(
             "proof.bundle.size", f"the proof has {total} bytes, expected at most {MAX_BUNDLE_BYTES}"

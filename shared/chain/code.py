@@ -15,6 +15,9 @@ KMS, APP, PROXY = "DstackKms", "DstackApp", "ERC1967Proxy"
 _CONTRACTS = (KMS, APP, PROXY)
 _WORD = 32
 
+# One of each contract and what an upgrade leaves behind; apps of other people's are why it is bounded.
+MAX_KNOWN = 256
+
 
 class CodeList:
     """The builds whose rules we re-decide: ours, upstream's, and what the operator pins beside them."""
@@ -23,6 +26,7 @@ class CodeList:
         self._proxies: set[bytes] = set()
         # code of one length may come from several builds, with the immutables in different places
         self._layouts: dict[tuple[str, int], dict[tuple[int, ...], set[bytes]]] = {}
+        self._known: dict[tuple[str, bytes, bytes], bool] = {}
         for build in builds:
             masked = _check(build)
             if build.contract == PROXY:
@@ -34,6 +38,17 @@ class CodeList:
     def is_proxy(self, code_hash: bytes) -> bool:
         """Whether an account's proven code hash is that of a known ERC1967Proxy."""
         return code_hash in self._proxies
+
+    def is_deployed(self, contract: str, code: bytes, code_hash: bytes, address: bytes) -> bool:
+        """Tell what `is_implementation` does of code with this hash; a contract's is looked at once."""
+        key = (contract, code_hash, address)
+        known = self._known.get(key)
+        if known is None:
+            known = self.is_implementation(contract, code, address)
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = known
+        return known
 
     def is_implementation(self, contract: str, code: bytes, address: bytes) -> bool:
         """Whether `code`, deployed at `address` (20 bytes), is a known build of `contract`.

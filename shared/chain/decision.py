@@ -176,7 +176,6 @@ class _Views:
         boot_info: BootInfo | None,
     ) -> None:
         self._codes = chain.codes
-        self._known: dict[tuple[str, bytes | None, bytes | None], bool] = {}
         witness = Witness(bundle)
         # 1. the headers are those that the quorum named, in order, neither old nor from the future
         headers = [
@@ -278,12 +277,12 @@ class _Views:
 
     def _runs(self, contract: str, deployed: Deployed) -> bool:
         """Whether a known proxy delegates to a known build of `contract`."""
-        if deployed.implementation is None or deployed.code is None:
+        address, code_hash, there = deployed.implementation, deployed.code_hash_there, deployed.code
+        if address is None or code_hash is None or there is None:
             return False
-        key = (contract, deployed.implementation, deployed.code_hash_there)
-        if key not in self._known:
-            self._known[key] = self._codes.is_implementation(contract, deployed.code, deployed.implementation)
-        return self._known[key] and self._codes.is_proxy(deployed.code_hash)
+        return self._codes.is_proxy(deployed.code_hash) and self._codes.is_deployed(
+            contract, there, code_hash, address
+        )
 
 
 def _check_header(header: Header, ref: BlockRef, max_age: int, now: int) -> Header:

@@ -1,5 +1,7 @@
 """Storage slots of DstackKms and DstackApp, and how Solidity packs their values (contracts section 1.6)."""
 
+from functools import lru_cache
+
 from shared.errors import InvalidEvidence
 from shared.keccak import keccak256
 
@@ -12,6 +14,7 @@ def fixed(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
+@lru_cache(maxsize=1024)  # one image, one KMS and one app are asked about again and again
 def mapping_element(key: bytes, number: int) -> bytes:
     """Return the slot of `mapping[key]` for the mapping declared at slot `number`; the key is left-padded."""
     return keccak256(key.rjust(32, b"\0"), fixed(number))

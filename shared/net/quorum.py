@@ -18,8 +18,10 @@ from shared.errors import ConfigError, DstackError, InvalidEvidence, Unavailable
 from shared.net.json_rpc import Endpoint, data, fields, quantity
 
 _T = TypeVar("_T")
-# Every endpoint is asked by a thread of its own; more than this is no longer a quorum but a crowd.
+# More than this is no longer a quorum but a crowd.
 MAX_ENDPOINTS = 16
+# Questions under way to one endpoint: a KMS answers as many calls at once.
+MAX_AT_ONCE = 64
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -63,6 +65,8 @@ class ChainQuorum:
                 "quorum.config.plain_http", "an rpc url is plain http, expected https outside a simulation"
             )
         self._endpoints = tuple(endpoints)
+        # of its own for each: one that hangs holds up the questions to itself alone
+        self._threads = {host: ThreadPoolExecutor(MAX_AT_ONCE, f"quorum {host}") for host in hosts}
         self._chain_id = chain_id
         self._quorum = quorum
         self._seen: BlockRef | None = None
@@ -148,10 +152,9 @@ class ChainQuorum:
             except DstackError as error:
                 return error
 
-        if len(endpoints) < 2:
-            return [attempt(endpoint) for endpoint in endpoints]
-        with ThreadPoolExecutor(max_workers=len(endpoints)) as pool:
-            return list(pool.map(attempt, endpoints))
+        others = [self._threads[endpoint.host].submit(attempt, endpoint) for endpoint in endpoints[1:]]
+        own = [attempt(endpoint) for endpoint in endpoints[:1]]
+        return [*own, *(other.result() for other in others)]
 
     def _remember(self, finalized: BlockRef, seen: BlockRef | None) -> None:
         """Compare with what was known when the endpoints were asked: a slower thread is no regression."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cli.devchain.artifacts import artifact
-from shared.chain.code import code_list
+from shared.chain.code import MAX_KNOWN, code_list
 from shared.chain.known_builds import KNOWN_BUILDS
 from shared.errors import ConfigError
 from shared.keccak import keccak256
@@ -100,3 +100,20 @@ def test_refuses_pins_with_a_malformed_hash(digest: str) -> None:
 
 def test_code_of_unknown_length_is_unknown() -> None:
     assert not code_list([PIN]).is_implementation("DstackApp", bytes(99), ADDRESS)
+
+
+def test_what_is_known_of_one_contract_is_not_said_of_another() -> None:
+    codes = code_list()
+    kms, app = (deployed(name, ADDRESS) for name in ("DstackKms", "DstackApp"))
+    for _ in range(2):
+        assert codes.is_deployed("DstackKms", kms, keccak256(kms), ADDRESS)
+        assert not codes.is_deployed("DstackKms", app, keccak256(app), ADDRESS)
+        assert not codes.is_deployed("DstackApp", kms, keccak256(kms), ADDRESS)
+        assert not codes.is_deployed("DstackKms", kms, keccak256(kms), b"\xcd" * 20)
+
+
+def test_forgets_what_is_known_before_it_grows_without_bound() -> None:
+    codes = code_list()
+    for index in range(3 * MAX_KNOWN):
+        assert not codes.is_deployed("DstackApp", b"", index.to_bytes(32), ADDRESS)
+    assert len(codes._known) <= MAX_KNOWN

@@ -12,6 +12,7 @@ from shared.chain import rlp, trie
 from shared.chain.state import State
 from shared.errors import InvalidEvidence
 from shared.keccak import keccak256
+from tests.shared.refusal import refuses
 
 ACCOUNTS = ("kms", "app", "kms_implementation", "app_implementation")
 
@@ -204,3 +205,19 @@ def test_refuses_malformed_accounts(value: bytes, code: str) -> None:
     with pytest.raises(InvalidEvidence) as caught:
         State(trie.NodeSet([raw]), keccak256(raw)).account(b"a" * 20)
     assert caught.value.code == code
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), min_size=16, max_size=16), st.data())
+def test_a_full_branch_is_read_as_rlp_alone_reads_it(hashes: list[bytes], data: st.DataObject) -> None:
+    raw = bytearray(rlp.encode([*hashes, b""]))
+    for _ in range(data.draw(st.integers(0, 2))):
+        raw[data.draw(st.sampled_from([0, 1, 2, 3, 4, 36, 498, 530, 531]))] = data.draw(st.integers(0, 255))
+    node = bytes(raw)
+    nodes = trie.NodeSet([node])
+    try:
+        expected = rlp.decode_list(node)
+    except InvalidEvidence as error:
+        with refuses(error.code):
+            nodes.read(keccak256(node))
+    else:
+        assert nodes.read(keccak256(node)) == expected
