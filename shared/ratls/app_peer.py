@@ -28,6 +28,7 @@ from shared.ratls.extensions import (
 )
 from shared.ratls.leaf import (
     Leaf,
+    check_critical,
     check_extended_usage,
     check_issuer,
     check_validity,
@@ -137,6 +138,7 @@ def _app_ca(der: bytes, root: x509.Certificate, now: int) -> x509.Certificate:
     verify_p256(p256_key(root), app_ca.signature, app_ca.tbs_certificate_bytes)
     check_validity(app_ca, now, "ratls.certificate")
     extensions = read_extensions(app_ca)
+    check_critical(extensions)
     constraints = find_extension(extensions, x509.BasicConstraints)
     usage = find_extension(extensions, x509.KeyUsage)
     if constraints is None or not constraints.ca or usage is None or not usage.key_cert_sign:

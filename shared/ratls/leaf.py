@@ -41,7 +41,7 @@ class Leaf:
         self.certificate = parse_certificate(der)
         self.key = p256_key(self.certificate)
         self.extensions = read_extensions(self.certificate)
-        _check_critical(self.extensions)
+        check_critical(self.extensions)
         _check_end_entity(self.extensions)
         check_validity(self.certificate, now, "ratls.certificate")
 
@@ -121,7 +121,8 @@ def _content(der: bytes, at: int) -> tuple[int, int]:
     return start, start + length
 
 
-def _check_critical(extensions: x509.Extensions) -> None:
+def check_critical(extensions: x509.Extensions) -> None:
+    """Refuse a critical extension that is not known here. Raises `ratls.extension.critical`."""
     for extension in extensions:
         if extension.critical and extension.oid not in _KNOWN_CRITICAL:
             raise InvalidEvidence(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -92,7 +93,9 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(nitro: Site, hardware: Hardware, gcp_image: Any) -> Iterator[World]:
+def world(
+    nitro: Site, hardware: Hardware, gcp_image: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     anchors = TrustAnchors.production().with_extra(hardware.nitro.root_pem, signer="nitro")
     anchors = anchors.with_extra(hardware.google.intel.root_pem, signer="tdx")
     anchors = anchors.with_extra(hardware.google.google.root_pem, signer="gcp_tpm")
@@ -123,9 +126,10 @@ def world(nitro: Site, hardware: Hardware, gcp_image: Any) -> Iterator[World]:
         )
         return App(app_id, issuer)
 
-    compose = hardware.directory / "tls-app.json"
+    directory = tmp_path_factory.mktemp("app")
+    compose = directory / "app-compose.json"
     compose.write_bytes(app_compose(hardware.roots()))
-    files = GuestFiles(gcp_image, compose, hardware.directory / "tls-app")
+    files = GuestFiles(gcp_image, compose, directory / "disk")
     enclave = NitroAttestor(Nsm(SimulatedNsm(registers(90), hardware.nitro)), APP_ID)
     with running_guest(files, hardware.google, GCP_APP_ID, tpm="software") as guest:
         apps = {"nitro": app(APP_ID, enclave), "gcp": app(GCP_APP_ID, guest.tee.attestor(None))}

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.devices.attestor import NitroAttestor
@@ -222,6 +224,25 @@ def test_a_longer_chain_is_refused(world: World) -> None:
     chain = world.chain()
     with refuses("ratls.chain"):
         world.server([*chain, chain[2]])
+
+
+def test_a_critical_extension_of_an_apps_ca_that_nobody_knows_is_refused(world: World) -> None:
+    """It could limit what the CA may sign."""
+    chain = world.chain()
+    ca = x509.load_der_x509_certificate(chain[1])
+    builder = x509.CertificateBuilder(
+        issuer_name=ca.issuer,
+        subject_name=ca.subject,
+        public_key=ca.public_key(),
+        serial_number=ca.serial_number,
+        not_valid_before=ca.not_valid_before_utc,
+        not_valid_after=ca.not_valid_after_utc,
+        extensions=list(ca.extensions),
+    )
+    limits = x509.NameConstraints(None, [x509.DNSName("example.com")])
+    bent = builder.add_extension(limits, critical=True).sign(world.root_key, SHA256())
+    with refuses("ratls.extension.critical"):
+        world.server([chain[0], bent.public_bytes(Encoding.DER), chain[2]])
 
 
 @pytest.mark.parametrize("taken_for", ["leaf", "kms"])
