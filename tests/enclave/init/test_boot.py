@@ -1,10 +1,13 @@
 """A whole boot, in a process of its own, with a KMS that releases keys and a parent that offers variables."""
 
+import contextlib
 import json
+import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from enclave.dstack_util.enclave_config import EnclaveConfig
 from enclave.init.boot import Machine, boot
 from enclave.init.kernel import MOUNTS
 from enclave.kms.authorization import Decision
@@ -35,6 +39,7 @@ from shared.keys.env_signer import EnvSigningKey
 from shared.rpc import kms_pb2 as pb
 from tests.docs.references import REPOSITORY
 from tests.enclave.conftest import APP_ID, NOW
+from tests.enclave.init.whole_enclave import ENCLAVE_CID
 from tests.enclave.vsock.conftest import Server
 from tests.shared.refusal import refuses
 
@@ -57,6 +62,7 @@ class World:
         self.directory = directory
         self.keys = keys
         self.app_keys = derive_app_keys(keys.root_keys(), APP_ID)
+        self.more = ""
         self.boot: dict[str, Any] = {"command": ["/bin/app"], "key_attempts": 2}
         authority.save(directory / "authority")
         (directory / "root-ca.pem").write_bytes(keys.root_ca_cert.public_bytes(Encoding.PEM))
@@ -64,13 +70,20 @@ class World:
 
     def run(self, command: str = SHOW) -> tuple[int, list[dict[str, Any]], str]:
         """Boot; returns the exit code, the events and all that was printed."""
+        done = self.start([sys.executable, "-I", "-c", command])
+        out, err = done.communicate(timeout=PATIENCE)
+        lines = [line for line in out.splitlines() if line.startswith("{")]
+        return done.returncode, [json.loads(line) for line in lines], out + err
+
+    def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        """Start a boot with `command` in the app's place."""
         # a json text or list is a toml one too
         settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.boot.items())
         config = f"""app_id = "0x{APP_ID.hex()}"
 kms = {{ url = "https://kms.test:8000", root_ca = "/root-ca.pem" }}
 trust = {{ nitro_roots = ["/simulated.pem"] }}
 [boot]
-{settings}"""
+{settings}{self.more}"""
         (self.directory / "etc/dstack").mkdir(parents=True, exist_ok=True)
         (self.directory / "etc/dstack/enclave.toml").write_text(config)
         arguments = [
@@ -81,17 +94,13 @@ trust = {{ nitro_roots = ["/simulated.pem"] }}
             str(self.directory),
             "--",
         ]
-        done = subprocess.run(
-            [*arguments, sys.executable, "-I", "-c", command],
-            capture_output=True,
+        return subprocess.Popen(
+            [*arguments, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=PATIENCE,
-            check=False,
             env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
         )
-        printed = done.stdout + done.stderr
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        return done.returncode, [json.loads(line) for line in lines], printed
 
     def failure(self) -> str:
         """Boot, which must fail, and return the code."""
@@ -215,6 +224,41 @@ print(json.dumps({{"event": "app", "status": head.split()[1].decode(), "names": 
     assert code == ExitCode.OK, printed
     (app,) = (event for event in events if event["event"] == "app")
     assert (app["status"], app["names"]) == ("200", ["key", "signature_chain"])
+
+
+@pytest.mark.usefixtures("kms")
+def test_the_example_greets_through_a_vsock_port_with_a_word_that_the_parent_cannot_read(
+    world: World, offer
+) -> None:
+    example = REPOSITORY / "docs/examples/nitro-app"
+    boot = msgspec.convert(tomllib.loads((example / "enclave.toml").read_text()), EnclaveConfig).boot
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world.boot |= {"allowed_envs": list(boot.allowed_envs)}
+    world.more = f'[[boot.ports]]\nlisten = {boot.ports[0].listen}\ntarget = "127.0.0.1:{port}"\n'
+    offer(world.sealed(GREETING=SECRET))
+    enclave = world.start([sys.executable, "-I", str(example / "hello.py"), str(port)])
+    try:
+        assert enclave.stdout is not None
+        assert any('"step": "app", "status": "done"' in line for line in enclave.stdout)
+        answer = b""
+        while not answer:  # until the app listens, each connection ends with nothing
+            with UnixStandIn(world.directory / "v", PARENT_CID).connect(ENCLAVE_CID, 8443, PATIENCE) as sock:
+                answer = _get(sock)
+        assert answer.endswith(f"{SECRET}, whoever you are\n".encode())
+    finally:
+        enclave.terminate()
+        enclave.communicate(timeout=PATIENCE)
+    assert enclave.returncode == 128 + 15
+
+
+def _get(sock: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(OSError):
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        while chunk := sock.recv(65536):
+            answer += chunk
+    return answer
 
 
 @pytest.mark.usefixtures("kms")
