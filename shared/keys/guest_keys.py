@@ -6,6 +6,7 @@ curves and to P-256 (`shared.keys.key_ring` keeps an app from using it twice); v
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,10 @@ SECP256K1: Final = "secp256k1"
 ED25519: Final = "ed25519"
 
 CHAIN_LINKS: Final = 2
+
+KEPT_KEYS: Final = 256
+KEPT_NAME: Final = 1024
+"""Characters of a path and a purpose: longer ones are not kept."""
 
 SIGN_PATH: Final = "vms"
 SIGN_PURPOSE: Final = "signing"
@@ -51,7 +56,8 @@ class GuestKey(msgspec.Struct, frozen=True):
 class AppKey:
     """An app's k256 key (32 bytes) with the KMS's signature over it (65, or none), prepared once.
 
-    Raises `ConfigError("keys.k256.scalar")` for what is no scalar.
+    The keys that were derived last are kept: apps ask for few, and often, and whoever reads this memory has
+    the key that all of them come from. Raises `ConfigError("keys.k256.scalar")` for what is no scalar.
     """
 
     def __init__(self, k256_key: bytes, k256_signature: bytes) -> None:
@@ -60,6 +66,7 @@ class AppKey:
         self._signature = k256_signature
         self._prk_v1 = extract(_SALT_V1, k256_key)
         self.public_key = public_key(k256_key)
+        self._recall = lru_cache(maxsize=KEPT_KEYS)(self._derive)
 
     def __repr__(self) -> str:
         return f"AppKey(public_key={self.public_key.hex()})"
@@ -72,9 +79,8 @@ class AppKey:
         curve = _ALIASES.get(algorithm)
         if curve is None:
             raise unsupported_algorithm()
-        return self._proven(
-            hkdf_sha256(self._secret, (path.encode(),)), curve, lambda public: claim_v0(purpose, public)
-        )
+        is_short = len(path) + len(purpose) <= KEPT_NAME
+        return (self._recall if is_short else self._derive)(path, purpose, curve)
 
     def derive_v1(self, domain: str, algorithm: str) -> GuestKey:
         """Return a key of v1. `algorithm` is exactly secp256k1 or ed25519. Raises as `derive`."""
@@ -91,6 +97,10 @@ class AppKey:
         Raises `ConfigError("keys.p256.scalar")`, once in 2**32 paths.
         """
         return derive_p256_scalar(self._secret, (path.encode(),))
+
+    def _derive(self, path: str, purpose: str, curve: str) -> GuestKey:
+        key = hkdf_sha256(self._secret, (path.encode(),))
+        return self._proven(key, curve, lambda public: claim_v0(purpose, public))
 
     def _proven(self, key: bytes, algorithm: str, claim: Callable[[bytes], bytes]) -> GuestKey:
         public = public_key_of(key, algorithm)

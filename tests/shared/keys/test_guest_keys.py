@@ -137,6 +137,13 @@ def test_the_tls_key_of_a_path(simulator: AppKey) -> None:
     )
 
 
+@pytest.mark.parametrize("length", [10, 2000])
+def test_a_key_is_the_same_when_it_is_asked_for_again(length: int, upstream: AppKey) -> None:
+    first = upstream.derive("p" * length, "x", "")
+    assert upstream.derive("p" * length, "x", "") == first
+    assert upstream.derive("p" * length, "y", "").signature_chain != first.signature_chain
+
+
 @pytest.mark.parametrize("alias", ["", "k256"])
 def test_aliases_of_secp256k1(alias: str, upstream: AppKey) -> None:
     assert upstream.derive("p", "x", alias) == upstream.derive("p", "x", "secp256k1")
