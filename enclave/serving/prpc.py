@@ -55,8 +55,12 @@ MAX_METHOD_NAME = 64
 MAX_MESSAGE = 1024
 """Characters of an error's sentence that a log line repeats: it may quote a peer. The caller has it whole."""
 
-PROMPT_BODY_BYTES = 64 * 1024
+PROMPT_BODY_BYTES = 16 * 1024
 """A larger body is decoded in a worker thread: on the event loop every other connection would wait for it."""
+
+PROMPT_BRACKETS = 64
+"""So is one with more objects and arrays, those in quoted documents included: each costs as much as a hundred
+bytes of text, and anybody may send one."""
 
 
 class Dialect(NamedTuple):
@@ -222,7 +226,7 @@ class PrpcService(Generic[CallerT]):
         return ascii_json(body) if self._dialect.ascii and encoding is Encoding.JSON else body
 
     async def _dispatch(self, procedure: Procedure[CallerT], request: _Request, caller: CallerT) -> bytes:
-        if procedure.prompt is not None and len(request.body) <= PROMPT_BODY_BYTES:
+        if procedure.prompt is not None and _decodes_promptly(request.body):
             with suppress(WouldBlockError):
                 return _call(procedure, procedure.prompt, request, caller)
         if procedure.judges_evidence:
@@ -250,6 +254,10 @@ def _call(
     else:
         message = decode(procedure.request, request.body, request.encoding)
     return encode(handler(message, caller), request.encoding)
+
+
+def _decodes_promptly(body: bytes) -> bool:
+    return len(body) <= PROMPT_BODY_BYTES and body.count(b"{") + body.count(b"[") <= PROMPT_BRACKETS
 
 
 @lru_cache(maxsize=64)  # a client writes the same query each time

@@ -15,6 +15,7 @@ from enclave.serving.prpc import (
     IDENTIFYING_THREADS,
     KNOWN_THREADS,
     PROMPT_BODY_BYTES,
+    PROMPT_BRACKETS,
     Procedure,
     PrpcService,
     WouldBlockError,
@@ -95,10 +96,19 @@ def test_a_method_without_a_prompt_form_runs_in_a_worker() -> None:
     assert _answered_by(response)[1] != loop
 
 
-def test_a_large_body_is_decoded_in_a_worker() -> None:
+@pytest.mark.parametrize(
+    ("body", "calls"),
+    [
+        (b"{}" + b" " * (PROMPT_BODY_BYTES - 2), ["prompt"]),
+        (b"{}" + b" " * (PROMPT_BODY_BYTES - 1), ["handler"]),
+        (b'{"x":[' + b",".join([b"{}"] * (PROMPT_BRACKETS - 2)) + b"]}", ["prompt"]),
+        (b'{"x":[' + b",".join([b"{}"] * (PROMPT_BRACKETS - 1)) + b"]}", ["handler"]),
+    ],
+)
+def test_a_body_that_takes_time_to_decode_is_decoded_in_a_worker(body: bytes, calls: list[str]) -> None:
     service = Service()
-    service.request(content=b"{}" + b" " * PROMPT_BODY_BYTES)
-    assert service.calls == ["handler"]
+    service.request(content=body)
+    assert service.calls == calls
 
 
 def test_a_prompt_refusal_is_final() -> None:
