@@ -1,11 +1,20 @@
 """What a boot tells to a function outside, and that telling never stops it."""
 
+import http.server
 import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from enclave.init.progress import MAX_FAILURES, Progress
+from enclave.dstack_util.enclave_config import EnclaveConfig, Kms
+from enclave.init.progress import MAX_FAILURES, Progress, Send, http_sender
+from enclave.init.settings import Boot
+from enclave.platform import Platform
 from shared.errors import PolicyDenied, UnavailableError
+from shared.net.dialer import DirectDialer
 
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
 
@@ -99,3 +108,62 @@ def test_every_event_is_in_the_log_too(capsys: pytest.CaptureFixture[str]) -> No
         "status": "done",
         "code": "",
     }
+
+
+class Anyone(http.server.BaseHTTPRequestHandler):
+    """A function that takes everything."""
+
+    taken: ClassVar[list[tuple[str, str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        """Take one event."""
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.taken.append((self.path, self.headers["content-type"], body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def _sender(tmp_path: Path, url: str) -> Send | None:
+    config = EnclaveConfig(app_id=APP_ID.hex(), kms=Kms(url=""), boot=Boot(progress_url=url))
+    platform = cast("Any", Platform(image=tmp_path, writable=tmp_path, tee=cast("Any", Direct())))
+    return http_sender(platform, config)
+
+
+class Direct:
+    """A guest with a network."""
+
+    def dialer(self) -> DirectDialer:
+        return DirectDialer()
+
+
+def test_posts_each_event_to_the_measured_url(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Anyone)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        send = _sender(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/progress")
+        assert send is not None
+        Progress(send, app_id=APP_ID).tell("kernel", "done")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    ((path, kind, body),) = Anyone.taken
+    assert (path, kind) == ("/progress", "application/json")
+    assert json.loads(body)["step"] == "kernel"
+
+
+def test_without_a_url_nobody_is_told(tmp_path: Path) -> None:
+    assert _sender(tmp_path, "") is None
+
+
+def test_a_url_that_nobody_answers_at_stops_no_step(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    progress = Progress(_sender(tmp_path, f"http://127.0.0.1:{port}/"))
+    with progress.step("kernel"):
+        pass
