@@ -19,6 +19,11 @@ class BootRecord:
         self._earlier = log.read()
         self._done = 0
 
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier attempt of this boot recorded anything: only then is what it left ours."""
+        return bool(self._earlier)
+
     def emit(self, name: str, payload: bytes) -> None:
         """Record an event, unless an earlier attempt of this boot recorded it at this place.
 

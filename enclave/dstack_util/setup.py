@@ -141,8 +141,8 @@ class _Boot:
         if compose.secure_time:
             run_checked(self._machine, "chronyc", "waitsync", "30", "0.1", "0", "5")
         # 5. who this is, recorded before anybody is asked for anything
-        identity = self._identify(tee, compose, files)
         record = BootRecord(tee.event_log())
+        identity = self._identify(tee, compose, files, record)
         record.emit_all(
             identity_events(
                 app_id=identity.app_id,
@@ -160,7 +160,7 @@ class _Boot:
         )
         # 6. to 8. keys, and whether they are from whom they must be
         self.host.notify("boot.progress", "requesting app keys")
-        keys = self._keys(tee, compose, sys_config, identity)
+        keys = self._keys(tee, compose, sys_config, identity, record)
         _check_mr_config(tee, compose, sys_config, identity, keys)
         # 9. kept before they are recorded: a TPM gives its seed back only up to here
         self._machine.write(directory / APP_KEYS, keys.file.to_json(), PRIVATE)
@@ -224,7 +224,9 @@ class _Boot:
         if gpus.is_dir() and any(gpus.iterdir()):
             raise ConfigError("setup.gpu", "this machine has a gpu, and no gpu is attested here")
 
-    def _identify(self, tee: BootingTee, compose: AppCompose, files: dict[str, bytes]) -> _Identity:
+    def _identify(
+        self, tee: BootingTee, compose: AppCompose, files: dict[str, bytes], record: BootRecord
+    ) -> _Identity:
         info = InstanceInfo(b"", b"")
         if INSTANCE_INFO in files:
             info = parse_instance_info(files[INSTANCE_INFO])
@@ -233,13 +235,13 @@ class _Boot:
         if not any(app_id):
             raise ConfigError("setup.app_id", "app_id is zero")
         seed = b"" if compose.effective_key_provider == "none" else info.seed
-        seed = seed or self._own_seed()
+        seed = seed or self._own_seed(record)
         instance_id = b""
         if not compose.no_instance_id:
             instance_id = make_instance_id(seed, app_id, tee.instance_binding())
         return _Identity(app_id=app_id, compose_hash=digest, instance_id=instance_id, seed=seed)
 
-    def _own_seed(self) -> bytes:
+    def _own_seed(self, record: BootRecord) -> bytes:
         """Return this boot's own seed, the same for every attempt of it."""
         path = self._places.work / _INSTANCE_SEED
         try:
@@ -248,14 +250,19 @@ class _Boot:
             kept = b""
         except OSError as error:
             raise StorageError("setup.unreadable", f"{path} cannot be read: {error.strerror}") from error
-        if len(kept) == SEED_BYTES:
+        if record.is_resumed and len(kept) == SEED_BYTES:
             return kept
         seed = secrets.token_bytes(SEED_BYTES)
         self._machine.write(path, seed, PRIVATE)
         return seed
 
     def _keys(
-        self, tee: BootingTee, compose: AppCompose, sys_config: SysConfig, identity: _Identity
+        self,
+        tee: BootingTee,
+        compose: AppCompose,
+        sys_config: SysConfig,
+        identity: _Identity,
+        record: BootRecord,
     ) -> _Keys:
         provider = compose.effective_key_provider
         config = load_setup_config(self._platform)
@@ -285,7 +292,8 @@ class _Boot:
             raise ConfigError(
                 "setup.key_provider", "key_provider is local, which needs a host with an sgx key provider"
             )
-        file = self._kept_keys(_SEED_KINDS[provider]) or _seed_keys(tee, provider, trust)
+        file = self._kept_keys(_SEED_KINDS[provider]) if record.is_resumed else None
+        file = file or _seed_keys(tee, provider, trust)
         return _Keys(file=file, provider=provider)
 
     def _kept_keys(self, kind: str) -> AppKeysFile | None:

@@ -13,7 +13,7 @@ import tomllib
 
 import msgspec
 
-from enclave.dstack_util.enclave_config import Trust
+from enclave.dstack_util.enclave_config import CONFIG_PATH, Trust, load_enclave_config
 from enclave.platform import Platform
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
@@ -40,6 +40,16 @@ class SetupConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     kms: SetupKms = SetupKms()
     trust: Trust = Trust()
+
+
+def load_trust(platform: Platform) -> Trust:
+    """Return whom the image of a guest believes: what setup.toml says, else an enclave's enclave.toml.
+
+    Raises as reading either does.
+    """
+    if not platform.has_measured(SETUP_CONFIG_PATH) and platform.has_measured(CONFIG_PATH):
+        return load_enclave_config(platform).trust
+    return load_setup_config(platform).trust
 
 
 def load_setup_config(platform: Platform) -> SetupConfig:

@@ -30,8 +30,8 @@ class Tools:
         stdout: BinaryIO | None = None,
     ) -> None:
         self._platform = platform
-        self.is_simulated = platform is not None
-        self.machine = machine or LinuxMachine()
+        self._is_simulated = platform is not None
+        self._machine = machine
         self._stdin = stdin
         self._stdout = stdout
 
@@ -41,6 +41,19 @@ class Tools:
         if self._platform is None:
             self._platform = Platform.detect()
         return self._platform
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that privileged steps are for.
+
+        Raises `ConfigError("dstack_util.simulated")` for a simulated guest: the machine would be ours.
+        """
+        if self._machine is None and self._is_simulated:
+            raise ConfigError(
+                "dstack_util.simulated",
+                "a simulated guest has no machine of its own: this one would be changed",
+            )
+        return self._machine or LinuxMachine()
 
     def read_input(self, limit: int) -> bytes:
         """Return standard input to its end, `limit` + 1 bytes at most."""

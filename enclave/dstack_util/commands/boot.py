@@ -47,15 +47,15 @@ def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
 
 
 def _setup(arguments: argparse.Namespace, tools: Tools) -> None:
-    work = arguments.work_dir.absolute()
+    machine, work = tools.machine, arguments.work_dir.absolute()
     # before the guest is looked for: it reads the copies from there
     os.environ[DIRECTORY_VARIABLE] = str(work / DIRECTORY)
     setup(
         tools.platform,
-        tools.machine,
+        machine,
         Places(
             work=work,
-            device=arguments.device or choose_device(tools.machine, os.environ),
+            device=arguments.device or choose_device(machine, os.environ),
             mount_point=arguments.mount_point or work / "persistent",
             share=Path(DEFAULT_MOUNT),
         ),

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from enclave.dstack_util.setup import APP_ROOT_NAME
-from enclave.dstack_util.setup_config import load_setup_config
+from enclave.dstack_util.setup_config import load_trust
 from enclave.dstack_util.tools import Tools
 from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import establish_trust
@@ -82,7 +82,7 @@ def _ca(
 
 
 def _now(tools: Tools) -> int:
-    return establish_trust(tools.platform, load_setup_config(tools.platform).trust.settings()).clock.now()
+    return establish_trust(tools.platform, load_trust(tools.platform).settings()).clock.now()
 
 
 def _read_issuer(tools: Tools, cert: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from enclave.dstack_util.guest import booting_tee
-from enclave.dstack_util.setup_config import load_setup_config
+from enclave.dstack_util.setup_config import load_trust
 from enclave.dstack_util.tools import REPORT_DATA, Tools
 from enclave.tee.peers import establish_trust
 from shared.attestation.envelope import GcpTdxQuote, TdxEvent, TdxQuote, decode_envelope
@@ -44,7 +44,7 @@ def _extend(arguments: argparse.Namespace, tools: Tools) -> None:
 def _show(arguments: argparse.Namespace, tools: Tools) -> None:
     """Verify this guest's own evidence as everybody else would, and print what that tells."""
     del arguments
-    trust = establish_trust(tools.platform, load_setup_config(tools.platform).trust.settings())
+    trust = establish_trust(tools.platform, load_trust(tools.platform).settings())
     data = bytes(REPORT_DATA)
     verified = trust.verifier.verify(tools.platform.tee.attestor(None).attest(data), data)
     text = msgspec.json.format(msgspec.json.encode(app_info(verified).to_json()), indent=2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from enclave.dstack_util.setup_config import load_setup_config
+from enclave.dstack_util.setup_config import load_trust
 from enclave.dstack_util.tools import Tools
 from enclave.tee.gcp import GcpTee
 from enclave.tee.peers import establish_trust
@@ -91,7 +91,7 @@ def _verify(arguments: argparse.Namespace, tools: Tools) -> None:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError("tpm_verify.file", f"{arguments.quote} is not what tpm-quote writes") from error
     roots, issuers = _split(tools.read_file(arguments.root_ca, MAX_FILE))
-    trust = establish_trust(tools.platform, load_setup_config(tools.platform).trust.settings())
+    trust = establish_trust(tools.platform, load_trust(tools.platform).settings())
     nobody = TrustAnchors(nitro=(), tdx=(), gcp_tpm=())
     anchors = nobody.with_extra(roots, signer="gcp_tpm").gcp_tpm
     certificate = decode_hex(file.ak_cert, what="ak_cert")

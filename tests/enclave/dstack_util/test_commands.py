@@ -365,6 +365,12 @@ def test_mounts_the_hosts_share_and_unmounts_it(here: Session, tmp_path: Path) -
     assert not here.machine.is_mounted(point)
 
 
+@pytest.mark.parametrize("argv", [["setup"], ["host-shared", "mount"], ["host-shared", "unmount"]])
+def test_a_simulated_guest_changes_no_machine(here: Session, capsys, argv: list[str]) -> None:
+    assert run(argv, Tools(here.platform)) == 1
+    assert refusal(capsys) == "dstack_util.simulated"
+
+
 def test_nobody_is_told_on_a_cloud(here: Session, nitro: Session) -> None:
     for session in (here, nitro):
         assert session("notify-host", "-e", "boot.progress", "-d", "done") == 0

@@ -324,6 +324,28 @@ def test_a_guest_without_a_kms_has_a_ca_of_its_own(
     assert [name for name, _ in guest.events()] == [*IDENTITY, *ORIGIN[1:]]
 
 
+@pytest.mark.parametrize("provider", ["tpm", "none"])
+def test_keys_that_another_boot_left_behind_are_not_taken(
+    gcp: Machines, disk: Path, tmp_path: Path, provider: str
+) -> None:
+    """The work directory is in memory; one that is not would carry keys from boot to boot."""
+    first, second = start(gcp, disk, key_provider=provider), start(gcp, tmp_path / "b", key_provider=provider)
+    first.setup()
+    (second.work / ".host-shared").mkdir(parents=True)
+    (second.work / ".host-shared/.appkeys.json").write_bytes(first.file(".appkeys.json"))
+    second.setup()
+    assert second.file(".appkeys.json") != first.file(".appkeys.json")
+
+
+def test_keys_of_another_provider_end_the_boot(gcp: Machines, disk: Path) -> None:
+    guest = start(gcp, disk, key_provider="tpm")
+    guest.setup()
+    path = guest.work / ".host-shared/.appkeys.json"
+    path.write_bytes(path.read_bytes().replace(b'"Tpm"', b'"None"'))
+    with refuses("setup.events.diverged", StorageError):
+        guest.setup()
+
+
 def test_the_environment_is_decrypted_for_the_app(gcp: Machines, kms: ServedKms, disk: Path) -> None:
     guest = start(gcp, disk, kms=kms, allowed_envs=["A", "B"])
     sealed = encrypt_env({"A": "1\n2", "B": 'x" C="y', "EVIL": "1"}, _env_key(kms))
