@@ -10,7 +10,7 @@ import msgspec
 from cli.demo.answers import convert_answer
 from cli.demo.enclave_images import ImageBuilder
 from cli.demo.functions import LOOPBACK, READY_SECONDS
-from cli.demo.guests import Measured
+from cli.demo.guests import AGENT_SOCKET, Measured
 from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots
 from cli.demo.processes import Process, ProcessGroup
 from cli.demo.simulator import run_simulator
@@ -78,6 +78,10 @@ class Enclaves:
     def evidence_url(self) -> str:
         """Return the URL at the parent that leads to the enclave's responder."""
         return f"http://{self._evidence_address}/evidence"
+
+    def app_socket(self) -> Path:
+        """See `Guests.app_socket`."""
+        return self._work / "app-memory" / AGENT_SOCKET
 
     def start_app_again(self, measured: Measured) -> Process:
         """Start a second enclave with the app's image beside the first."""

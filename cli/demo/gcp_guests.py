@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from cli.demo.answers import convert_answer
-from cli.demo.guests import Measured
+from cli.demo.guests import AGENT_SOCKET, Measured
 from cli.demo.images import EVIDENCE_PORT, KMS_PORT, AppImage, KmsImage, Roots, write_os_image
 from cli.demo.processes import Process, ProcessGroup
 from cli.demo.simulator import run_simulator
@@ -100,6 +100,10 @@ class GcpGuests:
     def evidence_url(self) -> str:
         """See `Guests.evidence_url`."""
         return f"http://{self._address(self._app, EVIDENCE_PORT)}/evidence"
+
+    def app_socket(self) -> Path:
+        """See `Guests.app_socket`."""
+        return self._work / "app-disk" / AGENT_SOCKET
 
     def start_app_again(self, measured: Measured) -> Process:
         """See `Guests.start_app_again`."""

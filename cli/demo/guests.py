@@ -9,6 +9,9 @@ from cli.demo.images import AppImage, KmsImage, Roots
 from cli.demo.processes import Process
 from functions.deploy.evidence import Verifier
 
+AGENT_SOCKET = "var/run/dstack/dstack.sock"
+"""Where the agent answers, below the guest's own root."""
+
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """A workload before it runs, and what it will measure, 32 bytes each.
@@ -56,6 +59,10 @@ class Guests(Protocol):
 
     def evidence_url(self) -> str:
         """Return the URL of the app's evidence responder, once it answers."""
+        ...
+
+    def app_socket(self) -> Path:
+        """Return the path of the socket where the app's agent answers the app."""
         ...
 
     def start_app_again(self, measured: Measured) -> Process:

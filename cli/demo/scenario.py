@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from cli.demo.answers import convert_answer, decode_answer
+from cli.demo.app_answer import AppAnswer, check_answer
 from cli.demo.deployment import Enclaves
 from cli.demo.functions import start_authorize
 from cli.demo.gcp_guests import GcpGuests
@@ -98,6 +99,7 @@ class Scenario:
         app = self._build_app(guests, governance, kms_address, audit)
         self._start_app(guests, app, kms_address)
         evidence = self._challenge(guests, app)
+        self._use_sdk(processes, guests, app, audit)
         match guests:
             case Enclaves():
                 self._leave_allow_list(guests, chain)
@@ -247,6 +249,29 @@ class Scenario:
                 "fresh evidence over a single-use challenge shows the planned image; reported as simulated"
             )
         return envelope
+
+    def _use_sdk(self, processes: ProcessGroup, guests: Guests, app: Measured, audit: Audit) -> None:
+        with self.narrator.step(f"app -> SDK -> {_GUEST[self.kind]}'s agent") as step:
+            challenge = secrets.token_bytes(32)
+            process = processes.python(
+                "sdk-app",
+                "cli.demo.sdk_app",
+                challenge.hex(),
+                environment={"DSTACK_SIMULATOR_ENDPOINT": str(guests.app_socket())},
+            )
+            answer = convert_answer(process.wait_for("app.answer"), AppAnswer, what="the app's answer")
+            check_answer(
+                answer,
+                challenge=challenge,
+                app_id=self._app_id_bytes(),
+                planned=app,
+                audit=audit,
+                verifier=guests.verifier,
+            )
+            step.say(
+                "with dstack-sdk from PyPI the app signed a challenge, attested the key, got a certificate; "
+                "the KMS vouches for key and certificate, evidence of the planned image names the key"
+            )
 
     def _ask_evidence(self, url: str, challenge: bytes) -> bytes:
         body = msgspec.json.encode({"challenge": challenge.hex()})
