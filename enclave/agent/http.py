@@ -26,8 +26,7 @@ NO_LIMITS: Limits = {}
 
 def internal_app(guest: Guest, limits: Limits = NO_LIMITS) -> ASGIApp:
     """Return A: DstackGuest at the root and below `/v0`, that of v1 below `/v1`."""
-    v0 = service("DstackGuest", dstack_guest(guest, limits))
-    v1 = service("DstackGuest", dstack_guest_v1(guest, limits))
+    v0, v1 = service("", dstack_guest(guest, limits)), service("", dstack_guest_v1(guest, limits))
     return Router(routes=[v0.route(""), v0.route("/v0"), v1.route("/v1")], redirect_slashes=False)
 
 
@@ -53,7 +52,7 @@ def external_app(
 def guest_api_app(guest: Guest, limits: Limits = NO_LIMITS, *, more: Methods | None = None) -> ASGIApp:
     """Return D: Info, and what `more` adds."""
     own = methods(limits, prompt={"Info": (Empty, lambda _: _guest_info(guest))}, blocking={})
-    return Router(routes=[service("GuestApi", own | (more or {})).route("/api")], redirect_slashes=False)
+    return Router(routes=[service("", own | (more or {})).route("/api")], redirect_slashes=False)
 
 
 def _guest_info(guest: Guest) -> host_pb.GuestInfo:

@@ -53,7 +53,7 @@ def dstack_guest(guest: Guest, limits: Mapping[str, int]) -> Methods:
                 pb.RawQuoteArgs,
                 lambda request: pb.AttestResponse(attestation=guest.attest(request.report_data)),
             ),
-            "GpuInfo": (Empty, lambda _: pb.GpuInfoResponse(attestation=_gpu_evidence())),
+            "GpuInfo": (Empty, lambda _: pb.GpuInfoResponse(attestation=gpu_evidence())),
         },
     )
 
@@ -228,7 +228,11 @@ def _tdx_quote(guest: Guest, content: bytes, algorithm: str, prefix: str) -> pb.
     )
 
 
-def _gpu_evidence(path: Path = GPU_EVIDENCE) -> str:
+def gpu_evidence(path: Path = GPU_EVIDENCE) -> str:
+    """Return the text that the guest's boot left of its GPUs, empty where there are none.
+
+    Raises `ConfigError`: `agent.gpu.unreadable`, `agent.gpu.size`.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_GPU_EVIDENCE + 1)

@@ -44,7 +44,7 @@ def methods(
 
 
 def service(name: str, found: Methods) -> PrpcService[str]:
-    """Return a service for its routes."""
+    """Return a service for its routes; `name` is the prefix that its methods may have, empty for none."""
     return PrpcService(name, found, _identify, _identify, reception=_Quiet(), dialect=AGENT_DIALECT)
 
 

@@ -59,7 +59,12 @@ def choose_encoding(method: str, query: str, content_type: str | None) -> Encodi
 
 
 def method_name(service: str, segment: str) -> str:
-    """Return the method that the last path segment names: the service prefix is optional, and may repeat."""
+    """Return the method that the last path segment names: the service prefix is optional, and may repeat.
+
+    Where methods have no prefix, `service` is empty.
+    """
+    if not service:
+        return segment
     prefix = f"{service}."
     while segment.startswith(prefix):
         segment = segment.removeprefix(prefix)

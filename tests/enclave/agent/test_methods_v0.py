@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from enclave.agent.guest import EvidenceStyle
+from enclave.agent.methods_v0 import gpu_evidence
 from shared.attestation.envelope import decode_envelope
 from shared.attestation.event_log import replay_digests
 from shared.attestation.tdx_quote import parse_quote
-from shared.errors import UnavailableError
+from shared.errors import ConfigError, UnavailableError
 from shared.keys.guest_keys import AppKey, claim_v0, verify_key_chain
 from shared.ratls.csr import CsrConfig
 from tests.enclave.agent.agents import (
@@ -27,6 +28,7 @@ from tests.enclave.agent.agents import (
     running,
     tdx_attestor,
 )
+from tests.shared.refusal import refuses
 
 APP_KEY = AppKey(KEYS.k256_key, KEYS.k256_signature)
 
@@ -418,6 +420,22 @@ def test_emitting_an_event_is_refused_with_the_reason(agent: RunningAgent) -> No
 )
 def test_the_version_is_told_on_every_mount(mount: str, path: str, agent: RunningAgent) -> None:
     assert set(agent.call(mount, path)) == {"version", "rev"}
+
+
+def test_gpu_evidence_is_given_as_it_is(tmp_path) -> None:
+    (tmp_path / "attestation.out").write_bytes(b"gpu \xff\n")
+    assert gpu_evidence(tmp_path / "attestation.out") == "gpu \ufffd\n"
+
+
+def test_refuses_gpu_evidence_without_a_bound(tmp_path) -> None:
+    (tmp_path / "attestation.out").write_bytes(bytes((1 << 20) + 1))
+    with refuses("agent.gpu.size", ConfigError):
+        gpu_evidence(tmp_path / "attestation.out")
+
+
+def test_refuses_gpu_evidence_that_cannot_be_read(tmp_path) -> None:
+    with refuses("agent.gpu.unreadable", ConfigError):
+        gpu_evidence(tmp_path)
 
 
 def test_a_guest_without_a_gpu_has_no_evidence_of_one(agent: RunningAgent) -> None:
