@@ -14,11 +14,15 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from enclave.agent.config import AgentConfig
 from enclave.agent.guest import GUEST_STYLE, EvidenceStyle, Guest, GuestFiles, Machine
+from enclave.agent.host_methods import Shutdown
 from enclave.agent.own_identity import read_identity
+from enclave.agent.pages import Observed
 from enclave.agent.serving import Sockets, agent_parts, serve
 from enclave.agent.sockets import listen_unix
+from enclave.agent.views import NO_VIEWS, guest_views
 from enclave.devices.runtime_events import Rtmr3, RuntimeEventLog
 from enclave.devices.tdx_attestor import TdxAttestor
+from enclave.dstack_util.host_notice import NoHost
 from enclave.serving.together import Part
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.tdx import SimulatedIntel, SimulatedTdx
@@ -169,6 +173,8 @@ def running(
     watchdog: bool = False,
     key: AppKey | None = None,
     environment: Mapping[str, str] | None = None,
+    observed: Observed | None = None,
+    shutdown: Shutdown | None = None,
 ) -> Iterator[RunningAgent]:
     """Run an agent in a thread until the block ends."""
     counting = CountingAttestor(attestor)
@@ -190,7 +196,10 @@ def running(
     address = external.getsockname()
     agent = RunningAgent(guest, counting, issuer, *paths, address[1])
     sockets = Sockets(internal, tappd, (external,), guest_api)
-    parts = agent_parts(guest, serial, sockets, config or AgentConfig())
+    views = NO_VIEWS
+    if observed is not None:
+        views = guest_views(guest, observed, shutdown or Shutdown(NoHost(), lambda: None), {})
+    parts = agent_parts(guest, serial, sockets, config or AgentConfig(), views=views)
     with answering(parts, guest, environment or {}, address if watchdog else None):
         yield agent
         for client in agent.clients:
