@@ -62,6 +62,9 @@ PROMPT_BRACKETS = 64
 """So is one with more objects and arrays, those in quoted documents included: each costs as much as a hundred
 bytes of text, and anybody may send one."""
 
+MAX_BRACKETS = 1024
+"""More than any request has. The largest body has room for 40,000, and threads share one interpreter."""
+
 
 class Dialect(NamedTuple):
     """Where services of upstream's differ in how they speak. As it stands here, it is the KMS's.
@@ -252,12 +255,18 @@ def _call(
     if request.verb == "GET":
         message = from_query(procedure.request, request.query)
     else:
+        if request.encoding is Encoding.JSON and _brackets(request.body) > MAX_BRACKETS:
+            raise ProtocolError(TOO_LARGE, "failed to read data: payload too large")
         message = decode(procedure.request, request.body, request.encoding)
     return encode(handler(message, caller), request.encoding)
 
 
 def _decodes_promptly(body: bytes) -> bool:
-    return len(body) <= PROMPT_BODY_BYTES and body.count(b"{") + body.count(b"[") <= PROMPT_BRACKETS
+    return len(body) <= PROMPT_BODY_BYTES and _brackets(body) <= PROMPT_BRACKETS
+
+
+def _brackets(body: bytes) -> int:
+    return body.count(b"{") + body.count(b"[")
 
 
 @lru_cache(maxsize=64)  # a client writes the same query each time

@@ -14,6 +14,7 @@ from enclave.serving.prpc import (
     DEFAULT_BODY_BYTES,
     IDENTIFYING_THREADS,
     KNOWN_THREADS,
+    MAX_BRACKETS,
     PROMPT_BODY_BYTES,
     PROMPT_BRACKETS,
     Procedure,
@@ -109,6 +110,15 @@ def test_a_body_that_takes_time_to_decode_is_decoded_in_a_worker(body: bytes, ca
     service = Service()
     service.request(content=body)
     assert service.calls == calls
+
+
+def test_refuses_a_body_with_more_brackets_than_any_request_has() -> None:
+    service = Service()
+    bodies = [b'{"x":[' + b",".join([b"{}"] * (MAX_BRACKETS - missing)) + b"]}" for missing in (2, 1)]
+    answers = [service.request(content=body)[0] for body in bodies]
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert msgspec.json.decode(answers[1].content)["code"] == "prpc.size"
+    assert service.calls == ["handler"]
 
 
 def test_a_prompt_refusal_is_final() -> None:
