@@ -6,6 +6,7 @@ its usage and its evidence on both connections before it sends anything.
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -179,7 +180,7 @@ def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now:
     try:
         issuer_cert = x509.load_pem_x509_certificate(temporary.temp_ca_cert.encode())
         issuer_key = load_pem_private_key(temporary.temp_ca_key.encode(), password=None)
-    except (ValueError, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ProtocolError("kms.temp_ca", "the KMS's temporary CA cannot be parsed") from error
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise ProtocolError("kms.temp_ca", "the KMS's temporary CA key is not an EC key")

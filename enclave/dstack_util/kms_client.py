@@ -26,6 +26,9 @@ PATIENCE = 3.0
 """Seconds. The server waits for our part of the handshake while its evidence is checked, a KMS of ours for
 five. A check that fetched collateral for longer is over too late, but what it fetched is remembered."""
 
+TOO_MANY_CALLS = "prpc.rate"
+"""What a KMS of ours answers for now, under the status of a refusal as upstream's protocol has no other."""
+
 MAX_REFUSAL = 2000
 """Characters of a refusal's text that are worth showing."""
 
@@ -140,5 +143,7 @@ def _refusal(status: int, body: bytes) -> DstackError:
         refusal = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ProtocolError("kms.malformed", f"the KMS answered {status} without an error text")
+    if refusal.code == TOO_MANY_CALLS:
+        return UnavailableError("kms.unavailable", f"the KMS has no time now: {refusal.error[:MAX_REFUSAL]}")
     code = f" ({refusal.code})" if refusal.code else ""  # upstream's KMS has none
     return PolicyDenied("kms.refused", f"the KMS refused: {refusal.error[:MAX_REFUSAL]}{code}")

@@ -319,6 +319,14 @@ def test_an_overloaded_kms_is_asked_again(world: World, status: int) -> None:
     assert world.asked == ["kms.test"] * 2
 
 
+def test_a_kms_that_limits_calls_is_asked_again(world: World) -> None:
+    calls = itertools.count()
+    limited = Response(json.dumps({"error": "wait", "code": "prpc.rate"}), 400)
+    world.start_bent(lambda request: _reply(world.chain(request)) if next(calls) else limited)
+    assert len(world.issuer().issue(new_tls_key(), CONFIG)) == 3
+    assert world.asked == ["kms.test"] * 2
+
+
 def test_a_400_is_not_asked_again(world: World) -> None:
     world.start_bent(lambda _: Response(json.dumps({"error": "no"}), 400))
     world.refusal("kms.refused", PolicyDenied)

@@ -1,5 +1,6 @@
 """get-keys believes one pinned, attested KMS and nobody else (spec kms section 4.7, deploy section 6.2)."""
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enclave.dstack_util import kms_client
 from enclave.dstack_util.get_keys import get_keys
 from enclave.dstack_util.main import main
+from enclave.kms import limits
 from enclave.kms.authorization import Decision
 from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core
@@ -257,6 +259,11 @@ def test_a_refusal_without_a_text_is_malformed(body: bytes) -> None:
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_kms_without_time_for_us_is_unavailable(status: int) -> None:
     error = kms_client._refusal(status, b'{"error":"busy"}')
+    assert (error.code, error.exit_code) == ("kms.unavailable", ExitCode.FAILED)
+
+
+def test_a_kms_that_limits_calls_is_unavailable_and_has_not_refused() -> None:
+    error = kms_client._refusal(400, json.dumps({"error": "wait", "code": limits.CODE}).encode())
     assert (error.code, error.exit_code) == ("kms.unavailable", ExitCode.FAILED)
 
 
