@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
         log_event("agent.failed", code=error.code, message=error.message)
         sys.stderr.write(f"agent: {error} [{error.code}]\n")
         return error.exit_code
+    log_event("agent.stopped", signalled=stopped)
     return ExitCode.OK if stopped else ExitCode.FAILED
 
 

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socket import socket
 from types import FrameType
 from typing import NamedTuple
@@ -25,8 +25,9 @@ class Part(NamedTuple):
 def run_together(parts: Sequence[Part], beside: Callable[[], Awaitable[None]]) -> bool:
     """Run servers until one of them ends, or a signal comes, and end all of them.
 
-    `beside` runs on the same event loop until they have ended, and is cancelled then. Returns whether it was
-    SIGTERM or SIGINT, after every request that was being answered is, or the time of one is over.
+    `beside` runs on the same event loop until they have ended, and is cancelled then; what it raises ends
+    them, and is raised here. Returns whether it was SIGTERM or SIGINT, after every request that was being
+    answered is, or the time of one is over.
     """
     sockets = [one for part in parts for one in part.sockets]
     with asyncio.Runner(loop_factory=loop_factory(sockets)) as runner:
@@ -44,20 +45,31 @@ async def serve_together(parts: Sequence[Part], beside: Callable[[], Awaitable[N
         for server in servers:
             server.handle_exit(number, frame)
 
+    def end() -> None:
+        for server in servers:
+            server.should_exit = True
+
     async def serve(part: Part) -> None:
         try:
             await part.server.serve(sockets=list(part.sockets))
         finally:
-            for server in servers:
-                server.should_exit = True
+            end()
+
+    async def accompany() -> None:
+        try:
+            await beside()
+        except Exception:
+            end()
+            raise
 
     with _taking_signals(stop):
-        companion = asyncio.ensure_future(beside())
+        companion = asyncio.ensure_future(accompany())
         try:
             await asyncio.gather(*map(serve, parts))
         finally:
             companion.cancel()
-            await asyncio.gather(companion, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await companion
 
 
 @contextmanager

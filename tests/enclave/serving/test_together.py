@@ -73,6 +73,17 @@ def test_a_signal_ends_all_and_is_told(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_a_failure_of_what_runs_beside_ends_all() -> None:
+    parts = _parts(2)
+
+    async def beside() -> None:
+        await _answering(parts)
+        raise RuntimeError("beside")
+
+    with pytest.raises(RuntimeError, match="beside"):
+        run_together(parts, beside)
+
+
 def test_what_runs_beside_is_cancelled_at_the_end() -> None:
     parts = _parts(1)
     ended: list[str] = []
