@@ -46,6 +46,9 @@ KNOWN_THREADS = 40
 
 TOO_LARGE = "prpc.size"
 
+FAILED = "prpc.failed"
+"""In logs and counters, a call that ended in an error of the program. The answer is a bare 500."""
+
 OTHER = "other"
 """Stands for every method that does not exist, in limits and counters."""
 
@@ -213,7 +216,8 @@ class PrpcService(Generic[CallerT]):
             self._reception.before_call(name if procedure else OTHER, identified)
             if procedure is None:
                 status = dialect.unknown_status
-                raise ProtocolError("prpc.method", f"Service not found: {name[:MAX_METHOD_NAME]}")
+                text = f"Service not found: {name[:MAX_METHOD_NAME]}"
+                raise ProtocolError("prpc.method", text)  # noqa: TRY301 - refusals have one way out
             answer = await self._dispatch(procedure, _Request(verb, query, encoding, body), identified)
         except DstackError as error:
             self._reception.refused(Refusal(name[:MAX_METHOD_NAME], error, peer_chain, caller))
@@ -222,6 +226,11 @@ class PrpcService(Generic[CallerT]):
                 status = dialect.oversize_status
             told = self._written(error_body(error.message, error.code, encoding), encoding)
             return _Answer(status, encoding, told, retry_after)
+        except Exception:
+            # nobody planned for it, and it is a refusal all the same
+            failure = DstackError(FAILED, "the request could not be answered")
+            self._reception.refused(Refusal(name[:MAX_METHOD_NAME], failure, peer_chain, caller))
+            raise
         self._reception.answered(name, identified)
         return _Answer(200, encoding, self._written(answer, encoding))
 

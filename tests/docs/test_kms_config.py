@@ -85,6 +85,7 @@ def test_gives_the_limits_that_are_not_configured() -> None:
         "head of a request": f"{http.head_bytes // 1024} KiB",
         "body of a request": f"{prpc.DEFAULT_BODY_BYTES // 1024} KiB, "
         f"SignCert {SIGN_CERT_BODY_BYTES // 1024} KiB",
+        "objects and arrays in it": f"{prpc.MAX_BRACKETS}",
         "threads for callers with evidence": f"{prpc.KNOWN_THREADS}",
         "threads for verifying evidence": f"{prpc.IDENTIFYING_THREADS}",
         "threads for callers without evidence": f"{prpc.ANONYMOUS_THREADS}",

@@ -248,6 +248,22 @@ def test_a_refusal_is_one_line(listener, question: str, code: str, capsys) -> No
     assert capsys.readouterr().out == ""
 
 
+def test_an_error_of_the_program_is_one_line_that_tells_who_asked_and_nothing_of_it(
+    listener, leaf, policy, monkeypatch
+) -> None:
+    def fail(_kind: str, _subject: object) -> None:
+        raise ValueError("what nobody planned for")
+
+    monkeypatch.setattr(policy, "authorize", fail)
+    running = listener()
+    with pytest.raises(ValueError, match="nobody planned"):  # the server answers 500
+        running.ask(("GetAppKey", leaf))
+    (entry,) = running.audit()
+    assert (entry["event"], entry["method"], entry["code"]) == ("prpc.refused", "GetAppKey", "prpc.failed")
+    assert (entry["app_id"], entry["evidence_verified"]) == (APP_ID.hex(), True)
+    assert "planned" not in json.dumps(entry)
+
+
 def test_a_refusal_of_policy_tells_who_asked_and_by_which_block(listener, leaf, policy) -> None:
     policy.app = msgspec.structs.replace(
         policy.app, is_allowed=False, reason="no", finalized_hash=b"\x11" * 32, head_block=9
