@@ -94,17 +94,21 @@ class FakeDocker:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.forget()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(128)
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def forget(self) -> None:
+        """Begin anew, without a container."""
         self.asked: list[str] = []
         self.answers: dict[str, Answer] = {"/containers/json": containers()}
         self.left = threading.Semaphore(0)
         """Released each time that a client closes a connection."""
         self.arrived = threading.Semaphore(0)
         """Released each time that a request was read."""
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen(128)
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
 
     def answers_list(self, *found: dict[str, Any]) -> None:
         """Answer the list so."""
@@ -131,6 +135,7 @@ class FakeDocker:
                 thread.start()
 
     def _serve(self, peer: socket.socket) -> None:
+        left = self.left
         with peer:
             peer.settimeout(PATIENCE)
             head = b""
@@ -148,7 +153,7 @@ class FakeDocker:
                 peer.shutdown(socket.SHUT_WR)
                 while peer.recv(1 << 16):
                     pass
-            self.left.release()
+            left.release()
 
 
 @contextmanager

@@ -85,9 +85,17 @@ def site(tmp_path: Path) -> Iterator[Open]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def public_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with sites(tmp_path_factory.mktemp("public")) as start:
+        yield start(**PUBLIC)
+
+
 @pytest.fixture
-def public(site: Open) -> Site:
-    return site(**PUBLIC)
+def public(public_site: Site) -> Site:
+    """An agent whose app opens everything, and a daemon that has not been asked yet."""
+    public_site.docker.forget()
+    return public_site
 
 
 def test_an_app_that_opens_nothing_shows_who_it_is_and_its_containers(site: Open) -> None:
