@@ -6,6 +6,7 @@ answers there presents a certificate under the pinned key, of usage `kms:rpc`, w
 
 import time
 from collections.abc import Callable, Sequence
+from random import SystemRandom
 
 import msgspec
 
@@ -26,13 +27,15 @@ MAX_DELAY = 30.0
 class Waiting(msgspec.Struct, frozen=True):
     """How long a boot waits for a KMS that does not answer: `limit` seconds in all.
 
-    The clock is monotonic. A boot that gave up is stopped for good until somebody looks, so it is patient;
-    a machine that waited for ever would say nothing.
+    The clock is monotonic. Each pause is shortened by up to a half, by `chance` from 0 to 1: guests that lost
+    one KMS together do not come back together. A boot that gave up is stopped until somebody looks, so it is
+    patient; a machine that waited for ever would say nothing.
     """
 
     limit: float = 300.0
     sleep: Callable[[float], None] = time.sleep
     monotonic: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = SystemRandom().random
 
 
 class KeyPinnedClient(KmsClient):
@@ -89,7 +92,8 @@ def fetch_keys(
                 log_event("setup.kms_failed", url=url, code=error.code, message=error.message)
                 failures.append(error)
         may_come = any(isinstance(error, UnavailableError) for error in failures)
-        if not may_come or waiting.monotonic() + delay > deadline:
+        pause = delay * (1 + waiting.chance()) / 2
+        if not may_come or waiting.monotonic() + pause > deadline:
             raise failures[0]
-        waiting.sleep(delay)
+        waiting.sleep(pause)
         delay = min(2 * delay, MAX_DELAY)

@@ -86,13 +86,14 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.slept: list[float] = []
+        self.chance = 1.0
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.seconds += seconds
 
     def waiting(self, limit: float = 300.0) -> Waiting:
-        return Waiting(limit, self.sleep, lambda: self.seconds)
+        return Waiting(limit, self.sleep, lambda: self.seconds, lambda: self.chance)
 
 
 class BootingGuest:

@@ -221,6 +221,14 @@ def test_prints_hex_without_a_newline(nowhere: Session, tmp_path: Path) -> None:
     assert nowhere.out == b"02"
 
 
+def test_takes_no_endless_file(nowhere: Session, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("enclave.dstack_util.commands.octets.MAX_HEX", 3)
+    (tmp_path / "file").write_bytes(bytes(4))
+    for argv, stdin in ((["hex", str(tmp_path / "file")], b""), (["hex"], bytes(4))):
+        assert nowhere(*argv, stdin=stdin) == 1
+        assert refusal(capsys) == "dstack_util.size"
+
+
 def test_draws_random_bytes(nowhere: Session, tmp_path: Path) -> None:
     assert nowhere("rand") == 0
     assert len(nowhere.out) == 20

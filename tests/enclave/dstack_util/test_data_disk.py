@@ -275,6 +275,25 @@ def test_a_command_that_is_not_installed_is_said(tmp_path: Path) -> None:
         LinuxMachine(tmp_path).run("no-such-command-here")
 
 
+def test_a_command_that_does_not_end_is_said_without_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_arguments: object, **_options: object) -> None:
+        raise subprocess.TimeoutExpired("cryptsetup", 600, output=b"secret")
+
+    monkeypatch.setattr(subprocess, "run", endless)
+    with refuses("setup.command.timeout", UnavailableError) as refusal:
+        LinuxMachine(tmp_path).run("cryptsetup", stdin=b"secret")
+    assert refusal.value.__cause__ is None
+
+
+def test_a_place_in_memory_that_is_not_there_is_said(machine: RecordedMachine, device: Path) -> None:
+    disk = _disk(machine, device)
+    (device.parent / "memory").rmdir()
+    with refuses("setup.disk.write", StorageError):
+        disk.prepare()
+
+
 def test_a_commands_input_is_not_in_its_words_or_environment(tmp_path: Path) -> None:
     shown = LinuxMachine(tmp_path).run("sh", "-c", "cat; env; cat /proc/$$/cmdline", stdin=b"")
     assert b"secret" not in shown.stdout

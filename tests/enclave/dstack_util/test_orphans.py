@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_asks_a_running_docker(tmp_path: Path, compose: Path) -> None:
     assert (code, out) == (0, b"bbbbbbbbbbbb old\n")
     assert "label=com.docker.compose.project=dstackapp" in machine.argv[0]
     assert machine.argv[1] == ("docker", "rm", "--force", GONE)
+
+
+def test_a_container_that_cannot_be_removed_is_said(
+    tmp_path: Path, compose: Path, root: Path, capsys, monkeypatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    code, _out, _machine = _run(tmp_path, "-f", str(compose), "--no-dockerd", "-d", str(root))
+    assert code == 1
+    assert "[remove_orphans.write]" in capsys.readouterr().err
 
 
 def test_a_machine_that_never_ran_docker_has_no_orphans(tmp_path: Path, compose: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from socket import create_server
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,6 +17,7 @@ from enclave.dstack_util.machine import Completed
 from enclave.kms.authorization import Decision
 from enclave.platform import Platform
 from enclave.tee.nitro import NitroTee
+from shared.attestation.tdx_quote import parse_quote
 from shared.compose.app_compose import compose_hash
 from shared.errors import (
     ConfigError,
@@ -250,6 +252,16 @@ def test_a_kms_that_is_down_is_asked_again_until_the_time_is_up(
     assert 250 < guest.clock.seconds <= 300
     assert guest.host.told[-1][0] == "boot.error"
     assert "net.unreachable" in guest.host.told[-1][1]
+
+
+def test_guests_that_lost_a_kms_together_come_back_at_other_times(
+    gcp: Machines, kms: ServedKms, disk: Path
+) -> None:
+    guest = start(gcp, disk, kms=kms, kms_urls=(_silent_url(),))
+    guest.clock.chance = 0.0
+    with refuses("net.unreachable", UnavailableError):
+        guest.setup()
+    assert guest.clock.slept[:6] == [0.5, 1, 2, 4, 8, 15]
 
 
 def test_a_kms_that_comes_up_meanwhile_gives_the_keys(
@@ -527,6 +539,42 @@ def test_the_hosts_mirror_joins_dockers_settings(gcp: Machines, kms: ServedKms, 
         "log-driver": "journald",
         "registry-mirrors": ["https://mirror.example"],
     }
+
+
+def test_refuses_dockers_settings_that_are_no_object(gcp: Machines, kms: ServedKms, disk: Path) -> None:
+    guest = start(gcp, disk, kms=kms, sys_config={"docker_registry": "https://mirror.example"})
+    settings = guest.machine.root / "etc/docker/daemon.json"
+    settings.parent.mkdir()
+    settings.write_text("[]")
+    with refuses("setup.docker", ConfigError):
+        guest.setup()
+
+
+def test_a_system_file_that_cannot_be_read_is_said(gcp: Machines, kms: ServedKms, disk: Path) -> None:
+    guest = start(gcp, disk, kms=kms)
+    (guest.machine.root / "proc/cmdline").unlink()
+    (guest.machine.root / "proc/cmdline").mkdir()
+    with refuses("setup.unreadable", StorageError):
+        guest.setup()
+
+
+@pytest.mark.parametrize(
+    ("bound", "code"), [(b"\1" + bytes(47), "mr_config.mismatch"), (b"\3" + bytes(47), "setup.mr_config")]
+)
+def test_refuses_a_config_that_the_host_bound_and_that_is_not_this_boots(
+    gcp: Machines, kms: ServedKms, disk: Path, monkeypatch: pytest.MonkeyPatch, bound: bytes, code: str
+) -> None:
+    def bending(quote: bytes) -> Any:
+        parsed = parse_quote(quote)
+        report = msgspec.structs.replace(parsed.report, mr_config_id=bound)
+        return msgspec.structs.replace(parsed, report=report)
+
+    guest = start(gcp, disk, kms=kms)
+    monkeypatch.setattr("enclave.dstack_util.setup.parse_quote", bending)
+    with refuses(code):
+        guest.setup()
+    assert [name for name, _ in guest.events()] == IDENTITY
+    assert not (guest.work / ".host-shared/.appkeys.json").exists()
 
 
 @pytest.mark.parametrize(
