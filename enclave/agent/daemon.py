@@ -123,7 +123,7 @@ def run(
     host = host_of(identity.tee_variant, files.host_api_url, AfVsock())
     observed = Observed.of_this_machine(config.core.data_disks)
     views = guest_views(guest, observed, Shutdown(host, systemd_power_off), config.default.limits)
-    parts = agent_parts(guest, attestor, sockets, config, views=views)
+    parts = agent_parts(guest, sockets, config, views=views)
     watched = tcp_address(sockets.external[0]) if watchdog else None
     return serve(parts, guest, os.environ, watched=watched, ready=tell)
 

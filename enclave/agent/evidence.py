@@ -1,7 +1,5 @@
 """`POST /evidence`: fresh evidence over a deployer's challenge (DESIGN section 4)."""
 
-import threading
-
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -9,6 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from enclave.tee.evidence import BoundedAttestor
 from enclave.tee.tee import Attestor
 from shared.attestation.report_data import deploy_challenge
 from shared.errors import DstackError, ProtocolError
@@ -26,20 +25,18 @@ class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def evidence_app(attestor: Attestor, app_id: bytes) -> Starlette:
     """Return the ASGI application of the route alone."""
-    return Starlette(routes=[evidence_route(attestor, app_id)])
+    return Starlette(routes=[evidence_route(BoundedAttestor(attestor), app_id)])
 
 
 def evidence_route(attestor: Attestor, app_id: bytes) -> Route:
-    """Return the route.
+    """Return the route. `attestor` is safe to use from several threads.
 
     Request `{"challenge": hex32}`; answer `{"attestation": hex}`, an envelope whose report_data is
     SHA512("dstack-deploy-challenge:" || challenge || app_id). A bad request is 400 with `error` and `code`.
     """
-    one_at_a_time = threading.Lock()  # devices serve one request at a time anyway
 
     def attest(challenge: bytes) -> bytes:
-        with one_at_a_time:
-            return attestor.attest(deploy_challenge(challenge, app_id))
+        return attestor.attest(deploy_challenge(challenge, app_id))
 
     async def evidence(request: Request) -> Response:
         try:

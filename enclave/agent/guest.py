@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from enclave.agent.certificates import CertificateIssuer
 from enclave.agent.own_identity import OwnIdentity, tdx_half
 from enclave.log import log_event
+from enclave.tee.evidence import BoundedAttestor
 from enclave.tee.tee import Attestor
 from shared.attestation.envelope import REPORT_DATA_LENGTH, decode_envelope
 from shared.attestation.envelope_v1 import encode_v1
@@ -119,6 +120,8 @@ class Guest:
         self.machine = machine
         self._style = style
         self._attestor = attestor
+        self.outside: Attestor = BoundedAttestor(attestor)
+        """Makes evidence for whoever asks from outside, who may ask as often as he likes."""
         self._issuer = issuer
         self._requesting = threading.Lock()
         self._request_after = 0.0
@@ -142,19 +145,20 @@ class Guest:
         """Return an envelope over up to 64 bytes, filled with zeros. Raises `agent.report_data`."""
         return self._attestor.attest(padded(report_data))
 
-    def quote(self, report_data: bytes, *, envelope_without_tdx: bool = False) -> Quoted:
+    def quote(self, report_data: bytes, *, outside: bool = False) -> Quoted:
         """Return a TDX quote over up to 64 bytes.
 
-        A guest without TDX gives its envelope instead, where the configuration or `envelope_without_tdx` says
-        so. Raises `ProtocolError`: `agent.report_data`, `agent.quote.platform`, and what the devices raise.
+        A guest without TDX gives its envelope instead, where the configuration says so, and to whoever asks
+        from `outside`, where there is no Attest to call. Raises `ProtocolError`: `agent.report_data`,
+        `agent.quote.platform`; `UnavailableError("attestor.busy")`, and what the devices raise.
         """
-        refuses = self._style.without_tdx == "refuse" and not envelope_without_tdx
+        refuses = self._style.without_tdx == "refuse" and not outside
         if refuses and self.identity.tee_variant not in (TDX, GCP_TDX):
             raise ProtocolError(
                 "agent.quote.platform",
                 f"GetQuote is for TDX, and this guest is of {self.identity.tee_variant}: call Attest",
             )
-        raw = self._attestor.attest(padded(report_data))
+        raw = (self.outside if outside else self._attestor).attest(padded(report_data))
         evidence = decode_envelope(raw)
         half = tdx_half(evidence)
         if half is None:

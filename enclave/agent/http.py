@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from enclave.agent.guest import Guest
 from enclave.agent.methods_v0 import REVISION, dstack_guest, public_app_info, tappd, worker
 from enclave.agent.methods_v1 import HealthCheck, dstack_guest_v1, unwatched, worker_v1
-from enclave.agent.procedures import Methods, methods, service
+from enclave.agent.procedures import PUBLIC_BODY_BYTES, Methods, methods, service
 from shared.rpc import guest_api_pb2 as host_pb
 from shared.version import __version__
 
@@ -43,8 +43,8 @@ def external_app(
     health: HealthCheck = unwatched,
 ) -> ASGIApp:
     """Return C: Worker, and the pages that are for everybody."""
-    v0 = service("Worker", worker(guest, limits))
-    v1 = service("Worker", worker_v1(guest, limits, health))
+    v0 = service("Worker", worker(guest, limits), largest=PUBLIC_BODY_BYTES)
+    v1 = service("Worker", worker_v1(guest, limits, health), largest=PUBLIC_BODY_BYTES)
     routes = [v0.route(), v0.route("/prpc/v0"), v1.route("/prpc/v1"), *pages]
     return _Versioned(Router(routes=routes, redirect_slashes=False))
 

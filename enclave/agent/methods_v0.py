@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from enclave.agent.guest import Guest, padded
-from enclave.agent.procedures import Methods, methods
+from enclave.agent.procedures import PUBLIC_BODY_BYTES, Methods, methods
 from shared.attestation.report_data import report_data
 from shared.errors import ConfigError, ProtocolError
 from shared.keys.guest_keys import ED25519, SIGN_PATH, SIGN_PURPOSE, GuestKey
@@ -84,6 +84,7 @@ def worker(guest: Guest, limits: Mapping[str, int]) -> Methods:
     """Return Worker, which everybody may call."""
     return methods(
         limits,
+        largest=PUBLIC_BODY_BYTES,
         prompt={
             "Info": (Empty, lambda _: _asked(guest, public_app_info(guest))),
             "Version": (Empty, lambda _: version()),
@@ -131,9 +132,9 @@ def public_app_info(guest: Guest) -> pb.AppInfo:
     return info
 
 
-def get_quote(guest: Guest, data: bytes, *, envelope_without_tdx: bool = False) -> pb.GetQuoteResponse:
+def get_quote(guest: Guest, data: bytes, *, outside: bool = False) -> pb.GetQuoteResponse:
     """Return a quote over up to 64 bytes of report data."""
-    quoted = guest.quote(data, envelope_without_tdx=envelope_without_tdx)
+    quoted = guest.quote(data, outside=outside)
     return pb.GetQuoteResponse(
         quote=quoted.quote,
         event_log=quoted.event_log,
@@ -212,7 +213,7 @@ def _app_key_evidence(guest: Guest, algorithm: str) -> pb.GetQuoteResponse:
     """Return evidence over the key that signs. This mount has no Attest, so that any guest answers."""
     public = _signing_key(guest, algorithm).public_key
     tag = b"dip1::ed25519-pk:" if key_algorithm(algorithm) == ED25519 else b"dip1::secp256k1c-pk:"
-    return get_quote(guest, tag + urlsafe_b64encode(public).rstrip(b"="), envelope_without_tdx=True)
+    return get_quote(guest, tag + urlsafe_b64encode(public).rstrip(b"="), outside=True)
 
 
 def _tdx_quote(guest: Guest, content: bytes, algorithm: str, prefix: str) -> pb.TdxQuoteResponse:

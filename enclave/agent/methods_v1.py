@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from enclave.agent.guest import Guest
 from enclave.agent.methods_v0 import REVISION, tls_config
-from enclave.agent.procedures import Methods, methods
+from enclave.agent.procedures import PUBLIC_BODY_BYTES, Methods, methods
 from shared.attestation.envelope import decode_envelope
 from shared.attestation.envelope_v1 import encode_v1
 from shared.errors import ConfigError, ProtocolError
@@ -42,6 +42,7 @@ def worker_v1(guest: Guest, limits: Mapping[str, int], health: HealthCheck) -> M
     """Return Worker, which everybody may call."""
     return methods(
         limits,
+        largest=PUBLIC_BODY_BYTES,
         prompt={"Info": (Empty, lambda _: public_info(guest)), "Version": (Empty, lambda _: version())},
         blocking={"Health": (Empty, lambda _: health())},
     )

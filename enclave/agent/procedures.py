@@ -11,22 +11,22 @@ from shared.rpc.codec import MAX_BODY_BYTES
 LOCAL: Final = "local"
 """The caller of every method: reaching the socket is the authority, and who it was decides nothing."""
 
-AGENT_DIALECT: Final = Dialect(
-    unknown_status=404,
-    oversize_status=413,
-    unknown_body=MAX_BODY_BYTES,
-    header_counts_early=True,
-    ascii=True,
-)
+PUBLIC_BODY_BYTES: Final = 64 * 1024
+"""What everybody may send: its methods take a word. Ten mebibytes from each of four thousand connections
+would be more memory than guests have."""
 
 Method = tuple[type[Message], Callable[[Any], Message]]
 Methods = dict[str, Procedure[str]]
 
 
 def methods(
-    limits: Mapping[str, int], *, prompt: Mapping[str, Method], blocking: Mapping[str, Method]
+    limits: Mapping[str, int],
+    *,
+    prompt: Mapping[str, Method],
+    blocking: Mapping[str, Method],
+    largest: int = MAX_BODY_BYTES,
 ) -> Methods:
-    """Return the methods of a service. `limits` are bytes of a request by method, where it is not 10 MiB.
+    """Return the methods of a service. `limits` are bytes of a request by method, below the `largest`.
 
     Those of `prompt` compute for less than a thread costs, and answer on the event loop; those of `blocking`
     ask devices, files or a KMS.
@@ -38,14 +38,21 @@ def methods(
             request,
             call,
             prompt=call if name in prompt else None,
-            max_body=min(limits.get(name, MAX_BODY_BYTES), MAX_BODY_BYTES),
+            max_body=min(limits.get(name, largest), largest),
         )
     return made
 
 
-def service(name: str, found: Methods) -> PrpcService[str]:
+def service(name: str, found: Methods, *, largest: int = MAX_BODY_BYTES) -> PrpcService[str]:
     """Return a service for its routes; `name` is the prefix that its methods may have, empty for none."""
-    return PrpcService(name, found, _identify, _identify, reception=_Quiet(), dialect=AGENT_DIALECT)
+    dialect = Dialect(
+        unknown_status=404,
+        oversize_status=413,
+        unknown_body=largest,
+        header_counts_early=True,
+        ascii=True,
+    )
+    return PrpcService(name, found, _identify, _identify, reception=_Quiet(), dialect=dialect)
 
 
 class _Quiet(Reception[str]):

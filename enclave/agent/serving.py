@@ -20,7 +20,6 @@ from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server
 from enclave.serving.http_protocol import Limits
 from enclave.serving.together import Part, run_together
-from enclave.tee.tee import Attestor
 
 LIMITS: Final = Limits(connections=4096, keep_alive_seconds=10)
 """A thousand clients of one app may ask at once, beside those that keep their connections."""
@@ -59,7 +58,6 @@ def open_sockets(
 
 def agent_parts(
     guest: Guest,
-    attestor: Attestor,
     sockets: Sockets,
     config: AgentConfig,
     *,
@@ -67,7 +65,7 @@ def agent_parts(
 ) -> list[Part]:
     """Return the servers, each with what it listens on."""
     limits = config.default.limits
-    outside = [evidence_route(attestor, guest.identity.app_id), *views.pages]
+    outside = [evidence_route(guest.outside, guest.identity.app_id), *views.pages]
     parts = [
         _part(internal_app(guest, limits), sockets.internal),
         _part(tappd_app(guest, limits), sockets.tappd),

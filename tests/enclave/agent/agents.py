@@ -199,7 +199,7 @@ def running(
     views = NO_VIEWS
     if observed is not None:
         views = guest_views(guest, observed, shutdown or Shutdown(NoHost(), lambda: None), {})
-    parts = agent_parts(guest, serial, sockets, config or AgentConfig(), views=views)
+    parts = agent_parts(guest, sockets, config or AgentConfig(), views=views)
     with answering(parts, guest, environment or {}, address if watchdog else None):
         yield agent
         for client in agent.clients:

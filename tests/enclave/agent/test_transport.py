@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from enclave.agent.config import AgentConfig, Default
+from enclave.agent.procedures import PUBLIC_BODY_BYTES
 from shared.rpc import agent_pb2 as pb
 from shared.rpc.kms_pb2 import ProtoError
 from tests.enclave.agent.agents import RunningAgent, app_compose, running, tdx_attestor
@@ -150,6 +151,13 @@ def test_text_beyond_ascii_is_escaped_and_kept(agent: RunningAgent) -> None:
 def test_refuses_a_body_beyond_ten_mebibytes(mount: str, path: str, agent: RunningAgent) -> None:
     body = b'{"path": "' + b"a" * LIMIT + b'"}'
     response = agent.client(mount).post(path, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (413, "prpc.size")
+
+
+@pytest.mark.parametrize("path", ["/prpc/GetAttestationForAppKey", "/prpc/v1/Info", "/prpc/Nothing"])
+def test_everybody_may_send_less(path: str, agent: RunningAgent) -> None:
+    body = b'{"algorithm": "' + b"a" * PUBLIC_BODY_BYTES + b'"}'
+    response = agent.client("c").post(path, content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (413, "prpc.size")
 
 
