@@ -18,6 +18,8 @@ from shared.rpc import guest_api_pb2 as host_pb
 LOG_QUERY: Final = "text&bare&timestamps&follow&tail=20"
 TCB_IS_PRIVATE: Final = "TCB info is not public"
 
+SIMULATED: Final = "This guest is simulated: its evidence is signed by nobody's hardware."
+
 _STYLE: Final = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
     "table{border-collapse:collapse;width:100%;margin-bottom:2rem}"
@@ -54,13 +56,15 @@ def dashboard_html(
     system: host_pb.SystemInfo | None,
     public_logs: bool,
     public_tcbinfo: bool,
+    simulated: bool = False,
 ) -> str:
-    """Return the page. `system` is None where the app keeps it to itself."""
+    """Return the page. `system` is None where the app keeps it to itself; `simulated` is said at the top."""
     title = _text(info.app_name) or "dstack app"
     parts = [
         "<!DOCTYPE html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>',
         f"<body><h1>{title}</h1>",
+        *([f"<p>{SIMULATED}</p>"] if simulated else []),
         _table("App", _identity(info)),
     ]
     if system is not None:

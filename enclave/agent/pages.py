@@ -58,9 +58,13 @@ def page_routes(
     *,
     idle_seconds: float = IDLE_SECONDS,
     now: Callable[[], float] = time.time,
+    simulated: bool = False,
 ) -> list[Route]:
-    """Return the routes that the app's compose file allows; `now` is in unix seconds."""
-    pages = _Pages(guest, observed)
+    """Return the routes that the app's compose file allows; `now` is in unix seconds.
+
+    The page of a `simulated` guest says so.
+    """
+    pages = _Pages(guest, observed, simulated=simulated)
     routes = [Route("/", pages.dashboard)]
     if pages.public_sysinfo:
         routes.append(Route("/metrics", pages.metrics))
@@ -70,8 +74,9 @@ def page_routes(
 
 
 class _Pages:
-    def __init__(self, guest: Guest, observed: Observed) -> None:
+    def __init__(self, guest: Guest, observed: Observed, *, simulated: bool) -> None:
         self._guest = guest
+        self._simulated = simulated
         self._observed = observed
         self._threads = CapacityLimiter(PAGE_THREADS)
         self._headers = security_headers()
@@ -93,6 +98,7 @@ class _Pages:
             system=self._observed.system.read() if self.public_sysinfo else None,
             public_logs=self.public_logs,
             public_tcbinfo=self._guest.public_tcbinfo,
+            simulated=self._simulated,
         )
 
     def _metrics(self) -> str:

@@ -24,11 +24,18 @@ class Views(NamedTuple):
 NO_VIEWS = Views()
 
 
-def guest_views(guest: Guest, observed: Observed, shutdown: Shutdown, limits: Mapping[str, int]) -> Views:
+def guest_views(
+    guest: Guest,
+    observed: Observed,
+    shutdown: Shutdown,
+    limits: Mapping[str, int],
+    *,
+    simulated: bool = False,
+) -> Views:
     """Return what a guest shows of itself, by its app-compose."""
     runner = None if guest.compose is None else guest.compose.runner
     return Views(
-        page_routes(guest, observed),
+        page_routes(guest, observed, simulated=simulated),
         ContainerHealth(observed.listing, runner),
         host_methods(observed, shutdown, limits),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from enclave.agent.dashboard import TCB_IS_PRIVATE, dashboard_html, security_headers
+from enclave.agent.dashboard import SIMULATED, TCB_IS_PRIVATE, dashboard_html, security_headers
 from enclave.agent.docker_engine import Container
 from shared.rpc import agent_pb2 as pb
 from shared.rpc import guest_api_pb2 as host_pb
@@ -219,6 +219,14 @@ def test_a_container_without_a_name_goes_by_its_id() -> None:
 def test_shows_a_thousand_containers() -> None:
     found = page(None, *(web(names=(f"/web-{number}",)) for number in range(1000)), logs=True)
     assert len(found.links) == 1000
+
+
+def test_the_page_of_a_simulated_guest_says_so() -> None:
+    html = dashboard_html(
+        pb.AppInfo(), (), system=None, public_logs=False, public_tcbinfo=True, simulated=True
+    )
+    assert SIMULATED in StrictPage(html).text
+    assert SIMULATED not in page().text
 
 
 def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
