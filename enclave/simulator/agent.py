@@ -20,12 +20,16 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from enclave.agent.certificates import CertificateIssuer
 from enclave.agent.config import Listener
 from enclave.agent.guest import EvidenceStyle, Guest, GuestFiles, Machine
+from enclave.agent.host_methods import Shutdown
 from enclave.agent.issuers import read_ca
 from enclave.agent.local_issuer import LocalIssuer
 from enclave.agent.own_identity import OwnIdentity, read_identity
+from enclave.agent.pages import Observed
 from enclave.agent.serving import Sockets, agent_parts, raise_open_files, serve
 from enclave.agent.sockets import listen_unix
+from enclave.agent.views import guest_views
 from enclave.devices.host_shared import MAX_SYS_CONFIG
+from enclave.dstack_util.host_notice import NoHost
 from enclave.dstack_util.sys_config import parse_sys_config
 from enclave.log import log_event
 from enclave.process import forbid_dumps
@@ -83,7 +87,10 @@ def run(
 
     Raises what the files are refused with, and `UnavailableError("agent.listen")`.
     """
-    attestor, guest = open_guest(directory, config)
+    _, guest = open_guest(directory, config)
+    observed = Observed.of_this_machine(config.core.data_disks)
+    shutdown = Shutdown(NoHost(), stay_on)
+    views = guest_views(guest, observed, shutdown, config.default.limits, simulated=True)
 
     def tell() -> None:
         log_event(
@@ -97,7 +104,7 @@ def run(
         ready()
 
     with _sockets(directory, config) as sockets:
-        return serve(agent_parts(guest, attestor, sockets, config), guest, os.environ, ready=tell)
+        return serve(agent_parts(guest, sockets, config, views=views), guest, os.environ, ready=tell)
 
 
 def open_guest(directory: Path, config: SimulatorConfig) -> tuple[RecordedAttestor, Guest]:
@@ -220,6 +227,11 @@ def _read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ConfigError("simulator.file", f"{path} is larger than {limit} bytes")
     return content
+
+
+def stay_on() -> None:
+    """Refuse to power off the developer's machine: `ConfigError("simulator.shutdown")`."""
+    raise ConfigError("simulator.shutdown", "a simulated guest powers no machine off: end it with Ctrl-C")
 
 
 def _parser() -> argparse.ArgumentParser:

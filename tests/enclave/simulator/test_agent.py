@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from enclave.simulator.agent import main, open_guest, run
+from enclave.agent.dashboard import SIMULATED
+from enclave.simulator.agent import main, open_guest, run, stay_on
 from enclave.simulator.agent_config import SimulatorConfig
 from enclave.simulator.fixture_set import lay_fixture
 from shared.attestation.envelope import decode_envelope
@@ -33,6 +34,11 @@ def place(tmp_path: Path) -> Path:
 def ask(path: Path, method: str, **fields: object) -> httpx.Response:
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
         return client.post(f"http://agent{method}", json=fields)
+
+
+def ask_page(path: Path) -> str:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://agent.test") as client:
+        return client.get("/").text
 
 
 def test_all_four_services_answer_and_leave_no_socket(tmp_path: Path) -> None:
@@ -72,6 +78,19 @@ def test_get_quote_always_has_an_envelope_in_the_newer_form(
     assert evidence.report_data[:2] == b"\xab\xcd"
     assert all(event["digest"] for event in json.loads(quoted["event_log"]))
     assert quoted["vm_config"] == json.loads((tmp_path / "sys-config.json").read_text())["vm_config"]
+
+
+def test_the_page_says_that_the_guest_is_simulated(tmp_path: Path) -> None:
+    with running(tmp_path):
+        assert SIMULATED in ask_page(tmp_path / "external.sock")
+
+
+def test_the_machine_of_a_simulated_guest_stays_on(tmp_path: Path) -> None:
+    with running(tmp_path):
+        assert ask(tmp_path / "guest.sock", "/api/Shutdown").text == "null"
+        assert ask(tmp_path / "dstack.sock", "/Version").status_code == 200
+    with refuses("simulator.shutdown", ConfigError):
+        stay_on()
 
 
 def test_upstreams_directory_is_not_written_to(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
