@@ -20,6 +20,7 @@ from enclave.kms.assembly import assemble
 from enclave.kms.config import CONFIG_PATH, KmsConfig, parse_config
 from enclave.kms.daemon import main
 from enclave.platform import Platform
+from enclave.serving.http_protocol import Limits
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.compose import GuestCompose, read_compose
 from enclave.simulator.nsm import SimulatedNsm
@@ -89,6 +90,13 @@ def test_the_guest_has_its_keys_from_its_tpm_and_a_clock_that_counts(place: Path
     guest = guest_of(place)
     assert (guest.key_provider, guest.no_instance_id) == ("tpm", True)
     assert json.loads((place / "kms-gcp/shared/app-compose.json").read_bytes())["secure_time"] is True
+
+
+def test_docker_waits_until_what_is_being_answered_is_answered() -> None:
+    text = (EXAMPLES / "kms-gcp/docker-compose.yaml").read_text()
+    grace = re.search(r"^    stop_grace_period: (\d+)s$", text, re.MULTILINE)
+    assert grace
+    assert int(grace[1]) > Limits().request_seconds
 
 
 def configs_of(place: Path) -> dict[str, KmsConfig]:
