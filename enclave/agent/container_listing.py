@@ -27,6 +27,7 @@ class ContainerListing:
         self._engine = engine
         self._lock = threading.Lock()
         self._running: Future[Containers] | None = None
+        self._logged = ""
 
     def read(self) -> Containers:
         """Return all containers. Blocks, never call it on an event loop. Raises what the engine raises."""
@@ -47,12 +48,19 @@ class ContainerListing:
         return answer.result()
 
     def read_or_none(self) -> Containers | None:
-        """Return all containers, None when the engine does not tell; the log says why."""
+        """Return all containers, None when the engine does not tell.
+
+        The log says why, once for each reason in turn: anybody may ask, and it is not theirs to fill.
+        """
         try:
-            return self.read()
+            found = self.read()
         except DstackError as error:
-            log_event("agent.containers.failed", code=error.code, message=error.message)
+            if error.code != self._logged:
+                log_event("agent.containers.failed", code=error.code, message=error.message)
+            self._logged = error.code
             return None
+        self._logged = ""
+        return found
 
 
 class ContainerHealth:

@@ -43,7 +43,7 @@ class SystemReader:
         return pb.SystemInfo(
             os_name=_unquoted(release.get("NAME", "")),
             os_version=_unquoted(release.get("VERSION_ID", "")),
-            kernel_version=self._text("proc/sys/kernel/osrelease").strip(),
+            kernel_version=self._kernel_version(),
             cpu_model=_cpu_model(_split(processors[0], ":")),
             num_cpus=sum(one.lstrip().startswith("processor") for one in processors),
             total_memory=total,
@@ -59,6 +59,10 @@ class SystemReader:
             loadavg_fifteen=loads[2],
             disks=self._disks(),
         )
+
+    def _kernel_version(self) -> str:
+        words = self._text("proc/version").split()  # where the other is not to be read
+        return self._text("proc/sys/kernel/osrelease").strip() or (words[2] if len(words) > 2 else "")
 
     def _disks(self) -> list[pb.DiskInfo]:
         devices = {}

@@ -13,7 +13,7 @@ from enclave.agent.docker_engine import COMPOSE_PROJECT, Container, DockerEngine
 from enclave.agent.docker_logs import LogMessage
 from enclave.agent.log_query import LogRequest
 from shared.errors import UnavailableError
-from tests.enclave.agent.docker import FakeDocker, container, fake_docker, refusal
+from tests.enclave.agent.docker import FakeDocker, container, containers, fake_docker, refusal
 from tests.enclave.event_log import PATIENCE
 from tests.shared.refusal import refuses
 
@@ -162,8 +162,20 @@ def test_those_who_ask_at_the_same_time_share_a_failure() -> None:
     assert engine.count == 1
 
 
-def test_a_failure_is_logged_where_an_empty_list_stands_for_it(
+def test_a_failure_is_logged_once_where_an_empty_list_stands_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ContainerListing(DockerEngine(tmp_path / "none.sock")).read_or_none() is None
-    assert '"code": "docker.unreachable"' in capsys.readouterr().out
+    listing = ContainerListing(DockerEngine(tmp_path / "none.sock"))
+    assert [listing.read_or_none() for _ in range(3)] == [None] * 3
+    assert capsys.readouterr().out.count('"code": "docker.unreachable"') == 1
+
+
+def test_a_failure_is_logged_again_once_the_engine_has_answered(
+    docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = ContainerListing(DockerEngine(docker.path))
+    fails = refusal("500 Internal Server Error", "no disk")
+    for how in (fails, containers(), fails):
+        docker.answers["/containers/json"] = how
+        listing.read_or_none()
+    assert capsys.readouterr().out.count('"code": "docker.status"') == 2

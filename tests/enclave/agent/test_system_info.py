@@ -83,6 +83,14 @@ def test_reads_the_release_where_distributions_keep_it(tmp_path: Path) -> None:
     assert read(tmp_path).os_name == "Alpine Linux"
 
 
+def test_reads_the_kernels_version_from_either_place(tmp_path: Path) -> None:
+    lay_machine(
+        tmp_path,
+        {"proc/sys/kernel/osrelease": None, "proc/version": "Linux version 6.9.1 (gcc 13) #1 SMP\n"},
+    )
+    assert read(tmp_path).kernel_version == "6.9.1"
+
+
 def test_a_processor_without_a_name_has_upstreams(tmp_path: Path) -> None:
     lay_machine(tmp_path, {"proc/cpuinfo": "processor : 0\nBogoMIPS : 50.00\n"})
     found = read(tmp_path)
