@@ -185,6 +185,7 @@ def _started(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], float]]
             yield process, begun
         finally:
             process.terminate()
+            process.communicate()  # it has something to say at its end
 
 
 def _accepts(path: Path) -> bool:

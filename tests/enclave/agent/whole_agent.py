@@ -49,8 +49,9 @@ def keys_file() -> bytes:
 class WholeAgent:
     """The process, and its sockets."""
 
-    def __init__(self, process: subprocess.Popen[str], writable: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], writable: Path, errors: Path) -> None:
         self.process = process
+        self._errors = errors
         self.writable = writable
         self.ports: dict[int, int] = {}
         self.events: list[dict[str, Any]] = []
@@ -65,7 +66,7 @@ class WholeAgent:
                 self.ports[event["port"]] = int(event["address"].rpartition(":")[2])
             if event["event"] == name:
                 return event
-        raise AssertionError(f"no {name} in {self.events}")
+        raise AssertionError(f"no {name} in {self.events}: {self._errors.read_text()}")
 
     def connect(self) -> socket.socket:
         """Return a connection to the app's socket."""
@@ -109,15 +110,19 @@ def whole_agent(directory: Path, *, keys: bytes | None = None) -> Iterator[Whole
     command += ["--writable", str(writable), "--authority", str(directory / "authority")]
     command += ["--image", str(image), "--app-compose", str(compose), "--app-id", APP_ID.hex()]
     command += ["--tpm", "software", "agent", "--config", str(config)]
-    with subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    ) as process:
+    errors = directory / "stderr"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        ) as process,
+    ):
         try:
-            yield WholeAgent(process, writable)
+            yield WholeAgent(process, writable, errors)
         finally:
             process.kill()
