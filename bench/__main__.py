@@ -12,6 +12,7 @@ from bench import (
     attested_request,
     deploy_engine,
     eif_hash,
+    guest_agent,
     image_build,
     import_budget,
     key_dispatch,
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "converge": deploy_engine.converge,
     "cli-help": deploy_engine.show_help,
     "key-dispatch": key_dispatch.dispatch,
+    "agent-get-key": guest_agent.get_key,
     "image-build": image_build.image_build,
     "attested-request": attested_request.end_to_end,
 }
