@@ -34,7 +34,6 @@ ANSWER_SECONDS: Final = 10.0
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
 """The label of every container that compose started."""
 
-_CODE: Final = "docker.response"
 _READ: Final = 64 * 1024
 _SHOWN: Final = 200
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
@@ -105,7 +104,7 @@ class DockerEngine:
             return msgspec.json.decode(raw, type=tuple[Container, ...])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(
-                f"{_CODE}.json", "the container engine's list of containers is none"
+                "docker.response.json", "the container engine's list of containers is none"
             ) from error
 
     async def logs(self, name: str, request: LogRequest) -> AsyncGenerator[LogMessage]:
@@ -143,7 +142,7 @@ class DockerEngine:
         try:
             head = f"GET {path}?{urlencode(query)} HTTP/1.1\r\nhost: docker\r\nconnection: close\r\n\r\n"
             writer.write(head.encode("ascii"))
-            response = HttpResponse(_CODE)
+            response = HttpResponse("docker.response")
             begun = b""
             while not response.has_head:
                 begun += await _received(reader, response)
@@ -194,7 +193,9 @@ async def _whole(body: AsyncIterator[bytes], limit: int) -> bytes:
     async for piece in body:
         pieces += piece
         if len(pieces) > limit:
-            raise ProtocolError(f"{_CODE}.size", f"the container engine answers more than {limit} bytes")
+            raise ProtocolError(
+                "docker.response.size", f"the container engine answers more than {limit} bytes"
+            )
     return bytes(pieces)
 
 

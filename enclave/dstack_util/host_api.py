@@ -28,7 +28,6 @@ HOST_SECONDS: Final = 30.0
 MAX_ANSWER: Final = 64 * 1024
 """A host's name and version, or its complaint."""
 
-_CODE: Final = "host_api"
 _READ: Final = 16 * 1024
 _SHOWN: Final = 200
 _HTTP_PORT: Final = 80
@@ -90,7 +89,7 @@ class HostApi:
         size = len(payload.encode())
         if size > MAX_PAYLOAD:
             raise ProtocolError(
-                f"{_CODE}.payload", f"the payload of {event} has {size} bytes, a host takes {MAX_PAYLOAD}"
+                "host_api.payload", f"the payload of {event} has {size} bytes, a host takes {MAX_PAYLOAD}"
             )
         self._call("Notify", pb.Notification(event=event, payload=payload))
 
@@ -101,7 +100,7 @@ class HostApi:
             f"POST {self._address.base}/{method}?json HTTP/1.1\r\nhost: dstack-host\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        response = HttpResponse(_CODE)
+        response = HttpResponse("host_api")
         answer = bytearray()
         try:
             with self._connect() as peer:
@@ -115,19 +114,19 @@ class HostApi:
                         break
                     answer += response.feed(data)
                     if len(answer) > MAX_ANSWER:
-                        raise ProtocolError(f"{_CODE}.size", f"the host answers more than {MAX_ANSWER} bytes")
+                        raise ProtocolError("host_api.size", f"the host answers more than {MAX_ANSWER} bytes")
         except TimeoutError as error:
             raise UnavailableError(
-                f"{_CODE}.timeout", f"the host did not answer {method} within {self._seconds:g} seconds"
+                "host_api.timeout", f"the host did not answer {method} within {self._seconds:g} seconds"
             ) from error
         except OSError as error:
             raise UnavailableError(
-                f"{_CODE}.unreachable", f"the host cannot be asked for {method}: {error.strerror}"
+                "host_api.unreachable", f"the host cannot be asked for {method}: {error.strerror}"
             ) from error
         if response.status != 200:
             said = bytes(answer[:_SHOWN]).decode("ascii", "replace")
             raise UnavailableError(
-                f"{_CODE}.status", f"the host answers {method} with {response.status}: {said!a}"
+                "host_api.status", f"the host answers {method} with {response.status}: {said!a}"
             )
         return bytes(answer)
 
@@ -181,6 +180,6 @@ def _left(deadline: float) -> float:
 
 def _bad_url(text: str) -> ConfigError:
     return ConfigError(
-        f"{_CODE}.url",
+        "host_api.url",
         f"host_api_url is {text[:80]!a}, expected vsock://CID:PORT/PATH, http://, or unix:/PATH",
     )

@@ -404,19 +404,16 @@ def test_the_engine_is_let_go_when_its_reader_leaves(public: Site) -> None:
 
 
 def test_the_engine_is_let_go_when_the_reader_of_a_silent_container_is_cut_off(public: Site) -> None:
-    left = threading.Event()
-
     def say_nothing(peer: socket.socket) -> None:
         begin_log(peer)
         assert peer.recv(1) == b""
-        left.set()
 
     public.docker.answers_log("web", say_nothing)
     with public.agent.connect("c") as reader:
         reader.sendall(b"GET /logs/web?follow HTTP/1.1\r\nhost: a\r\n\r\n")
         assert public.docker.arrived.acquire(timeout=PATIENCE)
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leave by a reset
-    assert left.wait(PATIENCE)
+    assert public.docker.left.acquire(timeout=PATIENCE)
 
 
 def test_a_reader_that_reads_nothing_stops_the_engine_from_sending(public: Site) -> None:
