@@ -28,8 +28,8 @@ MAX_LIST: Final = 16 * 1024 * 1024
 MAX_COMPLAINT: Final = 64 * 1024
 """The engine's words when it refuses."""
 
-ANSWER_SECONDS: Final = 10.0
-"""For the list of containers, and until a log begins. Clients of the page give up no sooner."""
+ANSWER_SECONDS: Final = 5.0
+"""For the list of containers, and until a log begins. Prometheus waits ten for the page that counts them."""
 
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
 """The label of every container that compose started."""

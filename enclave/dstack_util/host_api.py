@@ -86,6 +86,7 @@ class HostApi:
 
     def notify(self, event: str, payload: str) -> None:
         """Tell one event. Raises `ProtocolError("host_api.payload")` for one that a host would drop."""
+        payload = payload.encode(errors="replace").decode()  # a lone surrogate has no place in JSON
         size = len(payload.encode())
         if size > MAX_PAYLOAD:
             raise ProtocolError(

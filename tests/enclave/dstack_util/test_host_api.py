@@ -118,6 +118,11 @@ def test_takes_the_largest_payload_that_a_host_takes(api: HostApi, host: Host) -
     assert host.body() == {"event": "boot.error", "payload": "ö" * 2048}
 
 
+def test_tells_text_that_is_no_utf_8_as_well_as_it_can(api: HostApi, host: Host) -> None:
+    api.notify("boot.error", "a\ud800b")
+    assert host.body() == {"event": "boot.error", "payload": "a?b"}
+
+
 def test_sends_no_payload_that_a_host_would_drop(api: HostApi, host: Host) -> None:
     with refuses("host_api.payload", ProtocolError):
         api.notify("boot.error", "ö" * 2048 + "x")
