@@ -1,6 +1,5 @@
 """A whole boot, in a process of its own, with a KMS that releases keys and a parent that offers variables."""
 
-import contextlib
 import json
 import socket
 import stat
@@ -240,25 +239,15 @@ def test_the_example_greets_through_a_vsock_port_with_a_word_that_the_parent_can
     enclave = world.start([sys.executable, "-I", str(example / "hello.py"), str(port)])
     try:
         assert enclave.stdout is not None
-        assert any('"step": "app", "status": "done"' in line for line in enclave.stdout)
-        answer = b""
-        while not answer:  # until the app listens, each connection ends with nothing
-            with UnixStandIn(world.directory / "v", PARENT_CID).connect(ENCLAVE_CID, 8443, PATIENCE) as sock:
-                answer = _get(sock)
+        assert any(line == "listening\n" for line in enclave.stdout)
+        with UnixStandIn(world.directory / "v", PARENT_CID).connect(ENCLAVE_CID, 8443, PATIENCE) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
         assert answer.endswith(f"{SECRET}, whoever you are\n".encode())
     finally:
         enclave.terminate()
         enclave.communicate(timeout=PATIENCE)
     assert enclave.returncode == 128 + 15
-
-
-def _get(sock: socket.socket) -> bytes:
-    answer = b""
-    with contextlib.suppress(OSError):
-        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        while chunk := sock.recv(65536):
-            answer += chunk
-    return answer
 
 
 @pytest.mark.usefixtures("kms")
