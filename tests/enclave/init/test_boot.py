@@ -231,8 +231,10 @@ def test_the_example_greets_through_a_vsock_port_with_a_word_that_the_parent_can
 ) -> None:
     example = REPOSITORY / "docs/examples/nitro-app"
     boot = msgspec.convert(tomllib.loads((example / "enclave.toml").read_text()), EnclaveConfig).boot
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    held = socket.socket()  # bound and not listening: the app can bind it too, and nobody else gets it
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
     world.boot |= {"allowed_envs": list(boot.allowed_envs)}
     world.more = f'[[boot.ports]]\nlisten = {boot.ports[0].listen}\ntarget = "127.0.0.1:{port}"\n'
     offer(world.sealed(GREETING=SECRET))
@@ -245,9 +247,10 @@ def test_the_example_greets_through_a_vsock_port_with_a_word_that_the_parent_can
             answer = b"".join(iter(lambda: sock.recv(65536), b""))
         assert answer.endswith(f"{SECRET}, whoever you are\n".encode())
     finally:
+        held.close()
         enclave.terminate()
-        enclave.communicate(timeout=PATIENCE)
-    assert enclave.returncode == 128 + 15
+        out, err = enclave.communicate(timeout=PATIENCE)
+    assert enclave.returncode == 128 + 15, out + err
 
 
 @pytest.mark.usefixtures("kms")
