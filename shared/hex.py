@@ -1,5 +1,7 @@
 """Hex at the edge: bytes are `bytes` inside, and text only where a wire format wants text."""
 
+from binascii import unhexlify
+
 from shared.errors import ConfigError, ProtocolError
 
 
@@ -12,11 +14,9 @@ def decode_hex(text: str, *, what: str, length: int | None = None, prefix: bool 
     """
     digits = text[2:] if prefix and text.startswith("0x") else text
     try:
-        raw = bytes.fromhex(digits)
+        raw = unhexlify(digits)
     except ValueError as error:
-        raise _invalid(what) from error
-    if 2 * len(raw) != len(digits):  # whitespace is what else `fromhex` takes, and it gives no byte
-        raise _invalid(what)
+        raise ProtocolError("hex.invalid", f"{what} is not an even number of hex digits") from error
     if length is not None and len(raw) != length:
         raise ProtocolError("hex.length", f"{what} has {len(raw)} bytes, expected {length}")
     return raw
@@ -28,7 +28,3 @@ def decode_hex_setting(text: str, *, what: str, length: int, code: str) -> bytes
         return decode_hex(text, what=what, length=length)
     except ProtocolError as error:
         raise ConfigError(code, error.message) from error
-
-
-def _invalid(what: str) -> ProtocolError:
-    return ProtocolError("hex.invalid", f"{what} is not an even number of hex digits")

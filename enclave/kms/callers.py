@@ -15,7 +15,7 @@ from enclave.serving.prpc import WouldBlockError
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import InvalidEvidence, PolicyDenied
-from shared.ratls.peer import check_client_certificate, ratls_report_data, validity
+from shared.ratls.peer import check_client_certificate
 
 MAX_REMEMBERED = 1024
 """Callers with a live connection; one entry holds the certificate and its evidence, some ten to
@@ -89,8 +89,10 @@ class CallerVerifier:
         if known is not None:
             return known
         try:
-            envelope = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
-            verified = None if envelope is None else self._verifier.verify(envelope, ratls_report_data(leaf))
+            shown = check_client_certificate(leaf, temp_ca_der=self._temp_ca_der, now=now)
+            verified = None
+            if shown.envelope is not None:
+                verified = self._verifier.verify(shown.envelope, shown.report_data)
         except (InvalidEvidence, PolicyDenied) as error:
             self._remember_nobody(leaf, _Nobody(now + NOBODY_TIME, type(error), error.code, error.message))
             raise
@@ -98,7 +100,7 @@ class CallerVerifier:
             self._remember_nobody(leaf, _Nobody(now + NOBODY_TIME))
             return None
         if len(leaf) <= MAX_REMEMBERED_LEAF:
-            entry = _Known(verified, *validity(leaf))
+            entry = _Known(verified, shown.not_before, shown.not_after)
             with self._lock:
                 self._known[leaf] = entry
                 while len(self._known) > MAX_REMEMBERED:

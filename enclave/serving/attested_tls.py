@@ -36,7 +36,7 @@ ContextFactory = Callable[[], SSL.Context]
 DEFAULT_LIMITS = Limits()
 
 _WRITE_SLICE = 64 * 1024  # flushed one by one, so that a large response is not held twice
-_BIO_READ = 80 * 1024  # a slice with its record overhead in one read
+_BIO_READ = 32 * 1024  # an allocation of 64 KiB or more would tidy the whole heap when it ends
 _RECORD = 16 * 1024  # the most that one TLS record carries
 
 

@@ -42,7 +42,7 @@ class NodeSet:
                 raise InvalidEvidence(
                     "proof.node.size", f"a trie node has {len(node)} bytes, expected 1 to {MAX_NODE_BYTES}"
                 )
-            digest = keccak256(node)
+            digest = _digest(node)
             if digest in self._raw:
                 raise InvalidEvidence("proof.node.duplicate", f"trie node 0x{digest.hex()} is given twice")
             self._raw[digest] = node
@@ -76,6 +76,12 @@ def _decoded(raw: bytes) -> list[rlp.Item]:
     ):
         return [*_HASHES.unpack(raw), b""]
     return rlp.decode_list(raw)
+
+
+@lru_cache(maxsize=512)
+def _digest(node: bytes) -> bytes:
+    """Return a node's hash; bundles for the same blocks have most of their nodes in common."""
+    return keccak256(node)
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,10 @@ Pure decisions over a leaf's DER and a trusted `now`. TLS has proven possession 
 that step the envelope could be anybody's.
 """
 
+from functools import lru_cache
+
+import msgspec
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -29,8 +33,21 @@ from shared.ratls.leaf import (
 )
 
 
-def check_client_certificate(leaf_der: bytes, *, temp_ca_der: bytes, now: int) -> bytes | None:
-    """Return the attestation envelope that an RA-TLS client presents, or None when it has no evidence.
+class ClientCertificate(msgspec.Struct, frozen=True):
+    """What a client's certificate says, once it was found whole.
+
+    `envelope` is None where it carries no evidence; `report_data` is what evidence in it must be over; the
+    times are the first and the last unix second of its validity.
+    """
+
+    envelope: bytes | None
+    report_data: bytes
+    not_before: int
+    not_after: int
+
+
+def check_client_certificate(leaf_der: bytes, *, temp_ca_der: bytes, now: int) -> ClientCertificate:
+    """Return what an RA-TLS client presents, after these checks.
 
     1. the certificate parses exactly, is v3, on P-256, for an end entity, and valid at `now`;
     2. extended key usage, when present, includes client authentication;
@@ -44,11 +61,17 @@ def check_client_certificate(leaf_der: bytes, *, temp_ca_der: bytes, now: int) -
     if leaf.certificate.issuer == leaf.certificate.subject:
         issuer_key = leaf.key
     else:
-        temp_ca = parse_certificate(temp_ca_der)
+        temp_ca, issuer_key = _issuer(temp_ca_der)
         check_issuer(leaf.certificate, temp_ca)
-        issuer_key = p256_key(temp_ca)
     verify_p256(issuer_key, leaf.certificate.signature, leaf.certificate.tbs_certificate_bytes)
-    return read_attestation(leaf.extensions)
+    expected = report_data(RATLS_CERT, spki_der(leaf.key))
+    return ClientCertificate(read_attestation(leaf.extensions), expected, *validity_of(leaf.certificate))
+
+
+@lru_cache(maxsize=1)  # a KMS has one temp CA
+def _issuer(certificate_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
+    certificate = parse_certificate(certificate_der)
+    return certificate, p256_key(certificate)
 
 
 def validity(certificate_der: bytes) -> tuple[int, int]:

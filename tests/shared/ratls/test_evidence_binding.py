@@ -91,6 +91,7 @@ def test_n50_refuses_a_kms_with_evidence_for_another_key(attest: Attest, anchors
 
 def _client(certificate: x509.Certificate) -> tuple[bytes, bytes]:
     der = certificate.public_bytes(Encoding.DER)
-    envelope = check_client_certificate(der, temp_ca_der=TEMP_DER, now=NOW)
-    assert envelope is not None
-    return envelope, ratls_report_data(der)
+    shown = check_client_certificate(der, temp_ca_der=TEMP_DER, now=NOW)
+    assert shown.envelope is not None
+    assert shown.report_data == ratls_report_data(der)
+    return shown.envelope, shown.report_data

@@ -55,7 +55,9 @@ KEY_USAGE = (x509.OID_KEY_USAGE, bytes.fromhex("03020780"), True)
 
 
 def check_client(der: bytes, now: int = NOW) -> bytes | None:
-    return peer.check_client_certificate(der, temp_ca_der=TEMP_DER, now=now)
+    shown = peer.check_client_certificate(der, temp_ca_der=TEMP_DER, now=now)
+    assert (shown.not_before, shown.not_after) == peer.validity(der)
+    return shown.envelope
 
 
 def check_kms(der: bytes, *, root: bytes = ROOT_PEM, host: str = HOST, now: int = NOW) -> bytes:
