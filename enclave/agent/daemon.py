@@ -8,7 +8,6 @@ are in the guest's keys file.
 import argparse
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from enclave.dstack_util.enclave_config import CONFIG_PATH, EnclaveConfig, load_
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
 from enclave.dstack_util.host_api import host_of
 from enclave.dstack_util.sys_config import parse_sys_config
-from enclave.log import log_event
+from enclave.log import log_event, write_error
 from enclave.platform import Platform
 from enclave.tee.evidence import SerialAttestor
 from enclave.tee.peers import TrustSettings, establish_trust
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None, platform: Platform | None = None) -> int
             stopped = run(platform, config, keys, None, watchdog=arguments.watchdog)
     except DstackError as error:
         log_event("agent.failed", code=error.code, message=error.message)
-        sys.stderr.write(f"agent: {error} [{error.code}]\n")
+        write_error(f"agent: {error} [{error.code}]")
         return error.exit_code
     log_event("agent.stopped", signalled=stopped)
     return ExitCode.OK if stopped else ExitCode.FAILED

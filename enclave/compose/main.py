@@ -1,7 +1,6 @@
 """`python -m enclave.compose`: what the units of a guest call around docker."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from enclave.compose.app import WORK_DIRECTORY, load_app
@@ -9,7 +8,7 @@ from enclave.compose.lifecycle import Lifecycle
 from enclave.compose.programs import GuestPrograms, Programs
 from enclave.devices.runtime_events import RuntimeEventLog
 from enclave.dstack_util.host_notice import Host, NoHost
-from enclave.log import log_event
+from enclave.log import log_event, write_error
 from shared.errors import DstackError, ExitCode
 
 
@@ -36,7 +35,7 @@ def main(
                 lifecycle.stop()
     except DstackError as error:
         log_event("compose.failed", code=error.code, message=error.message)
-        sys.stderr.write(f"compose: {error} [{error.code}]\n")
+        write_error(f"compose: {error} [{error.code}]")
         return error.exit_code
     return ExitCode.OK
 

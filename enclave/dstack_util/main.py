@@ -5,10 +5,10 @@ and 3 from `gateway-checker` alone.
 """
 
 import argparse
-import sys
 
 from enclave.dstack_util.commands import boot, certificates, events, evidence, keys, octets, orphans, tpm
 from enclave.dstack_util.tools import Command, Tools
+from enclave.log import write_error
 from enclave.platform import Platform
 from shared.errors import DstackError, ExitCode
 
@@ -31,5 +31,5 @@ def run(argv: list[str] | None, tools: Tools) -> int:
     try:
         return command(arguments, tools) or ExitCode.OK
     except DstackError as error:
-        sys.stderr.write(f"dstack-util: {error} [{error.code}]\n")
+        write_error(f"dstack-util: {error} [{error.code}]")
         return ExitCode.FAILED

@@ -6,7 +6,6 @@ own. Whoever reads evidence of the enclave knows by PCR0 to PCR2 that this code 
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,7 @@ from enclave.init.progress import Progress, http_sender
 from enclave.init.secret_files import write_secret_files
 from enclave.init.services import forwarder_config, run_agent, run_forwarder
 from enclave.init.supervisor import Supervisor
-from enclave.log import log_event
+from enclave.log import log_event, write_error
 from enclave.platform import Platform
 from enclave.tee.nitro import NitroTee
 from shared.errors import ConfigError, DstackError, UnavailableError
@@ -59,7 +58,7 @@ def main(
         return boot(platform or Platform.detect(), machine)
     except DstackError as error:
         log_event("init.failed", code=error.code, message=error.message)
-        sys.stderr.write(f"init: {error} [{error.code}]\n")
+        write_error(f"init: {error} [{error.code}]")
         return error.exit_code
 
 

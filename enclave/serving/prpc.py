@@ -188,7 +188,9 @@ class PrpcService(Generic[CallerT]):
 
     def route(self, mount: str = "/prpc") -> Route:
         """Return the route `<mount>/<method>`; `mount` is empty for the root."""
-        return Route(f"{mount}/{{method}}", self, methods=["GET", "POST"])
+        route = Route(f"{mount}/{{method}}", self, methods=["GET", "POST"])
+        route.methods = {"GET", "POST"}  # starlette adds HEAD, which would run a method and drop its answer
+        return route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request of the route."""

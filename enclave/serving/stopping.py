@@ -50,6 +50,8 @@ class StoppableServer(uvicorn.Server):
         self.answering.set()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Stop."""
-        self._draining(len(self.server_state.connections))
-        await super().shutdown(sockets)
+        """Stop, whether or not somebody can be told."""
+        try:
+            self._draining(len(self.server_state.connections))
+        finally:
+            await super().shutdown(sockets)

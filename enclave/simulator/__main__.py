@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from enclave.log import write_error
 from enclave.platform import Platform
 from shared.errors import ConfigError, DstackError
 from shared.hex import decode_hex
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             return evidence(arguments)
         return (_gcp if arguments.platform == "gcp" else _nitro)(arguments)
     except DstackError as error:
-        sys.stderr.write(f"simulator: {error} [{error.code}]\n")
+        write_error(f"simulator: {error} [{error.code}]")
         return error.exit_code
 
 

@@ -31,7 +31,7 @@ from enclave.agent.views import guest_views
 from enclave.devices.host_shared import MAX_SYS_CONFIG
 from enclave.dstack_util.host_notice import NoHost
 from enclave.dstack_util.sys_config import parse_sys_config
-from enclave.log import log_event
+from enclave.log import log_event, write_error
 from enclave.process import forbid_dumps
 from enclave.simulator.agent_config import SimulatorConfig
 from enclave.simulator.fixture_set import lay_fixture, publish_trust, read_compose_file
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         stopped = run(directory, config, made=made, signed=signed)
     except DstackError as error:
         log_event("simulator.failed", code=error.code, message=error.message)
-        sys.stderr.write(f"simulator: {error} [{error.code}]\n")
+        write_error(f"simulator: {error} [{error.code}]")
         return error.exit_code
     return ExitCode.OK if stopped else ExitCode.FAILED
 

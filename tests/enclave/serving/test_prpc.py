@@ -67,6 +67,21 @@ class Service:
         return asyncio.run(run()), threading.get_ident()
 
 
+@pytest.mark.parametrize("verb", ["HEAD", "PUT", "OPTIONS", "DELETE"])
+def test_other_verbs_than_get_and_post_run_nothing(verb: str) -> None:
+    service = Service()
+    procedure = Procedure(pb.BootstrapRequest, service.handler, service.prompt)
+    route = PrpcService("Test", {"Run": procedure}, service.identify, service.recognise).route()
+    transport = httpx.ASGITransport(app=Starlette(routes=[route]))
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://kms.test") as client:
+            return await client.request(verb, "/prpc/Run?json")
+
+    assert asyncio.run(run()).status_code == 405
+    assert service.calls == []
+
+
 def _answered_by(response: httpx.Response) -> tuple[str, int]:
     caller, thread = msgspec.json.decode(response.content)["domain"].split()
     return caller, int(thread)
