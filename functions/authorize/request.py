@@ -1,8 +1,9 @@
-"""The webhook's request body, read as leniently as the reference server reads it (contracts section 2.2).
+"""The webhook's request body, read nearly as leniently as by the reference server (contracts section 2.2).
 
 Its schema coerces scalars: null becomes the empty string, numbers and bools become text, a scalar becomes a
-list of one, a list of one becomes its element. Hex may be short, odd and prefixed with `0x`; it is padded on
-the left. Leniency is safe here: this function decides nothing that the KMS does not check.
+list of one, a list of one becomes its element. Hex may have the prefix `0x`, and may be empty: the contract
+is then asked about zero. Short hex, which the reference pads, is refused: 31 bytes of a hash are no hash, and
+padded they may become one that is listed (upstream issue 1268).
 """
 
 import math
@@ -22,6 +23,7 @@ _HEX_FIELDS = {
     "deviceId": _WORD,
 }
 INVALID = "authorize.request.invalid"
+SHORT_HEX = "authorize.request.short_hex"
 MAX_TCB_STATUS = 128
 MAX_ADVISORIES = 128
 MAX_ADVISORY = 256
@@ -29,9 +31,9 @@ _HEX = re.compile(r"(?:0x)?([0-9a-fA-F]*)", re.ASCII)
 
 
 def parse_boot_info(body: object) -> BootInfo:
-    """Return the boot info of a decoded JSON body; hashes have full width, padded with zeros on the left.
+    """Return the boot info of a decoded JSON body; hashes have full width, zero where they are empty.
 
-    Raises `ProtocolError("authorize.request.invalid")`.
+    Raises `ProtocolError`: `authorize.request.short_hex`, `authorize.request.invalid`.
     """
     if not isinstance(body, dict):
         raise _invalid("the body is no object")
@@ -68,7 +70,11 @@ def _hex(name: str, body: dict[str, object], size: int) -> bytes:
     match = _HEX.fullmatch(_text(name, body[name]))
     if match is None or len(match[1]) > 2 * size:
         raise _invalid(f"{name} is not hex of at most {size} bytes")
-    return bytes.fromhex(match[1].rjust(2 * size, "0"))
+    if 0 < len(match[1]) < 2 * size:
+        raise ProtocolError(
+            SHORT_HEX, f"{name} has {len(match[1])} hex digits, expected {2 * size} or none at all"
+        )
+    return bytes.fromhex(match[1]) or bytes(size)
 
 
 def _text(name: str, value: object) -> str:

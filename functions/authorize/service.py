@@ -5,25 +5,29 @@ carries the bundle from which the KMS decides for itself. Whatever goes wrong wi
 denies, as upstream's KMS expects; the error's code goes to the log, and to a caller that asked for a proof.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 from urllib.parse import parse_qs
 
 import msgspec
 
+from functions.authorize.chain_reader import Blocks, ChainReader
+from functions.authorize.policy import DENIALS, PlatformPolicy, read_policy
 from functions.authorize.request import INVALID, parse_boot_info
 from functions.authorize.settings import Settings
 from shared.boot_info import BootInfo
 from shared.chain import abi
 from shared.chain.facts import Kind
-from shared.errors import DstackError, PolicyDenied, ProtocolError
+from shared.errors import DstackError, ProtocolError
 from shared.hex import decode_hex
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
-from shared.net.json_rpc import MAX_CONTAINERS, Call, Endpoint, JsonRpc, data, quantity
-from shared.net.proof_source import ProofRequest, ProofSource
+from shared.net.json_rpc import MAX_CONTAINERS, Endpoint, JsonRpc
+from shared.net.proof_source import ProofRequest
 
-# Per round trip to the node: two for a decision, two or three more for a proof; a gateway waits 30 s.
+# Per round trip to the node: two for a decision, one more for a proof at blocks that nobody named, and some
+# where endpoints fail; a gateway waits 30 s.
 RPC_TIMEOUT = 5.0
 # The reference server's limit for a body; an honest one is below 2 KiB.
 MAX_BODY_BYTES = 1024 * 1024
@@ -52,36 +56,33 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class _ProofWanted(msgspec.Struct, frozen=True):
-    """The caller wants a proof, at the blocks it names, or else at the node's own finalised and newest."""
+    """The caller wants a proof, at the blocks it names, or else at the endpoints' finalised and newest."""
 
-    finalized: bytes | None
-    head: bytes | None
-
-
-class _Read(msgspec.Struct, frozen=True):
-    """What the contract answered at `head`; `finalized` is there when a proof is wanted."""
-
-    chain_id: int
-    finalized: bytes | None
-    head: bytes
-    results: list[bytes]
+    named: Blocks | None
 
 
 class AuthorizeService:
-    """Answers the webhook for one contract, from one JSON-RPC endpoint.
+    """Answers the webhook for one contract, from JSON-RPC endpoints.
 
-    `report(code, message)` is told about every failure; the answer does not show it.
+    `report(code, message)` is told about every failure; the answer does not show it. `now` is unix seconds.
     """
 
     def __init__(
         self,
         settings: Settings,
-        rpc: Endpoint,
+        endpoints: Sequence[Endpoint],
         report: Callable[[str, str], None] = lambda _code, _message: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._rpc = rpc
-        self._proofs = ProofSource(rpc, settings.kms_contract)
+        self._chain = ChainReader(
+            endpoints,
+            settings.kms_contract,
+            chain_id=settings.chain_id,
+            quorum=settings.quorum,
+            max_head_age=settings.max_head_age,
+            now=now,
+        )
         self._report = report
 
     def handle(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -97,45 +98,59 @@ class AuthorizeService:
             wanted = _proof_wanted(query)
             document = None if route == "info" else _decode_body(headers, body)
         except DstackError as error:
-            return self._invalid(error) if error.code == INVALID else self._failed(error)
+            return self._invalid(error, None) if error.code == INVALID else self._failed(error)
         if route == "info":
             return self._info(wanted)
         return self._boot_auth(route, document, wanted)
 
     def _info(self, wanted: _ProofWanted | None) -> Answer:
         try:
-            read = self._read(wanted, abi.call(abi.GATEWAY_APP_ID), abi.call(abi.APP_IMPLEMENTATION))
+            policy = self._policy()
+            read = self._chain.read(
+                (abi.call(abi.GATEWAY_APP_ID), abi.call(abi.APP_IMPLEMENTATION)),
+                ProofRequest() if wanted else None,
+                wanted.named if wanted else None,
+            )
             address = abi.checksum_address(abi.decode_address(read.results[1]))
             answer: dict[str, object] = {
                 "status": "ok",
                 "kmsContractAddr": abi.checksum_address(self._settings.kms_contract),
-                "ethRpcUrl": self._settings.public_url,
+                "ethRpcUrl": self._settings.public_urls[0],
                 "gatewayAppId": abi.decode_string(read.results[0]),
                 "chainId": read.chain_id,
                 "appAuthImplementation": address,
                 "appImplementation": address,
             }
-            if wanted is not None:
-                answer["proof"] = self._proof(ProofRequest(), read)
         except DstackError as error:
             return self._failed(error)
+        if len(self._settings.rpc_urls) > 1:
+            answer |= {"ethRpcUrls": self._settings.public_urls, "quorum": self._settings.quorum}
+        if policy is not None:
+            answer["policy"] = policy
+        if read.bundle is not None:
+            answer["proof"] = read.bundle.to_wire()
         return Answer(200, answer)
 
     def _boot_auth(self, kind: Kind, document: object, wanted: _ProofWanted | None) -> Answer:
         try:
             boot_info = parse_boot_info(document)
         except ProtocolError as error:
-            return self._invalid(error)
+            return self._invalid(error, wanted)
         try:
             return Answer(200, self._decision(kind, boot_info, wanted))
         except DstackError as error:
             self._report(error.code, error.message)
-            answer = _denied(BACKEND_UNAVAILABLE)
+            answer = _denied(error.message if error.code in DENIALS else BACKEND_UNAVAILABLE)
             return Answer(200, answer if wanted is None else {**answer, "code": error.code})
 
     def _decision(self, kind: Kind, boot_info: BootInfo, wanted: _ProofWanted | None) -> dict[str, object]:
-        read = self._read(
-            wanted, abi.boot_info_call(_SELECTORS[kind], boot_info), abi.call(abi.GATEWAY_APP_ID)
+        policy = self._policy()
+        if policy is not None:
+            policy.check(boot_info)
+        read = self._chain.read(
+            (abi.boot_info_call(_SELECTORS[kind], boot_info), abi.call(abi.GATEWAY_APP_ID)),
+            ProofRequest(kind, boot_info) if wanted else None,
+            wanted.named if wanted else None,
         )
         is_allowed, reason = abi.decode_decision(read.results[0])
         answer: dict[str, object] = {
@@ -143,39 +158,17 @@ class AuthorizeService:
             "reason": reason,
             "gatewayAppId": abi.decode_string(read.results[1]),
         }
-        if wanted is not None:
-            answer["proof"] = self._proof(ProofRequest(kind, boot_info), read)
+        if read.bundle is not None:
+            answer["proof"] = read.bundle.to_wire()
         return answer
 
-    def _read(self, wanted: _ProofWanted | None, *calls: bytes) -> _Read:
-        """Call views of the contract, all at the head that the caller names or else at the newest block."""
-        finalized, head = self._blocks(wanted)
-        to = f"0x{self._settings.kms_contract.hex()}"
-        at = {"blockHash": f"0x{head.hex()}"}
-        views: list[Call] = [("eth_call", [{"to": to, "data": f"0x{one.hex()}"}, at]) for one in calls]
-        chain_id, *results = self._rpc.batch([("eth_chainId", []), *views])
-        got = quantity(chain_id, what="the chain id")
-        if self._settings.chain_id not in {None, got}:
-            raise PolicyDenied(
-                "authorize.chain_id", f"the node serves chain {got}, expected {self._settings.chain_id}"
-            )
-        return _Read(got, finalized, head, [data(one, what="the result of a call") for one in results])
+    def _policy(self) -> PlatformPolicy | None:
+        return read_policy(self._settings.policy_file) if self._settings.policy_file else None
 
-    def _blocks(self, wanted: _ProofWanted | None) -> tuple[bytes | None, bytes]:
-        """Return the finalised block, where a proof needs one, and the block to read at."""
-        if wanted is None:
-            return None, self._proofs.block_hashes("latest")[0]
-        if wanted.finalized is not None and wanted.head is not None:
-            return wanted.finalized, wanted.head
-        finalized, head = self._proofs.block_hashes("finalized", "latest")
-        return wanted.finalized or finalized, wanted.head or head
-
-    def _proof(self, request: ProofRequest, read: _Read) -> dict[str, list[str]]:
-        return self._proofs.gather(request, read.finalized or read.head, read.head).to_wire()
-
-    def _invalid(self, error: DstackError) -> Answer:
+    def _invalid(self, error: DstackError, wanted: _ProofWanted | None) -> Answer:
         self._report(error.code, error.message)
-        return Answer(400, _denied(INVALID_REQUEST))
+        answer = _denied(INVALID_REQUEST)
+        return Answer(400, answer if wanted is None else {**answer, "code": error.code})
 
     def _failed(self, error: DstackError) -> Answer:
         self._report(error.code, error.message)
@@ -184,8 +177,8 @@ class AuthorizeService:
 
 def service_from(settings: Settings, report: Callable[[str, str], None]) -> AuthorizeService:
     """Build the service over HTTP, for the entries of the clouds."""
-    rpc = JsonRpc(settings.eth_rpc_url, HttpClient(DirectDialer(), timeout=RPC_TIMEOUT))
-    return AuthorizeService(settings, rpc, report)
+    http = HttpClient(DirectDialer(), timeout=RPC_TIMEOUT)
+    return AuthorizeService(settings, [JsonRpc(url, http) for url in settings.rpc_urls], report)
 
 
 def _denied(reason: str) -> dict[str, object]:
@@ -219,8 +212,10 @@ def _proof_wanted(query: str) -> _ProofWanted | None:
         raise ProtocolError("authorize.query.invalid", f"the query is malformed: {error}") from error
     if values.get("proof") != ["1"]:
         return None
-    finalized, head = (
-        decode_hex(values[name][-1], what=f"the query's {name}", length=32) if name in values else None
-        for name in ("finalized", "head")
-    )
-    return _ProofWanted(finalized, head)
+    named = [values[name][-1] for name in ("finalized", "head") if name in values]
+    if not named:
+        return _ProofWanted(None)
+    if len(named) == 1:
+        raise ProtocolError("authorize.query.invalid", "the query names one block of two: finalized and head")
+    finalized, head = (decode_hex(value, what="a block of the query", length=32) for value in named)
+    return _ProofWanted((finalized, head))

@@ -79,6 +79,15 @@ class ProofSource:
     def gather(self, request: ProofRequest, finalized: bytes, head: bytes) -> ProofBundle:
         """Return a bundle that answers `request` at two blocks, named by their 32-byte hashes.
 
+        Raises as `gather_with` does.
+        """
+        return self.gather_with(request, finalized, head, ())[0]
+
+    def gather_with(
+        self, request: ProofRequest, finalized: bytes, head: bytes, calls: Sequence[Call]
+    ) -> tuple[ProofBundle, list[object]]:
+        """Return such a bundle, and the results of `calls`, which go along in the first round trip.
+
         Raises `UnavailableError("proof.provider.cannot_prove")` where the provider does not serve proofs of
         one of the blocks (many keep only the newest); `InvalidEvidence` for what the proven state is guilty
         of itself (`proof.kms.absent`, `proof.string.*`); and what the endpoint raises.
@@ -86,9 +95,9 @@ class ProofSource:
         blocks = tuple(dict.fromkeys((finalized, head)))
         raw = _Raw()
         try:
-            self._first_round(request, blocks, raw)
+            results = self._first_round(request, blocks, raw, calls)
             self._second_round(request, blocks, raw)
-            return self._needed(request, blocks, raw)
+            return self._needed(request, blocks, raw), results
         except InvalidEvidence as error:
             if error.code in _FACTS:
                 raise
@@ -96,26 +105,31 @@ class ProofSource:
         except ProtocolError as error:
             raise self._cannot_prove(error) from error
         except UnavailableError as error:
-            if error.code not in {"rpc.error", "rpc.reverted"}:
+            # one of the caller's calls may have reverted, which no proof does
+            if error.code not in {"rpc.error", "rpc.reverted"} or (calls and error.code == "rpc.reverted"):
                 raise
             raise self._cannot_prove(error) from error
 
-    def _first_round(self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw) -> None:
-        """Fetch the headers, and the two proxies with every slot whose key is known."""
+    def _first_round(
+        self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw, others: Sequence[Call]
+    ) -> list[object]:
+        """Fetch the headers, and the two proxies with every slot whose key is known; answer the `others`."""
         targets = [(self._kms, kms_slots(request.kind, request.boot_info))]
         if request.kind == "app" and request.boot_info is not None:
             targets.append((request.boot_info.app_id, app_slots(request.boot_info)))
-        calls: list[Call] = []
+        calls: list[Call] = list(others)
         for block in blocks:
             calls.append(("eth_getBlockByHash", [_hex(block), False]))
             calls += [_proof_call(address, keys, block) for address, keys in targets]
         answers = self._endpoint.batch(calls)
+        results, answers = answers[: len(others)], answers[len(others) :]
         size = 1 + len(targets)
         for index, block in enumerate(blocks):
             header, *proofs = answers[index * size : (index + 1) * size]
             raw.headers[encode_header(fields(header, what="a block"), block)] = None
             for proof in proofs:
                 raw.add_proof(proof)
+        return results
 
     def _second_round(self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw) -> None:
         """Fetch what the proven slots point at: implementations, their code, the tail of a long string."""

@@ -6,22 +6,18 @@ for hashes here, and for proofs wherever it likes.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 
 from shared.chain.header import BlockRef
 from shared.errors import ConfigError, DstackError, InvalidEvidence, UnavailableError
+from shared.net.at_once import AtOnce
 from shared.net.json_rpc import Endpoint, data, fields, quantity
 
-_T = TypeVar("_T")
 # More than this is no longer a quorum but a crowd.
 MAX_ENDPOINTS = 16
-# Questions under way to one endpoint: a KMS answers as many calls at once.
-MAX_AT_ONCE = 64
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -65,8 +61,7 @@ class ChainQuorum:
                 "quorum.config.plain_http", "an rpc url is plain http, expected https outside a simulation"
             )
         self._endpoints = tuple(endpoints)
-        # of its own for each: one that hangs holds up the questions to itself alone
-        self._threads = {host: ThreadPoolExecutor(MAX_AT_ONCE, f"quorum {host}") for host in hosts}
+        self._at_once = AtOnce(endpoints)
         self._chain_id = chain_id
         self._quorum = quorum
         self._seen: BlockRef | None = None
@@ -93,7 +88,7 @@ class ChainQuorum:
         return finalized, head
 
     def _claims(self) -> list[_Claim]:
-        answers = self._ask(self._endpoints, self._claim)
+        answers = self._at_once.ask(self._endpoints, self._claim)
         claims = [answer for answer in answers if isinstance(answer, _Claim)]
         failures = [answer for answer in answers if isinstance(answer, DstackError)]
         if len(claims) < self._quorum:
@@ -131,7 +126,7 @@ class ChainQuorum:
                 continue
             hashes = [block.hash for _, block in voters if block.number == number]
             ahead = [endpoint for endpoint, block in voters if block.number > number]
-            answers = self._ask(ahead, partial(_hash_at, number))
+            answers = self._at_once.ask(ahead, partial(_hash_at, number))
             hashes += [answer for answer in answers if isinstance(answer, bytes)]
             [(digest, votes), *_] = Counter(hashes).most_common(1)
             if votes >= self._quorum and 2 * votes > len(hashes):
@@ -140,21 +135,6 @@ class ChainQuorum:
         raise UnavailableError(
             "quorum.disagreement", f"{conflict or f'no {what} block'}, expected {self._quorum} and a majority"
         )
-
-    def _ask(
-        self, endpoints: Sequence[Endpoint], question: Callable[[Endpoint], _T]
-    ) -> list[_T | DstackError]:
-        """Ask all endpoints at once; an endpoint's own failure is its answer."""
-
-        def attempt(endpoint: Endpoint) -> _T | DstackError:
-            try:
-                return question(endpoint)
-            except DstackError as error:
-                return error
-
-        others = [self._threads[endpoint.host].submit(attempt, endpoint) for endpoint in endpoints[1:]]
-        own = [attempt(endpoint) for endpoint in endpoints[:1]]
-        return [*own, *(other.result() for other in others)]
 
     def _remember(self, finalized: BlockRef, seen: BlockRef | None) -> None:
         """Compare with what was known when the endpoints were asked: a slower thread is no regression."""

@@ -46,7 +46,12 @@ def test_verify_answers_with_the_verdict_on_a_tdx_quote(artefacts: Artefacts, tm
 def test_authorize_decides_and_proves(
     artefacts: Artefacts, tmp_path: Path, golden_chain: Chain, allowed_body: Callable[..., dict[str, Any]]
 ) -> None:
-    environ = {"ETH_RPC_URL": golden_chain.url, "KMS_CONTRACT_ADDR": KMS, "ETH_CHAIN_ID": "31337"}
+    environ = {
+        "ETH_RPC_URL": golden_chain.url,
+        "KMS_CONTRACT_ADDR": KMS,
+        "ETH_CHAIN_ID": "31337",
+        "ETH_MAX_HEAD_AGE": "31622400",
+    }
     with serving(artefacts, "authorize", "authorize", tmp_path, environ) as call:
         status, answer = call("POST", "/bootAuth/app?proof=1", allowed_body())
         assert (status, answer["isAllowed"], answer["reason"]) == (200, True, "")

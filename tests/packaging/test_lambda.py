@@ -106,7 +106,12 @@ def test_verify_says_which_setting_is_wrong(run: Run) -> None:
 def test_authorize_decides_and_proves(
     run: Run, golden_chain: Chain, allowed_body: Callable[..., dict[str, Any]]
 ) -> None:
-    environ = {"ETH_RPC_URL": golden_chain.url, "KMS_CONTRACT_ADDR": KMS, "ETH_CHAIN_ID": "31337"}
+    environ = {
+        "ETH_RPC_URL": golden_chain.url,
+        "KMS_CONTRACT_ADDR": KMS,
+        "ETH_CHAIN_ID": "31337",
+        "ETH_MAX_HEAD_AGE": "31622400",
+    }
     with run("authorize", "functions.authorize.aws.handler", environ) as function:
         status, answer = function.http("POST", "/bootAuth/app", allowed_body(), "proof=1")
         assert (status, answer["isAllowed"], answer["reason"]) == (200, True, "")

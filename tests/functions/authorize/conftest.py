@@ -10,7 +10,7 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
 from functions.authorize.service import AuthorizeService
-from functions.authorize.settings import Settings
+from functions.authorize.settings import MAX_AGE, Settings
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
@@ -47,12 +47,17 @@ def rpc(url: str) -> JsonRpc:
 
 @pytest.fixture
 def settings(golden_chain: Chain) -> Settings:
-    return Settings(golden_chain.url, bytes.fromhex("9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"), 31337)
+    return Settings(
+        rpc_urls=(golden_chain.url,),
+        kms_contract=bytes.fromhex("9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"),
+        chain_id=31337,
+        max_head_age=MAX_AGE,  # the chain makes no blocks while it is read
+    )
 
 
 @pytest.fixture
 def service(settings: Settings) -> AuthorizeService:
-    return AuthorizeService(settings, rpc(settings.eth_rpc_url))
+    return AuthorizeService(settings, [rpc(settings.rpc_urls[0])])
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from functions_framework import create_app
 from cli.devchain.launcher import Chain
 from functions.authorize import aws, gcp
 from functions.authorize.service import MAX_BODY_BYTES
+from functions.authorize.settings import MAX_AGE
 
 Body = Callable[..., dict[str, Any]]
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -55,6 +56,7 @@ def environment(golden_chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETH_RPC_URL", golden_chain.url)
     monkeypatch.setenv("KMS_CONTRACT_ADDR", "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0")
     monkeypatch.setenv("ETH_CHAIN_ID", "31337")
+    monkeypatch.setenv("ETH_MAX_HEAD_AGE", str(MAX_AGE))
     aws.service.cache_clear()
     gcp.service.cache_clear()
 

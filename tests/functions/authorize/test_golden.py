@@ -1,4 +1,7 @@
-"""Every recorded answer of the reference server, from our service on a chain in the same state."""
+"""Every recorded answer of the reference server, from our service on a chain in the same state.
+
+Where a hash is short the reference pads it, and we refuse (upstream issue 1268): those cases are named here.
+"""
 
 import json
 from pathlib import Path
@@ -15,6 +18,13 @@ from tests.shared.net.rpc_stand_ins import StandIn
 CASES = json.loads(
     (Path(__file__).resolve().parents[2] / "data" / "contracts" / "auth-eth-golden.json").read_text()
 )["cases"]
+SHORT = {
+    "compose denied",
+    "short hex is left padded, not decimal",
+    "short hex in another field",
+    "number coerced to string",
+}
+INVALID = {"isAllowed": False, "reason": "invalid authorization request", "gatewayAppId": ""}
 
 
 def ask(service: AuthorizeService, case: dict[str, Any], query: str = "") -> tuple[int, dict[str, object]]:
@@ -32,9 +42,11 @@ def ask(service: AuthorizeService, case: dict[str, Any], query: str = "") -> tup
 def test_answers_as_the_reference_server(
     service: AuthorizeService, settings: Settings, case: dict[str, Any]
 ) -> None:
+    if case["name"] in SHORT:
+        case = {**case, "status": 400, "response": INVALID}
     expected = dict(case["response"])
     if "ethRpcUrl" in expected:
-        expected["ethRpcUrl"] = settings.eth_rpc_url
+        expected["ethRpcUrl"] = settings.rpc_urls[0]
     assert ask(service, case) == (case["status"], expected)
 
 
@@ -46,12 +58,16 @@ def test_n57_answers_as_the_reference_server_when_the_node_is_down(
 ) -> None:
     node = StandIn("down")
     node.failure = UnavailableError("net.unreachable", "connection refused")
-    assert ask(AuthorizeService(settings, node), case) == (case["status"], case["response"])
+    assert ask(AuthorizeService(settings, [node]), case) == (case["status"], case["response"])
 
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case["status"] == 200 and not case.get("rpcDown")],
+    [
+        case
+        for case in CASES
+        if case["status"] == 200 and not case.get("rpcDown") and case["name"] not in SHORT
+    ],
     ids=lambda case: case["name"],
 )
 def test_a_proof_adds_one_key_and_changes_none(
@@ -60,7 +76,7 @@ def test_a_proof_adds_one_key_and_changes_none(
     status, body = ask(service, case, "proof=1")
     expected = dict(case["response"])
     if "ethRpcUrl" in expected:
-        expected["ethRpcUrl"] = settings.eth_rpc_url
+        expected["ethRpcUrl"] = settings.rpc_urls[0]
     assert status == 200
     assert set(body.pop("proof")) == {"headers", "nodes", "codes"}  # type: ignore[call-overload]
     assert body == expected

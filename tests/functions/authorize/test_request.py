@@ -1,4 +1,4 @@
-"""The request body is read as leniently as the reference reads it, and no more."""
+"""The request body is read as leniently as the reference reads it but for short hex, and no more."""
 
 import contextlib
 import math
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from functions.authorize.request import parse_boot_info
 from shared.errors import ProtocolError
+from tests.shared.refusal import refuses
 
 BODY: dict[str, Any] = {
     "mrAggregated": "aa" * 32,
@@ -44,25 +45,26 @@ def test_six_fields_are_required(name: str) -> None:
     assert refused({key: value for key, value in BODY.items() if key != name})
 
 
-@pytest.mark.parametrize(
-    ("value", "digits"),
-    [
-        ("789", "789"),
-        ("0x789", "789"),
-        ("0x", "0"),
-        ("", "0"),
-        (None, "0"),
-        (5, "5"),
-        (5.0, "5"),
-        (10**20, "1" + "0" * 20),
-        (2**53 + 1, "9007199254740992"),
-        (["0x12"], "12"),
-        ([12], "12"),
-    ],
-)
-def test_hex_is_coerced_and_padded_on_the_left(value: object, digits: str) -> None:
-    """A number is written in decimal as JavaScript writes it, and its digits are read as hex."""
-    assert parse_boot_info({**BODY, "composeHash": value}).compose_hash.hex() == digits.rjust(64, "0")
+@pytest.mark.parametrize("value", ["0x", "", None])
+def test_hex_that_is_absent_is_zero(value: object) -> None:
+    assert parse_boot_info({**BODY, "composeHash": value}).compose_hash == bytes(32)
+
+
+@pytest.mark.parametrize("value", ["1" * 64, ["0x" + "1" * 64], ["1" * 64]])
+def test_hex_of_full_width_is_taken_with_the_references_coercions(value: object) -> None:
+    assert parse_boot_info({**BODY, "composeHash": value}).compose_hash == b"\x11" * 32
+
+
+@pytest.mark.parametrize("value", ["789", "0x789", "0x01", 5, 5.0, 10**20, 2**53 + 1, ["0x12"], "1" * 62])
+def test_short_hex_is_refused_and_not_padded(value: object) -> None:
+    with refuses("authorize.request.short_hex", ProtocolError):
+        parse_boot_info({**BODY, "composeHash": value})
+
+
+def test_31_bytes_of_a_listed_hash_do_not_become_another() -> None:
+    """A hash that begins with a zero byte, and its last 31 bytes: padded, they would be the same."""
+    with refuses("authorize.request.short_hex", ProtocolError):
+        parse_boot_info({**BODY, "osImageHash": "bb" * 31})
 
 
 @pytest.mark.parametrize(

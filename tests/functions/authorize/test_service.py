@@ -59,17 +59,17 @@ class Spoiling(Recorder):
 
 
 def test_both_reads_use_one_block(settings: Settings, allowed_body: Body) -> None:
-    recorder = Recorder(rpc(settings.eth_rpc_url))
-    assert post(AuthorizeService(settings, recorder), allowed_body()).body["isAllowed"] is True
+    recorder = Recorder(rpc(settings.rpc_urls[0]))
+    assert post(AuthorizeService(settings, [recorder]), allowed_body()).body["isAllowed"] is True
     assert len(recorder.calls) == 2
     pinned = [params[1] for calls in recorder.calls for method, params in calls if method == "eth_call"]
     assert len(pinned) == 2
     assert pinned[0] == pinned[1]
-    assert set(pinned[0]) == {"blockHash"}  # type: ignore[call-overload]
+    assert pinned[0].keys() == {"blockHash", "requireCanonical"}  # type: ignore[union-attr]
 
 
 def named_blocks(settings: Settings) -> tuple[BlockRef, BlockRef]:
-    finalized, head = rpc(settings.eth_rpc_url).batch(
+    finalized, head = rpc(settings.rpc_urls[0]).batch(
         [("eth_getBlockByNumber", ["finalized", False]), ("eth_getBlockByNumber", ["latest", False])]
     )
     return tuple(  # type: ignore[return-value]
@@ -133,11 +133,11 @@ def test_n57_malformed_chain_answers_deny(
     settings: Settings, allowed_body: Body, method: str, result: object
 ) -> None:
     seen: list[str] = []
-    endpoint = Spoiling(rpc(settings.eth_rpc_url), method, result)
-    service = AuthorizeService(settings, endpoint, lambda code, _: seen.append(code))
+    endpoint = Spoiling(rpc(settings.rpc_urls[0]), method, result)
+    service = AuthorizeService(settings, [endpoint], lambda code, _: seen.append(code))
     answer = post(service, allowed_body())
     assert (answer.status, answer.body) == (200, DENIED)
-    assert seen in (["rpc.malformed"], ["abi.malformed"], ["authorize.chain_id"])
+    assert seen in (["rpc.malformed"], ["abi.malformed"], ["authorize.chain_id"], ["authorize.contract"])
 
 
 @pytest.mark.parametrize(
@@ -154,19 +154,19 @@ def test_n57_every_failure_denies(settings: Settings, allowed_body: Body, failur
             del calls
             raise failure
 
-    answer = post(AuthorizeService(settings, Failing(rpc(settings.eth_rpc_url))), allowed_body())
+    answer = post(AuthorizeService(settings, [Failing(rpc(settings.rpc_urls[0]))]), allowed_body())
     assert (answer.status, answer.body) == (200, DENIED)
 
 
 def test_n57_a_wrong_chain_id_fails_the_info_page(settings: Settings) -> None:
     other = msgspec.structs.replace(settings, chain_id=1)
-    answer = AuthorizeService(other, rpc(settings.eth_rpc_url)).handle("GET", "/", "", {}, b"")
+    answer = AuthorizeService(other, [rpc(settings.rpc_urls[0])]).handle("GET", "/", "", {}, b"")
     assert (answer.status, answer.body["status"]) == (500, "error")
 
 
 def test_a_provider_that_cannot_prove_denies_and_says_so(settings: Settings, allowed_body: Body) -> None:
-    endpoint = Spoiling(rpc(settings.eth_rpc_url), "eth_getProof", None)
-    answer = post(AuthorizeService(settings, endpoint), allowed_body(), query="proof=1")
+    endpoint = Spoiling(rpc(settings.rpc_urls[0]), "eth_getProof", None)
+    answer = post(AuthorizeService(settings, [endpoint]), allowed_body(), query="proof=1")
     assert answer.body == {**DENIED, "code": "proof.provider.cannot_prove"}
 
 
@@ -177,7 +177,7 @@ def test_an_app_contract_that_reverts_denies(settings: Settings, allowed_body: B
                 raise UnavailableError("rpc.error", "execution reverted")
             return super().batch(calls)
 
-    answer = post(AuthorizeService(settings, Reverting(rpc(settings.eth_rpc_url))), allowed_body())
+    answer = post(AuthorizeService(settings, [Reverting(rpc(settings.rpc_urls[0]))]), allowed_body())
     assert (answer.status, answer.body) == (200, DENIED)
 
 
@@ -189,7 +189,7 @@ def test_n57_a_slow_node_denies_within_the_time_limit(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         service = service_from(
-            msgspec.structs.replace(settings, eth_rpc_url=url), lambda code, _: seen.append(code)
+            msgspec.structs.replace(settings, rpc_urls=(url,)), lambda code, _: seen.append(code)
         )
         assert post(service, allowed_body()).body == DENIED
     assert seen == ["net.timeout"]
@@ -277,3 +277,47 @@ def test_concurrent_requests_share_the_connections(service: AuthorizeService, al
     for thread in threads:
         thread.join()
     assert [answer.body["isAllowed"] for answer in answers] == [True] * 6
+
+
+REASONS: list[tuple[str, str, dict[str, Any]]] = [
+    ("app", "", {}),
+    ("app", "App not registered", {"appId": "77" * 20}),
+    ("app", "OS image is not allowed", {"osImageHash": "77" * 32}),
+    # registered by the recording, and nobody's contract
+    ("app", "App not deployed or invalid address", {"appId": "9965507d1a55bcc2695c58ba16fb37d819b0a4dc"}),
+    ("app", "TCB status is not up to date", {"tcbStatus": "OutOfDate"}),
+    ("app", "TCB status is not up to date", {"tcbStatus": ""}),
+    ("app", "Compose hash not allowed", {"composeHash": "77" * 32}),
+    ("app", "Device not allowed", {"deviceId": "77" * 32}),
+    ("kms", "TCB status is not up to date", {"mrAggregated": "77" * 32, "tcbStatus": "OutOfDate"}),
+    ("kms", "OS image is not allowed", {"mrAggregated": "77" * 32, "osImageHash": "77" * 32}),
+    ("kms", "Aggregated MR not allowed", {"mrAggregated": "77" * 32}),
+]
+
+
+@pytest.mark.parametrize(("kind", "reason", "changes"), REASONS)
+def test_the_proof_decides_what_the_contract_says_for_every_reason(
+    settings: Settings,
+    service: AuthorizeService,
+    allowed_body: Body,
+    kind: Any,
+    reason: str,
+    changes: dict[str, Any],
+) -> None:
+    """All but `KMS is not allowed to boot on this device`: this contract lists the zero measurement alone."""
+    finalized, head = named_blocks(settings)
+    body = allowed_body(**changes)
+    query = f"proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+    answer = post(service, body, f"/bootAuth/{kind}", query).body
+    assert answer["reason"] == reason
+    bundle = bundle_from_wire(answer["proof"])
+    decision = decide(
+        bundle,
+        kind=kind,
+        boot_info=parse_boot_info(body),
+        chain=ChainPolicy(chain_id=31337, kms_contract=settings.kms_contract, codes=code_list()),
+        finalized=finalized,
+        head=head,
+        now=max(parse_header(raw).timestamp for raw in bundle.headers),
+    )
+    assert (decision.is_allowed, decision.reason) == (answer["isAllowed"], reason)
