@@ -36,6 +36,7 @@ class KmsPolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_block_age: int | UnsetType = UNSET
     max_head_age: int | UnsetType = UNSET
     allow_cache: int | UnsetType = UNSET
+    block_cache: int | UnsetType = UNSET
     pinned_implementations: int | UnsetType = UNSET
     custody: str | UnsetType = UNSET
     key_handover: str | UnsetType = UNSET
@@ -103,6 +104,7 @@ _RULES: Final = (
         "seconds for which a revocation can stay unseen",
     ),
     _Rule("allow_cache", lambda seconds: seconds > 0, "seconds for which it answers without asking again"),
+    _Rule("block_cache", lambda seconds: seconds > 0, "seconds for which it asks for no newer block"),
     _Rule(
         "pinned_implementations",
         lambda count: count > 0,

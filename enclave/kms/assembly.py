@@ -18,6 +18,7 @@ from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
+from shared.chain.finality import RememberedBlocks
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 from shared.net.fetch import HttpClient
@@ -110,6 +111,7 @@ def _policy(
         policy.max_block_age = proof.max_block_age
         policy.max_head_age = proof.max_head_age
         policy.allow_cache = proof.allow_cache
+        policy.block_cache = proof.block_cache
         policy.pinned_implementations = len(proof.implementations)
     return policy
 
@@ -167,4 +169,5 @@ def _proof_authorizer(platform: Platform, proof: Proof, clock: Clock, *, simulat
         codes=code_list(proof.implementations),
     )
     sources = [ProofSource(endpoint, policy.kms_contract) for endpoint in endpoints]
-    return ProofAuthorizer(proof, policy, quorum, http, clock.now, clock.raise_floor, sources)
+    finality = RememberedBlocks(quorum, proof.block_cache, clock.now)
+    return ProofAuthorizer(proof, policy, finality, http, clock.now, clock.raise_floor, sources)

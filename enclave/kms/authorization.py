@@ -18,11 +18,11 @@ from shared.boot_info import BootInfo
 from shared.chain import decision as chain
 from shared.chain.bundle import MAX_ANSWER_BYTES, ProofBundle, bundle_from_wire
 from shared.chain.facts import Kind
+from shared.chain.finality import FinalitySource
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, PolicyDenied, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.proof_source import ProofRequest, ProofSource
-from shared.net.quorum import ChainQuorum
 from shared.net.response import Response
 from shared.strict_json import decode_json
 from shared.version import __version__
@@ -158,7 +158,7 @@ class ProofAuthorizer:
         self,
         settings: Proof,
         policy: chain.ChainPolicy,
-        quorum: ChainQuorum,
+        finality: FinalitySource,
         http: HttpClient,
         now: Callable[[], int],
         raise_floor: Callable[[int], None] = lambda _timestamp: None,
@@ -166,7 +166,7 @@ class ProofAuthorizer:
     ) -> None:
         self._settings = settings
         self._policy = policy
-        self._quorum = quorum
+        self._finality = finality
         self._http = http
         self._now = now
         self._raise_floor = raise_floor
@@ -177,15 +177,15 @@ class ProofAuthorizer:
         self._info_lock = threading.Lock()
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
-        """Ask the quorum for the two blocks, the function for the bundle, and decide here.
+        """Ask which two blocks count, the function for the bundle, and decide here.
 
-        Raises what `ChainQuorum.blocks` and `decide` raise, and `auth.api.status`, `auth.api.malformed`,
+        Raises what `FinalitySource.blocks` and `decide` raise, and `auth.api.status`, `auth.api.malformed`,
         `auth.proof.absent`, `auth.proof.disagrees`.
         """
         remembered = self.recall(kind, boot_info)
         if remembered is not None:
             return remembered
-        finalized, head = self._quorum.blocks()
+        finalized, head = self._finality.blocks()
         proven, answer = self._prove(kind, boot_info, finalized, head)
         if proven.is_allowed and not answer.is_allowed:
             raise PolicyDenied(
@@ -221,7 +221,7 @@ class ProofAuthorizer:
         return info
 
     def _prove_info(self) -> ChainInfo:
-        finalized, head = self._quorum.blocks()
+        finalized, head = self._finality.blocks()
         answer = _ask_info(self._http, f"{self._settings.url.rstrip('/')}/{_proof_query(finalized, head)}")
         proven = chain.contract_facts(
             bundle_from_wire(answer.proof),
@@ -243,9 +243,9 @@ class ProofAuthorizer:
         """Return the public root keys in `kmsInfo` as the chain proves them.
 
         Raises `UnavailableError("auth.proof.sources")` where no source can prove them, and what
-        `ChainQuorum.blocks` and `kms_roots` raise.
+        `FinalitySource.blocks` and `kms_roots` raise.
         """
-        finalized, head = self._quorum.blocks()
+        finalized, head = self._finality.blocks()
         return chain.kms_roots(
             self._gather(ProofRequest("roots"), finalized, head),
             chain=self._policy,

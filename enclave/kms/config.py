@@ -23,6 +23,9 @@ CONFIG_PATH = "/etc/kms/kms.toml"
 MAX_ALLOW_CACHE = 60
 """Seconds. An allow older than this could outlive a revocation by more than an operator would notice."""
 
+MAX_BLOCK_CACHE = 12
+"""Seconds: one slot of the slowest chain that we know of. A newer block may hold a revocation."""
+
 MAX_HEAD_AGE = 3600
 """Seconds a revocation may stay hidden at most, however the operator sets it."""
 
@@ -194,7 +197,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     `url` is the authorize function that fetches proof bundles. `quorum` of the `rpc_urls` must agree on the
     blocks. Ages are in seconds. `implementations` are rows of `shared.chain.known_builds.KnownBuild` that the
     operator pins besides the known ones. `rpc_roots` is a PEM file of the image with the TLS roots for the
-    RPC hosts. `allow_cache` is how long an allow may be reused, at most 60.
+    RPC hosts. `allow_cache` is how long an allow may be reused, at most 60; `block_cache` how long the blocks
+    that the quorum named count as the newest, at most 12.
     """
 
     url: str
@@ -207,6 +211,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     implementations: tuple[dict[str, Any], ...] = ()
     rpc_roots: str = ""
     allow_cache: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALLOW_CACHE)] = 0
+    block_cache: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK_CACHE)] = 0
     timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
 
     def contract(self) -> bytes:

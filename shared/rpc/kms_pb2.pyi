@@ -84,7 +84,7 @@ class GetMetaResponse(_message.Message):
     def __init__(self, ca_cert: _Optional[str] = ..., allow_any_upgrade: _Optional[bool] = ..., k256_pubkey: _Optional[bytes] = ..., bootstrap_info: _Optional[_Union[BootstrapResponse, _Mapping]] = ..., is_dev: _Optional[bool] = ..., gateway_app_id: _Optional[str] = ..., kms_contract_address: _Optional[str] = ..., chain_id: _Optional[int] = ..., app_auth_implementation: _Optional[str] = ..., policy: _Optional[_Union[KmsPolicy, _Mapping]] = ...) -> None: ...
 
 class KmsPolicy(_message.Message):
-    __slots__ = ("auth_mode", "clock_source", "simulated", "nitro_enclave_key_release", "treat_nitro_as_up_to_date", "image_verification", "quorum", "quorum_plain_http", "finalized_block", "max_block_age", "evidence_anchor", "self_authorization", "attested_certificate", "max_head_age", "allow_cache", "pinned_implementations", "evidence_policy", "nitro_tpm_key_release", "custody", "key_handover", "nitro_app_id_pcr")
+    __slots__ = ("auth_mode", "clock_source", "simulated", "nitro_enclave_key_release", "treat_nitro_as_up_to_date", "image_verification", "quorum", "quorum_plain_http", "finalized_block", "max_block_age", "evidence_anchor", "self_authorization", "attested_certificate", "max_head_age", "allow_cache", "pinned_implementations", "evidence_policy", "nitro_tpm_key_release", "custody", "key_handover", "nitro_app_id_pcr", "block_cache")
     AUTH_MODE_FIELD_NUMBER: _ClassVar[int]
     CLOCK_SOURCE_FIELD_NUMBER: _ClassVar[int]
     SIMULATED_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class KmsPolicy(_message.Message):
     CUSTODY_FIELD_NUMBER: _ClassVar[int]
     KEY_HANDOVER_FIELD_NUMBER: _ClassVar[int]
     NITRO_APP_ID_PCR_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_CACHE_FIELD_NUMBER: _ClassVar[int]
     auth_mode: str
     clock_source: str
     simulated: bool
@@ -127,7 +128,8 @@ class KmsPolicy(_message.Message):
     custody: str
     key_handover: str
     nitro_app_id_pcr: bool
-    def __init__(self, auth_mode: _Optional[str] = ..., clock_source: _Optional[str] = ..., simulated: _Optional[bool] = ..., nitro_enclave_key_release: _Optional[bool] = ..., treat_nitro_as_up_to_date: _Optional[bool] = ..., image_verification: _Optional[bool] = ..., quorum: _Optional[int] = ..., quorum_plain_http: _Optional[bool] = ..., finalized_block: _Optional[int] = ..., max_block_age: _Optional[int] = ..., evidence_anchor: _Optional[str] = ..., self_authorization: _Optional[bool] = ..., attested_certificate: _Optional[bool] = ..., max_head_age: _Optional[int] = ..., allow_cache: _Optional[int] = ..., pinned_implementations: _Optional[int] = ..., evidence_policy: _Optional[_Iterable[str]] = ..., nitro_tpm_key_release: _Optional[bool] = ..., custody: _Optional[str] = ..., key_handover: _Optional[str] = ..., nitro_app_id_pcr: _Optional[bool] = ...) -> None: ...
+    block_cache: int
+    def __init__(self, auth_mode: _Optional[str] = ..., clock_source: _Optional[str] = ..., simulated: _Optional[bool] = ..., nitro_enclave_key_release: _Optional[bool] = ..., treat_nitro_as_up_to_date: _Optional[bool] = ..., image_verification: _Optional[bool] = ..., quorum: _Optional[int] = ..., quorum_plain_http: _Optional[bool] = ..., finalized_block: _Optional[int] = ..., max_block_age: _Optional[int] = ..., evidence_anchor: _Optional[str] = ..., self_authorization: _Optional[bool] = ..., attested_certificate: _Optional[bool] = ..., max_head_age: _Optional[int] = ..., allow_cache: _Optional[int] = ..., pinned_implementations: _Optional[int] = ..., evidence_policy: _Optional[_Iterable[str]] = ..., nitro_tpm_key_release: _Optional[bool] = ..., custody: _Optional[str] = ..., key_handover: _Optional[str] = ..., nitro_app_id_pcr: _Optional[bool] = ..., block_cache: _Optional[int] = ...) -> None: ...
 
 class GetKmsKeyRequest(_message.Message):
     __slots__ = ("vm_config",)

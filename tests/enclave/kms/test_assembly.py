@@ -91,10 +91,11 @@ def test_a_simulated_kms_reports_itself(simulated: Machine) -> None:
 
 def test_a_lax_kms_reports_what_is_lax(simulated: Machine) -> None:
     lax = "[core]\nenforce_self_authorization = false\nattest_rpc_cert = false\n"
-    proof = _proof("HTTP://127.0.0.1:2", quorum=1) + "allow_cache = 7\nmax_head_age = 300\n"
+    proof = _proof("HTTP://127.0.0.1:2", quorum=1) + "allow_cache = 7\nblock_cache = 3\nmax_head_age = 300\n"
     told = simulated.assemble(lax + ANCHOR + proof).policy
     assert (told.self_authorization, told.attested_certificate) == (False, False)
-    assert (told.allow_cache, told.max_head_age, told.quorum_plain_http) == (7, 300, True)
+    assert (told.allow_cache, told.block_cache, told.max_head_age) == (7, 3, 300)
+    assert told.quorum_plain_http
 
 
 def test_images_are_verified_and_told_to_be_whatever_the_file_says(simulated: Machine) -> None:

@@ -88,7 +88,7 @@ def _proof(
     return ProofAuthorizer(
         settings,
         policy,
-        quorum or Quorum(),  # type: ignore[arg-type]
+        quorum or Quorum(),
         http,  # type: ignore[arg-type]
         now,
         raise_floor,

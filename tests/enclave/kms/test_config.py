@@ -91,6 +91,7 @@ def test_refuses_an_unknown_mode() -> None:
     "line",
     [
         "allow_cache = 61",
+        "block_cache = 13",
         "max_head_age = 3601",
         "max_head_age = 0",
         "max_block_age = -3",
