@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, cast
 
 import msgspec
 from cryptography import x509
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.types import ASGIApp
 
+from bench.proven_chain import CHAIN_ID, GATEWAY, KMS, Served
 from enclave.devices.attestor import NitroAttestor
 from enclave.devices.clock import TrustedClock
 from enclave.devices.nsm import Nsm
@@ -29,9 +30,13 @@ from enclave.tee.peers import PeerVerifier
 from shared.attestation.identity import boot_info
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.trust import TrustAnchors
-from shared.attestation.verify import verify_attestation
+from shared.attestation.verify import VerifiedAttestation, verify_attestation
+from shared.boot_info import BootInfo
 from shared.chain.code import code_list
 from shared.chain.decision import ChainPolicy
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import JsonRpc
+from shared.net.quorum import ChainQuorum
 from shared.ratls.certificates import client_certificate, spki_der
 from shared.rpc import kms_pb2 as pb
 
@@ -42,6 +47,10 @@ NEVER_REACHED = RateLimits(
     caller_per_minute=MAX_RATE, caller_burst=MAX_RATE, app_per_minute=MAX_RATE, app_burst=MAX_RATE
 )
 """Production's limit on one caller is reached within a second of this."""
+
+
+Policy = Literal["remembered", "proven"]
+"""Where an answer comes from: an allow of before, or two proofs for each request."""
 
 
 class _Unreachable:
@@ -67,10 +76,10 @@ class AttestedClient(msgspec.Struct, frozen=True):
 
 
 class Kms:
-    """A bootstrapped KMS in mode `proof`, with the allow of one app enclave already remembered."""
+    """A bootstrapped KMS in mode `proof`, which allows itself and one app."""
 
-    def __init__(self) -> None:
-        authority = SimulatedAuthority.create()
+    def __init__(self, policy: Policy = "remembered") -> None:
+        authority = self._authority = SimulatedAuthority.create()
         self.anchors = TrustAnchors.production().with_extra(authority.root_pem)
         self._app = Nsm(SimulatedNsm(_registers(2), authority))
         nsm = Nsm(SimulatedNsm(_registers(1), authority))
@@ -78,9 +87,15 @@ class Kms:
         clock = TrustedClock(nsm, self.anchors)
         self.now: Callable[[], int] = clock.now
         self.keys = _bootstrapped(nsm, attestor, clock.now)
-        own = verify_attestation(attestor.attest(bytes(64)), now=clock.now(), anchors=self.anchors)
+        own = self._verified(attestor)
         core = Core(aws_nitro_enclave_key_release=True, treat_nitro_as_up_to_date=True)
-        authorizer = _authorizer(clock.now)
+        app = boot_info(self._verified(NitroAttestor(self._app, APP_ID)))
+        self.chain: Served | None = None
+        if policy == "proven":
+            self.chain = Served(kms_boot_info(own, core), app, clock.now())
+            authorizer = _proving(self.chain, clock.now)
+        else:
+            authorizer = _remembering(clock.now, kms_boot_info(own, core), app)
         self.service = KmsService(
             core=core,
             keys=self.keys,
@@ -91,12 +106,6 @@ class Kms:
         )
         self.identity = RpcIdentity(self.keys, attestor, clock.now)
         self.client = self.new_client()
-        allow = Decision(is_allowed=True, reason="", gateway_app_id="gateway", finalized_block=7)
-        until = clock.now() + ALLOWED_FOR
-        caller = self.callers().verify([self.client.der])
-        assert caller is not None
-        authorizer._remember(("kms", kms_boot_info(own, core)), until, allow)  # noqa: SLF001 - no chain here
-        authorizer._remember(("app", boot_info(caller)), until, allow)  # noqa: SLF001 - no chain here
 
     def callers(self) -> CallerVerifier:
         """Return a verifier that remembers nobody yet."""
@@ -108,11 +117,21 @@ class Kms:
         """Return the application of the main listener."""
         return main_app(self.service, self.callers(), version="bench", metrics=True, limits=NEVER_REACHED)
 
-    def new_client(self) -> AttestedClient:
-        """Return a certificate under the temporary CA with fresh evidence of the app enclave."""
+    def _verified(self, attestor: NitroAttestor) -> VerifiedAttestation:
+        return verify_attestation(attestor.attest(bytes(64)), now=self.now(), anchors=self.anchors)
+
+    def new_client(self, *, new_enclave: bool = False) -> AttestedClient:
+        """Return a certificate under the temporary CA with fresh evidence of the app enclave.
+
+        A new enclave is one on an instance of its own: its document shares root, region and zone with others.
+        The blocks that its request is decided on are prepared with it.
+        """
+        if new_enclave and self.chain:
+            self.chain.prepare(1)
         key = ec.generate_private_key(ec.SECP256R1())
         expected = report_data(RATLS_CERT, spki_der(key.public_key()))
-        envelope = NitroAttestor(self._app, APP_ID).attest(expected)
+        nsm = Nsm(SimulatedNsm(_registers(2), self._authority)) if new_enclave else self._app
+        envelope = NitroAttestor(nsm, APP_ID).attest(expected)
         issuer = (self.keys.temp_ca_cert, self.keys.temp_ca_key)
         now = int(time.time())
         certificate = client_certificate(key, attestation=envelope, issuer=issuer, now=now)
@@ -129,18 +148,41 @@ def _bootstrapped(nsm: Nsm, attestor: NitroAttestor, now: Callable[[], int]) -> 
     return keys
 
 
-def _authorizer(now: Callable[[], int]) -> ProofAuthorizer:
-    contract = "0x" + "11" * 20
-    settings = Proof(
-        url="http://absent",
-        chain_id=31337,
-        kms_contract=contract,
-        rpc_urls=("http://absent",),
-        allow_cache=60,
-    )
-    policy = ChainPolicy(chain_id=31337, kms_contract=settings.contract(), codes=code_list(()))
+def _remembering(now: Callable[[], int], own: BootInfo, app: BootInfo) -> ProofAuthorizer:
     absent = _Unreachable()
-    return ProofAuthorizer(settings, policy, absent, absent, now)  # type: ignore[arg-type]  # stand-ins that fail
+    settings, policy = _settings(allow_cache=60)
+    authorizer = ProofAuthorizer(settings, policy, absent, absent, now)  # type: ignore[arg-type]  # they fail
+    allow = Decision(is_allowed=True, reason="", gateway_app_id=GATEWAY, finalized_block=7)
+    until = now() + ALLOWED_FOR
+    authorizer._remember(("kms", own), until, allow)  # noqa: SLF001 - no chain here
+    authorizer._remember(("app", app), until, allow)  # noqa: SLF001 - no chain here
+    return authorizer
+
+
+def _proving(served: Served, now: Callable[[], int]) -> ProofAuthorizer:
+    http = cast("HttpClient", served)
+    settings, policy = _settings(allow_cache=0)
+    endpoints = [JsonRpc(url, http) for url in settings.rpc_urls]
+    quorum = ChainQuorum(endpoints, chain_id=CHAIN_ID, quorum=settings.quorum, allow_plain_http=True)
+    return ProofAuthorizer(settings, policy, quorum, http, now)
+
+
+def _settings(*, allow_cache: int) -> tuple[Proof, ChainPolicy]:
+    settings = Proof(
+        url="http://authorize",
+        chain_id=CHAIN_ID,
+        kms_contract="0x" + KMS.hex(),
+        rpc_urls=("http://one", "http://two"),
+        allow_cache=allow_cache,
+    )
+    policy = ChainPolicy(
+        chain_id=CHAIN_ID,
+        kms_contract=KMS,
+        codes=code_list(()),
+        max_block_age=ALLOWED_FOR,
+        max_head_age=ALLOWED_FOR,
+    )
+    return settings, policy
 
 
 def _registers(seed: int) -> dict[int, bytes]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bench import raw_crypto
-from bench.enclaves import Kms
+from bench.enclaves import AttestedClient, Kms, Policy
 from bench.measure import Timing, timed
 from enclave.serving.attested_tls import build_plain_server, build_server, run_server
 from shared.rpc import kms_pb2 as pb
@@ -56,9 +56,9 @@ class KeyServer:
         """Time caller check, method and encoding there, without HTTP or threads."""
         return self._ask("dispatch", count)
 
-    def clients(self, count: int) -> list[tuple[bytes, bytes]]:
+    def clients(self, count: int, *, new_enclaves: bool = False) -> list[tuple[bytes, bytes]]:
         """Return fresh client certificates with evidence, and their keys, as PEM."""
-        return self._ask("clients", count)
+        return self._ask("new enclaves" if new_enclaves else "clients", count)
 
     def _ask(self, what: str, count: int) -> Any:  # noqa: ANN401 - each question has its own answer
         self._pipe.send((what, count))
@@ -66,11 +66,11 @@ class KeyServer:
 
 
 @contextmanager
-def key_server(front: Front) -> Iterator[KeyServer]:
-    """Run a KMS with one remembered allow until the block ends."""
+def key_server(front: Front, policy: Policy = "remembered") -> Iterator[KeyServer]:
+    """Run a KMS until the block ends."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs, front), daemon=True)
+    process = spawn.Process(target=_serve, args=(theirs, front, policy), daemon=True)
     process.start()
     try:
         if not ours.poll(START_SECONDS):
@@ -81,9 +81,9 @@ def key_server(front: Front) -> Iterator[KeyServer]:
         process.join()
 
 
-def _serve(pipe: Connection, front: Front) -> None:
+def _serve(pipe: Connection, front: Front, policy: Policy) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # log lines are written, and read by nobody
-    kms = Kms()
+    kms = Kms(policy)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     if front == "plain":
         server = build_plain_server(_WithPeer(kms.app(), kms.client.der))
@@ -102,25 +102,37 @@ def _answer_forever(pipe: Connection, answers: dict[str, Callable[[int], Any]]) 
 
 
 def _answers(kms: Kms, front: Front) -> dict[str, Callable[[int], Any]]:
-    keys, connection = raw_crypto.app_keys(), raw_crypto.attested_connection()
     callers, request = kms.callers(), pb.GetAppKeyRequest(api_version=1)
     leaf = kms.client.der
+    raw = _raw(kms, front)
 
     def dispatch() -> bytes:
         return encode(kms.service.get_app_key(request, callers.verify([leaf])), Wire.JSON)
 
-    def attested_request() -> None:
-        connection()
-        keys()
-
-    def clients(count: int) -> list[tuple[bytes, bytes]]:
-        made = [kms.new_client() for _ in range(count)]
-        pkcs8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return [(one.certificate.public_bytes(Encoding.PEM), one.key.private_bytes(*pkcs8)) for one in made]
-
     return {
         "cpu": lambda _: time.process_time(),
-        "raw": lambda count: timed(keys if front == "plain" else attested_request, count),
+        "raw": lambda count: timed(raw, count),
         "dispatch": lambda count: timed(dispatch, count),
-        "clients": clients,
+        "clients": lambda count: [_as_pem(kms.new_client()) for _ in range(count)],
+        "new enclaves": lambda count: [_as_pem(kms.new_client(new_enclave=True)) for _ in range(count)],
     }
+
+
+def _raw(kms: Kms, front: Front) -> Callable[[], object]:
+    """Return the cryptography that one request to this server cannot do without."""
+    parts = [raw_crypto.app_keys()]
+    if front == "attested":
+        parts += [raw_crypto.handshake(), raw_crypto.evidence(2 if kms.chain else 0)]
+    if kms.chain:
+        parts.append(raw_crypto.proofs(kms.chain.bundles.values()))
+
+    def together() -> None:
+        for part in parts:
+            part()
+
+    return together
+
+
+def _as_pem(client: AttestedClient) -> tuple[bytes, bytes]:
+    key = client.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return client.certificate.public_bytes(Encoding.PEM), key
