@@ -19,6 +19,16 @@ _REVERTED_CODES = frozenset({3, -32015})
 _REVERTED = re.compile(r"revert|invalid opcode|invalid jump|stack underflow", re.IGNORECASE)
 # How much of an endpoint's own words an error repeats.
 _MAX_TEXT = 200
+# A reason string is a sentence; our contracts' longest is below 60 characters.
+_MAX_REVERT_DIGITS = 2 * 1024
+
+
+class RevertedError(UnavailableError):
+    """The contract itself ended a call: `data` is what it ended with, as far as the endpoint tells it."""
+
+    def __init__(self, message: str, data: bytes) -> None:
+        super().__init__("rpc.reverted", message)
+        self.data = data
 
 
 class Endpoint(Protocol):
@@ -63,7 +73,7 @@ class JsonRpc:
         """Return the results of several calls, sent as one request, in order.
 
         Raises `UnavailableError("rpc.error")` with the endpoint's text where it answers any with an error, or
-        `"rpc.reverted"` where the error is the contract's own;
+        `RevertedError("rpc.reverted")` where the error is the contract's own;
         `UnavailableError("rpc.status")` for another HTTP status than 200, `ProtocolError("rpc.malformed")`
         for what is not the answer to this request, and what `HttpClient.request` raises.
         """
@@ -123,9 +133,20 @@ class JsonRpc:
         if not isinstance(error, dict) or not isinstance(text, str):
             return self._malformed("answered with an error that has no message")
         printable = "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
-        is_reverted = error.get("code") in _REVERTED_CODES or _REVERTED.search(printable) is not None
-        code = "rpc.reverted" if is_reverted else "rpc.error"
-        return UnavailableError(code, f"{self.host} answered with an error: {printable}")
+        message = f"{self.host} answered with an error: {printable}"
+        if error.get("code") in _REVERTED_CODES or _REVERTED.search(printable) is not None:
+            return RevertedError(message, _revert_data(error.get("data")))
+        return UnavailableError("rpc.error", message)
+
+
+def _revert_data(told: object) -> bytes:
+    """Return the bytes that a contract ended a call with; nothing where they are told in another form."""
+    if not isinstance(told, str) or not told.startswith("0x") or len(told) > _MAX_REVERT_DIGITS:
+        return b""
+    try:
+        return decode_hex(told, what="the revert data")
+    except ProtocolError:
+        return b""
 
 
 def quantity(value: object, *, what: str) -> int:

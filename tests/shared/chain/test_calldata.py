@@ -11,7 +11,15 @@ from shared.errors import ProtocolError
 from shared.keccak import keccak256
 from tests.shared.refusal import refuses
 
-VALUES = {"address": st.binary(min_size=20, max_size=20), "bytes32": st.binary(min_size=32, max_size=32)}
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "address": st.binary(min_size=20, max_size=20),
+    "bytes32": st.binary(min_size=32, max_size=32),
+    "bool": st.booleans(),
+    "string": st.text(),
+    "bytes": st.binary(max_size=100),
+    "(bytes,bytes,bytes,bytes)": st.tuples(*[st.binary(max_size=100)] * 4),
+}
+CONTRACTS = {"kms": ("DstackKms",), "app": ("DstackApp",), "both": ("DstackKms", "DstackApp")}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda one: one.name)
@@ -21,16 +29,18 @@ def test_selectors_are_the_hash_of_the_signature(function: Function) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda one: one.name)
 def test_the_contracts_have_each_function(function: Function) -> None:
-    abi = artifact({"kms": "DstackKms", "app": "DstackApp"}[function.target]).abi
-    types = [kind for _, kind in function.parameters]
-    assert types in [
-        [one["type"] for one in item["inputs"]] for item in abi if item.get("name") == function.name
-    ]
+    types = [kind if kind[0] != "(" else "tuple" for kind in function.kinds]
+    for contract in CONTRACTS[function.target]:
+        assert types in [
+            [one["type"] for one in item["inputs"]]
+            for item in artifact(contract).abi
+            if item.get("name") == function.name
+        ]
 
 
 @given(st.sampled_from(list(FUNCTIONS.values())), st.data())
 def test_decoding_gives_back_what_was_encoded(function: Function, data: st.DataObject) -> None:
-    arguments = tuple(data.draw(VALUES.get(kind, st.booleans())) for _, kind in function.parameters)
+    arguments = tuple(data.draw(VALUES[kind]) for kind in function.kinds)
     assert decode_call(encode_call(function, *arguments)) == (function, arguments)
 
 
@@ -55,6 +65,14 @@ def test_refuses_bytes_for_a_bool() -> None:
         (bytes.fromhex("17a1d80f") + b"\1" * 32, "calldata.word"),
         (bytes.fromhex("6e4c7422") + bytes(31) + b"\2", "calldata.word"),
         (bytes.fromhex("6e4c7422") + b"\1" + bytes(31), "calldata.word"),
+        (bytes.fromhex("3971db27"), "calldata.length"),
+        (bytes.fromhex("3971db27") + bytes(31) + b"\x20", "calldata.word"),
+        (bytes.fromhex("3971db27") + bytes(64), "calldata.word"),
+        (bytes.fromhex("3971db27") + bytes(31) + b"\x20" + bytes(64), "calldata.word"),
+        (
+            bytes.fromhex("3971db27") + bytes(31) + b"\x20" + bytes(31) + b"\1\xff" + bytes(31),
+            "calldata.word",
+        ),
     ],
 )
 def test_refuses_calldata_that_means_something_else(raw: bytes, code: str) -> None:
@@ -65,6 +83,8 @@ def test_refuses_calldata_that_means_something_else(raw: bytes, code: str) -> No
 def test_shows_arguments_as_people_write_them() -> None:
     assert shown(True) == "true"
     assert shown(False) == "false"
+    assert shown("a\n") == "'a\\n'"
+    assert shown((b"\1", b"")) == "(0x01, 0x)"
     assert shown(b"\xab" * 32) == "0x" + "ab" * 32
     assert shown(bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")) == (
         "0x75537828f2ce51be7289709686A69CbFDbB714F1"

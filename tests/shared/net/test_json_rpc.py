@@ -9,7 +9,7 @@ import pytest
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
-from shared.net.json_rpc import JsonRpc, data, quantity
+from shared.net.json_rpc import JsonRpc, RevertedError, data, quantity
 
 RawServer = Callable[[Callable[[socket.socket], None]], int]
 
@@ -102,6 +102,23 @@ def test_an_error_of_the_contract_is_told_from_one_of_the_endpoint(
 ) -> None:
     answer = {"jsonrpc": "2.0", "id": 1, "error": failed}
     assert refusal(rpc_that_answers(raw_server, answers(answer, result(2, 0)))).code == "rpc.reverted"
+
+
+@pytest.mark.parametrize(
+    ("told", "data"),
+    [
+        ("0x118cdaa7", b"\x11\x8c\xda\xa7"),
+        ("0x1", b""),
+        ("00", b""),
+        ({"data": "0x00"}, b""),
+        ("0x" + "00" * 9999, b""),
+    ],
+)
+def test_what_a_contract_ended_a_call_with_is_kept(raw_server: RawServer, told: object, data: bytes) -> None:
+    answer = {"jsonrpc": "2.0", "id": 1, "error": {"code": 3, "message": "reverted", "data": told}}
+    error = refusal(rpc_that_answers(raw_server, answers(answer, result(2, 0))))
+    assert isinstance(error, RevertedError)
+    assert error.data == data
 
 
 def test_an_endpoints_text_is_cut(raw_server: RawServer) -> None:
