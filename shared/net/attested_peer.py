@@ -14,6 +14,7 @@ from shared.attestation.identity import AppInfo, info_of
 from shared.attestation.image import check_image
 from shared.attestation.verdict import Verdict
 from shared.attestation.verify import VerifiedAttestation
+from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import ConfigError, InvalidEvidence
 from shared.net.peer_verifier import PeerVerifier
 from shared.ratls.app_peer import CLIENT, SERVER, AppCertificate, check_app_chain, check_self_issued
@@ -31,10 +32,12 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """Whom one wants. None of a pin asks nothing of that field.
 
     `usage` is `app:custom` for an app or `kms:rpc` for a KMS. `root_ca` is the KMS's root CA (PEM): an app
-    must then have its certificate from a KMS with that root; without it an app's evidence alone speaks for
-    it. `app_id` and `instance_id` have 20 bytes, `compose_hash`, `os_image_hash` and `device_id` 32.
-    `max_age` (seconds) is for evidence as old as its own time says, or where it carries none, as the
-    certificate's beginning; None leaves that to the policy.
+    must then have its certificate from a KMS with that root. Without it an app's evidence alone speaks for
+    it, and its image must be named as well, by `os_image_hash`, or for an enclave by `compose_hash`, which is
+    the same there: an image of anybody's own making records whatever app it likes. `app_id` and
+    `instance_id` have 20 bytes, `compose_hash`, `os_image_hash` and `device_id` 32. `max_age` (seconds) is
+    for evidence as old as its own time says, or where it carries none, as the certificate's beginning; None
+    leaves that to the policy.
 
     Raises `ConfigError("peer.expected")` where anybody would do: a KMS without its root, an app of which
     neither `app_id` nor `compose_hash` is named.
@@ -102,9 +105,9 @@ def check_server(
        something better than the peer's own word.
 
     TLS must have proven that the peer holds the leaf's key. Raises `InvalidEvidence`: `ratls.*`,
-    `peer.stale`, `peer.app_id.mixed`, `peer.self_asserted`, and for a pin that does not hold `peer.app_id`,
-    `peer.instance_id`, `peer.compose_hash`, `peer.os_image_hash`, `peer.device_id`; and what the verifier
-    and `check_image` raise.
+    `peer.stale`, `peer.app_id.mixed`, `peer.self_asserted`, `peer.image`, and for a pin that does not hold
+    `peer.app_id`, `peer.instance_id`, `peer.compose_hash`, `peer.os_image_hash`, `peer.device_id`; and what
+    the verifier and `check_image` raise.
     """
     now = verifier.now()
     if expected.usage == "kms:rpc":
@@ -151,9 +154,12 @@ def _judge(leaf: bytes, certificate: AppCertificate, expected: Expected, verifie
             )
         self_asserted = tuple(name for name in self_asserted if name != "app_id")
     _check_pins(info, self_asserted, expected)
+    vouched_by: Literal["kms", "evidence"] = "kms" if expected.root_ca is not None else "evidence"
+    if vouched_by == "evidence":
+        _check_image_pinned(checked.verdict.platform, expected)
     return Peer(
         usage=expected.usage,
-        vouched_by="kms" if certificate.app_id or expected.usage == "kms:rpc" else "evidence",
+        vouched_by=vouched_by,
         app_id=info.app_id,
         compose_hash=info.compose_hash,
         os_image_hash=info.os_image_hash,
@@ -185,9 +191,21 @@ def _check_pins(info: AppInfo, self_asserted: tuple[str, ...], expected: Expecte
                 f"peer.{name}", f"peer has {name} {found.hex() or 'none'}, expected {wanted.hex()}"
             )
         # a known image names the app that it was made for: a claim, but of software that one chose to believe
-        by_image = name == "app_id" and expected.compose_hash is not None
+        images = (expected.compose_hash, expected.os_image_hash)
+        by_image = name == "app_id" and images != (None, None)
         if name in self_asserted and not by_image:
             raise InvalidEvidence(
                 "peer.self_asserted",
-                f"{name} is the peer's own word: expect it of a kms's root, or with a compose_hash",
+                f"{name} is the peer's own word: expect it of a kms's root, or with an image",
             )
+
+
+def _check_image_pinned(platform: str, expected: Expected) -> None:
+    """Refuse evidence of an image that nobody chose: what it recorded of its app is its maker's word."""
+    is_measured_whole = platform == NITRO_ENCLAVE and expected.compose_hash is not None
+    if expected.os_image_hash is None and not is_measured_whole:
+        raise InvalidEvidence(
+            "peer.image",
+            "any image can name this app, and no kms vouches for the peer's: "
+            "expect its os_image_hash, or a kms's root",
+        )

@@ -332,6 +332,21 @@ def test_every_pin_of_the_right_machine_holds(world: World, identities: dict[str
         attested_session(url, expected=world.expecting(app, **pins), verifier=world.verifier).close()
 
 
+def test_a_guest_that_no_kms_vouches_for_is_known_by_its_image_alone(
+    world: World, identities: dict[str, TlsIdentity]
+) -> None:
+    """A guest's events name its app: an image of anybody's own making records the same ones."""
+    app = world.apps["gcp"]
+    chain = [one.public_bytes(Encoding.DER) for one in identities["gcp"].chain]
+    vouched = check_client(chain, expected=world.expecting(app), verifier=world.verifier)
+    alone = partial(check_client, chain[:1], verifier=world.verifier)
+    peer = alone(expected=Expected(app_id=app.app_id, os_image_hash=vouched.os_image_hash))
+    assert (peer.app_id, peer.vouched_by) == (app.app_id, "evidence")
+    for pins in ({"app_id": peer.app_id}, {"compose_hash": peer.compose_hash}):
+        with refuses("peer.image"):
+            alone(expected=Expected(**pins))
+
+
 def test_the_requests_key_is_the_certificates(world: World) -> None:
     key = new_tls_key()
     chain = world.apps["nitro"].issuer.issue(key, CONFIG)

@@ -13,6 +13,7 @@ from enclave.devices.nsm import Nsm
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from enclave.tee.evidence import certificate_evidence
+from shared.attestation.app_id_register import APP_ID_PCR, app_id_message
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, InvalidEvidence
 from shared.keys.kdf import p256_key
@@ -201,9 +202,22 @@ def test_an_app_id_that_only_the_peer_says_is_not_enough(world: World) -> None:
         world.server(world.self_issued(), root_ca=None)
 
 
-def test_a_known_image_may_name_its_app(world: World) -> None:
-    image = world.server(world.chain()).compose_hash
-    peer = world.server(world.self_issued(), root_ca=None, compose_hash=image)
+def test_an_app_id_that_an_unknown_image_bound_in_its_register_is_not_enough(world: World) -> None:
+    """Whoever builds an image of his own extends PCR16 with whatever app id he likes."""
+    nsm = Nsm(
+        SimulatedNsm({index: bytes([66]) * 48 for index in range(3)}, world.authority, clock=lambda: NOW)
+    )
+    nsm.extend_pcr(APP_ID_PCR, app_id_message(APP_ID))
+    nsm.lock_pcr(APP_ID_PCR)
+    world.attestor = NitroAttestor(nsm, APP_ID)
+    with refuses("peer.image"):
+        world.server(world.self_issued(), root_ca=None)
+
+
+@pytest.mark.parametrize("pin", ["compose_hash", "os_image_hash"])
+def test_a_known_image_may_name_its_app(world: World, pin: str) -> None:
+    image = getattr(world.server(world.chain()), pin)
+    peer = world.server(world.self_issued(), root_ca=None, **{pin: image})
     assert (peer.app_id, peer.vouched_by, peer.self_asserted) == (APP_ID, "evidence", ("app_id",))
 
 
