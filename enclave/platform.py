@@ -47,11 +47,15 @@ class Platform:
                 from enclave.tee.gcp import GcpTee  # noqa: PLC0415
 
                 tee = GcpTee.production()
-            case _:
+            case TeePlatform.TDX:
+                from enclave.tee.tdx import TdxTee  # noqa: PLC0415
+
+                tee = TdxTee.production()
+            case TeePlatform.NITRO_TPM:
                 raise ConfigError(
                     "platform.unsupported",
-                    f"this guest is of {found.value}, daemons run on "
-                    f"{TeePlatform.NITRO_ENCLAVE.value} and {TeePlatform.GCP_TDX.value}",
+                    f"this guest is of {found.value}, daemons run on {TeePlatform.NITRO_ENCLAVE.value}, "
+                    f"{TeePlatform.GCP_TDX.value} and {TeePlatform.TDX.value}",
                 )
         return cls(image=Path("/"), writable=Path("/"), tee=tee)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from enclave.agent.config import AgentConfig
 from enclave.agent.guest import EvidenceStyle, Guest, GuestFiles, Machine
-from enclave.agent.host_methods import Shutdown, systemd_power_off
+from enclave.agent.host_methods import Shutdown, simulated_power_off, systemd_power_off
 from enclave.agent.issuers import certificate_issuer
 from enclave.agent.own_identity import read_identity
 from enclave.agent.pages import Observed
@@ -29,7 +29,6 @@ from enclave.log import log_event, write_error
 from enclave.platform import Platform
 from enclave.tee.evidence import SerialAttestor
 from enclave.tee.peers import TrustSettings, establish_trust
-from enclave.vsock.transport import AfVsock
 from shared.attestation.envelope import REPORT_DATA_LENGTH, decode_envelope
 from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.errors import ConfigError, DstackError, ExitCode
@@ -45,22 +44,27 @@ def fingerprint(secret: bytes) -> str:
 
 
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
-    """Run until stopped. In an enclave the arguments are the measured image's too."""
+    """Run until stopped. In an enclave the arguments are the measured image's too.
+
+    `platform` is a simulator's; None is the guest that this process runs in.
+    """
+    power_off = systemd_power_off if platform is None else simulated_power_off
     arguments = _parser().parse_args(argv or [])
     try:
         config = AgentConfig.load(arguments.config)
         raise_open_files()
         platform = platform or Platform.detect()
+        image: EnclaveConfig | None = None
         if platform.has_measured(CONFIG_PATH):
             image = load_enclave_config(platform)
             image.app_id_bytes()
             bundle = get_keys(platform)
             platform.tee.record_keys(os_image_hash=bundle.os_image_hash, kms_root=bundle.root_spki())
             log_keys(bundle)
-            stopped = run(platform, config, bundle.to_file(), image, watchdog=arguments.watchdog)
+            keys = bundle.to_file()
         else:
             keys = read_keys(platform, config)
-            stopped = run(platform, config, keys, None, watchdog=arguments.watchdog)
+        stopped = run(platform, config, keys, image, watchdog=arguments.watchdog, power_off=power_off)
     except DstackError as error:
         log_event("agent.failed", code=error.code, message=error.message)
         write_error(f"agent: {error} [{error.code}]")
@@ -76,12 +80,14 @@ def run(
     image: EnclaveConfig | None,
     *,
     watchdog: bool = False,
+    power_off: Callable[[], None] = systemd_power_off,
     ready: Callable[[], None] = lambda: None,
 ) -> bool:
     """Serve a guest that has its keys; returns whether a signal ended it. `image` is its enclave.toml.
 
     1. Evidence tells who the guest is, once. 2. What signs its certificates follows from where its keys came
-    from. 3. The sockets are bound. 4. All are answered, and `ready` is called.
+    from. 3. The sockets are bound. 4. All are answered, and `ready` is called. `power_off` is what the host's
+    Shutdown does.
 
     Raises what the devices, the keys file, app-compose, the configuration and the sockets are refused with.
     """
@@ -119,9 +125,9 @@ def run(
         )
         ready()
 
-    host = host_of(identity.tee_variant, files.host_api_url, AfVsock())
+    host = host_of(identity.tee_variant, files.host_api_url, platform.tee.vsock)
     observed = Observed.of_this_machine(config.core.data_disks)
-    views = guest_views(guest, observed, Shutdown(host, systemd_power_off), config.default.limits)
+    views = guest_views(guest, observed, Shutdown(host, power_off), config.default.limits)
     parts = agent_parts(guest, sockets, config, views=views)
     watched = tcp_address(sockets.external[0]) if watchdog else None
     return serve(parts, guest, os.environ, watched=watched, ready=tell)

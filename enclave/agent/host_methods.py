@@ -16,7 +16,7 @@ from enclave.agent.pages import Observed
 from enclave.agent.procedures import Methods, methods
 from enclave.dstack_util.host_notice import Host
 from enclave.log import log_event
-from shared.errors import DstackError
+from shared.errors import ConfigError, DstackError
 from shared.rpc import guest_api_pb2 as pb
 
 POWER_OFF_SECONDS: Final = 10.0
@@ -48,6 +48,13 @@ class Shutdown:
 def systemd_power_off() -> None:
     """Ask systemd. Raises `UnavailableError("agent.command.*")`."""
     command_output("systemctl", "poweroff", seconds=POWER_OFF_SECONDS)
+
+
+def simulated_power_off() -> None:
+    """Refuse for a simulated guest: `ConfigError("agent.simulated")`."""
+    raise ConfigError(
+        "agent.simulated", "a simulated guest has no machine of its own: this one would be powered off"
+    )
 
 
 def host_methods(observed: Observed, shutdown: Shutdown, limits: Mapping[str, int]) -> Methods:

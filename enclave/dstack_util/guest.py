@@ -11,12 +11,7 @@ from shared.errors import ConfigError
 
 @runtime_checkable
 class BootingTee(Tee, Protocol):
-    """A guest with registers that its boot extends, a TPM, and a name that no copy of it has."""
-
-    @property
-    def variant(self) -> str:
-        """Upstream's word for the platform."""
-        ...
+    """A guest with registers that its boot extends."""
 
     def event_log(self) -> RuntimeEventLog:
         """Return the log of this boot."""
@@ -26,8 +21,8 @@ class BootingTee(Tee, Protocol):
         """Return what goes into the instance id besides seed and app id."""
         ...
 
-    def nonvolatile(self) -> NvStorage:
-        """Return the TPM's indexes."""
+    def nonvolatile(self) -> NvStorage | None:
+        """Return the TPM's indexes; None where there is no TPM."""
         ...
 
 
@@ -37,5 +32,5 @@ def booting_tee(platform: Platform) -> BootingTee:
     Raises `ConfigError("setup.unsupported")` for one that does not boot this way, such as an enclave.
     """
     if not isinstance(platform.tee, BootingTee):
-        raise ConfigError("setup.unsupported", "this guest is not booted by setup, only gcp tdx guests are")
+        raise ConfigError("setup.unsupported", "this guest is not booted by setup, only tdx guests are")
     return platform.tee

@@ -162,12 +162,12 @@ class TellingHost:
             log_event("host.notice.failed", notice=event, code=error.code, message=error.message)
 
 
-def host_of(tee_variant: str, url: str, vsock: VsockTransport) -> Host:
+def host_of(tee_variant: str, url: str, vsock: VsockTransport | None) -> Host:
     """Return whom a guest tells: its host on a machine of one's own, nobody on the clouds or without a url.
 
     Raises `ConfigError("host_api.url")`.
     """
-    if tee_variant not in (TDX, SEV_SNP) or not url:
+    if tee_variant not in (TDX, SEV_SNP) or not url or vsock is None:
         return NoHost()
     return TellingHost(HostApi(url, vsock=vsock))
 

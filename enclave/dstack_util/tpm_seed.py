@@ -37,10 +37,9 @@ def tpm_seed(tee: BootingTee) -> bytes:
     make, and what unsealing raises: `UnavailableError("tpm_device.sealed")` once the image or what is
     recorded of the app is another one. The old seed is kept then: nothing destroys it.
     """
-    sealer = tee.sealer()
-    if sealer is None:
+    sealer, storage = tee.sealer(), tee.nonvolatile()
+    if sealer is None or storage is None:
         raise ConfigError("setup.tpm", "key_provider is tpm, and this guest has no tpm")
-    storage = tee.nonvolatile()
     public = storage.find(SEED_INDEX)
     if public is not None and public.size != _INDEX_BYTES:
         raise StorageError(

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             from enclave.simulator.evidence import main as evidence  # noqa: PLC0415 - see _daemon
 
             return evidence(arguments)
-        return (_gcp if arguments.platform == "gcp" else _nitro)(arguments)
+        return {"gcp": _gcp, "tdx": _tdx, "nitro": _nitro}[arguments.platform](arguments)
     except DstackError as error:
         write_error(f"simulator: {error} [{error.code}]")
         return error.exit_code
@@ -42,9 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     authority = commands.add_parser("authority", help="make throw-away attestation roots")
     authority.add_argument("directory", type=Path)
-    authority.add_argument("--url", default="", help="gcp: where `pccs` will answer, http://127.0.0.1:PORT")
+    authority.add_argument(
+        "--url", default="", help="gcp, tdx: where `pccs` will answer, http://127.0.0.1:PORT"
+    )
     measure = commands.add_parser("measure", help="print what an image measures")
-    pccs = commands.add_parser("pccs", help="gcp: publish collateral, issuers and revocation lists")
+    pccs = commands.add_parser("pccs", help="gcp, tdx: publish collateral, issuers and revocation lists")
     pccs.add_argument("directory", type=Path, help="the roots' directory, made when absent")
     evidence = commands.add_parser("evidence", help="write sample evidence and what verifies it")
     evidence.add_argument("directory", type=Path)
@@ -53,19 +55,21 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a daemon as a guest")
     run.add_argument("--writable", type=Path, required=True, help="where the guest's own disk is kept")
     run.add_argument("--authority", type=Path, required=True, help="the roots' directory")
-    run.add_argument("--vsock", type=Path, help="nitro: the directory of sockets that is this parent's vsock")
-    run.add_argument("--cid", type=int, help="nitro: the enclave's context id, 4 or more")
+    run.add_argument(
+        "--vsock", type=Path, help="nitro, tdx: the directory of sockets that is the host's vsock"
+    )
+    run.add_argument("--cid", type=int, help="nitro, tdx: the guest's context id, 4 or more")
     run.add_argument("--tpm", choices=("auto", "swtpm", "software"), default="auto", help="gcp: which vTPM")
     run.add_argument("--config-disk", type=Path, help="gcp: a raw config disk, in place of --app-compose")
     run.add_argument("--boot-disk", type=Path, help="gcp: a raw boot disk, in place of --image")
     run.add_argument("--address", default="", help="gcp: the guest's own address, one of 127.0.0.0/8")
     for command in (authority, measure, run):
-        command.add_argument("--platform", choices=("nitro", "gcp"), default="nitro")
+        command.add_argument("--platform", choices=("nitro", "gcp", "tdx"), default="nitro")
     for command in (measure, run):
         command.add_argument("--eif", type=Path, help="nitro: the enclave image")
-        command.add_argument("--image", type=Path, help="gcp: the OS image's directory")
-        command.add_argument("--app-compose", type=Path, help="gcp: the measured app-compose.json")
-        command.add_argument("--app-id", help="gcp: 40 hex digits")
+        command.add_argument("--image", type=Path, help="gcp, tdx: the OS image's directory")
+        command.add_argument("--app-compose", type=Path, help="gcp, tdx: the measured app-compose.json")
+        command.add_argument("--app-id", help="gcp, tdx: 40 hex digits")
     run.add_argument("daemon", choices=("kms", "agent", "dstack-util", "responder", "init"))
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
@@ -101,6 +105,21 @@ def _gcp(arguments: argparse.Namespace) -> int:
         gcp.print_report(gcp.measure(arguments.image, arguments.app_compose, app_id))
         return 0
     return gcp.run(arguments, _daemon(arguments.daemon))
+
+
+def _tdx(arguments: argparse.Namespace) -> int:
+    from enclave.simulator import gcp_commands as gcp  # noqa: PLC0415 - as above
+    from enclave.simulator import tdx_commands as tdx  # noqa: PLC0415 - as above
+
+    if arguments.command == "authority":  # one machine's roots, of which a guest here uses Intel's alone
+        gcp.print_report(gcp.create_authority(arguments.directory, arguments.url))
+        return 0
+    if arguments.image is None:
+        raise ConfigError("simulator.arguments", "a tdx guest needs --image")
+    if arguments.command == "measure":
+        gcp.print_report(tdx.measure(arguments.image))
+        return 0
+    return tdx.run(arguments, _daemon(arguments.daemon))
 
 
 def _daemon(name: str) -> _Daemon:

@@ -13,12 +13,13 @@ import msgspec
 
 from enclave.log import log_event
 from enclave.platform import Platform
+from enclave.simulator.booted_guest import GuestFiles, boot_events
 from enclave.simulator.compose import read_compose
 from enclave.simulator.config_disk import GuestConfig
 from enclave.simulator.console import serial_console, silent
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
-from enclave.simulator.gcp_guest import GuestFiles, boot_events, boot_guest, running_guest
+from enclave.simulator.gcp_guest import boot_guest, running_guest
 from enclave.simulator.pccs import CollateralServer
 from shared.attestation.event_log import replay
 from shared.attestation.gcp import FIRMWARE_PCR, IMAGE_PCR

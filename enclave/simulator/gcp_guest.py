@@ -1,15 +1,11 @@
 """A Google Cloud guest without the cloud: its hardware, its boot, and a stand-in for its network."""
 
-import errno
 import hashlib
-import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from socket import socket
 from typing import Literal
-
-import msgspec
 
 from enclave.devices.gcp_ak import GcpVtpm
 from enclave.devices.host_shared import HostShared
@@ -19,51 +15,32 @@ from enclave.devices.tpm import Tpm
 from enclave.devices.tpm_device import TpmDevice
 from enclave.log import log_event
 from enclave.platform import Platform
-from enclave.simulator.compose import GuestCompose, materialise, read_compose
+from enclave.simulator.booted_guest import EVENTS, MEASURED, GuestFiles, host_config, lay_config, record_boot
+from enclave.simulator.compose import materialise, read_compose
 from enclave.simulator.config_disk import GuestConfig
 from enclave.simulator.console import Console, silent
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_vtpm import provision_ak
+from enclave.simulator.loopback import LoopbackPorts
 from enclave.simulator.sealing_tpm import SealingTpm
 from enclave.simulator.swtpm import Swtpm, swtpm_installed
 from enclave.simulator.tdx import SimulatedTdx
-from enclave.tee.boot_events import STORAGE_FS, identity_events, make_instance_id, provider_events, record
 from enclave.tee.gcp import GcpTee, gcp_registers
 from shared.attestation.envelope import RuntimeEvent
 from shared.attestation.tpm_quote import BANK_NAME
 from shared.compose.app_compose import compose_hash
-from shared.compose.shared_files import (
-    APP_COMPOSE,
-    ENCRYPTED_ENV,
-    INSTANCE_INFO,
-    SYS_CONFIG,
-    InstanceInfo,
-    encode_instance_info,
-)
-from shared.errors import UnavailableError
+from shared.compose.shared_files import ENCRYPTED_ENV
 from shared.measurement.config_disk import LABEL
 
 TpmKind = Literal["auto", "swtpm", "software"]
 
-LOOPBACK = "127.0.0.1"
-
-_HOST_SHARED = "dstack/.host-shared"
-CONFIG_DISK = "config-disk"
-"""Below the guest's own disk: what a guest that boots by itself finds on the config disk."""
-_EVENTS = "run/log/dstack"
-_MEASURED = ".measured"
 _VTPM = ".vtpm"
-_SEED_LENGTH = 20
 _TEXTS = frozenset({"key-provider", "storage-fs"})
 
 
 class SimulatedGcpTee(GcpTee):
-    """A guest whose ports are mapped to free ones of the loopback interface.
-
-    A port keeps its mapping for the life of the guest, and each is told by an event `guest.listening`. A
-    guest with an `address` of its own, one of 127.0.0.0/8, has its ports there under their own numbers.
-    """
+    """A guest whose TCP ports are those of `LoopbackPorts`."""
 
     def __init__(
         self,
@@ -85,41 +62,16 @@ class SimulatedGcpTee(GcpTee):
             boot_log=boot_log,
         )
         self.app_id = app_id
-        self._address = address
-        self._ports: dict[int, socket.socket] = {}
+        self._ports = LoopbackPorts(address)
 
     def close(self) -> None:
         """Give the ports back."""
-        for kept in self._ports.values():
-            kept.close()
+        self._ports.close()
 
-    def listen(self, address: str, port: int) -> socket.socket:
-        """Listen on the loopback port that stands for the guest's `port`.
-
-        Raises `UnavailableError("tee.listen")` for a port of the guest's own address that is taken.
-        """
+    def listen(self, address: str, port: int) -> socket:
+        """See `LoopbackPorts.listen`."""
         del address
-        if self._address:
-            return self._listen_at_own(port)
-        if port not in self._ports:
-            # never listens: it keeps the number while the guest closes its listener and opens another
-            self._ports[port] = _bound(0)
-        return _listening(_bound(self._ports[port].getsockname()[1]), port)
-
-    def _listen_at_own(self, port: int) -> socket.socket:
-        try:
-            return _listening(_bound(port, self._address), port)
-        except OSError as error:
-            reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-            raise UnavailableError("tee.listen", f"port {port} of {self._address} {reason}") from error
-
-
-class GuestFiles(msgspec.Struct, frozen=True):
-    """What a guest is started from: the OS image's directory, app-compose.json, and its own writable disk."""
-
-    image: Path
-    app_compose: Path
-    writable: Path
+        return self._ports.listen(port)
 
 
 @contextmanager
@@ -134,10 +86,7 @@ def running_guest(
 ) -> Iterator[Platform]:
     """Boot a guest from its files as `boot_guest` does; `sys_config` are further fields of that file."""
     boot = GcpBoot.of(files.image)
-    encoded = msgspec.json.encode({"vm_config": boot.vm_config, **(sys_config or {})})
-    instance_info = encode_instance_info(InstanceInfo(b"", app_id))
-    app_compose = files.app_compose.read_bytes()
-    config = GuestConfig({APP_COMPOSE: app_compose, SYS_CONFIG: encoded, INSTANCE_INFO: instance_info})
+    config = host_config(files.app_compose.read_bytes(), app_id, boot.vm_config, sys_config)
     with boot_guest(boot, config, authority, files.writable, tpm=tpm, boots_itself=boots_itself) as platform:
         yield platform
 
@@ -172,11 +121,7 @@ def boot_guest(
     app_id = config.app_id()
     digest = compose_hash(config.app_compose)
     console(f"booting os image {boot.os_image_hash.hex()} on a simulated tdx machine")
-    shared = writable / _HOST_SHARED
-    given = writable / CONFIG_DISK if boots_itself else shared
-    given.mkdir(parents=True)
-    for name, content in config.files.items():
-        (given / name).write_bytes(content)
+    shared = lay_config(config, writable, boots_itself=boots_itself)
     console(f"config disk {LABEL}: {', '.join(sorted(config.files))}")
     if ENCRYPTED_ENV in config.files:
         console(f"{ENCRYPTED_ENV} is there and stays encrypted: a simulated guest starts no container")
@@ -186,15 +131,12 @@ def boot_guest(
             chip.pcr_extend(event.register, {BANK_NAME: event.digest})
         provision_ak(chip, authority.google.issue_ak)
         domain = SimulatedTdx(authority.intel, rtmrs=boot.rtmrs, event_log=boot.ccel())
-        log = RuntimeEventLog(gcp_registers(domain, chip), writable / _EVENTS)
+        log = RuntimeEventLog(gcp_registers(domain, chip), writable / EVENTS)
         instance_id = b""
         if not boots_itself:
-            log.set_version(1)
-            if not compose.no_instance_id:
-                binding = hashlib.sha256(GcpVtpm(chip).ak_public()).digest()
-                instance_id = make_instance_id(_seed(config, compose), app_id, binding)
-            record(log, boot_events(compose, app_id=app_id, compose_hash=digest, instance_id=instance_id))
-        measured = writable / _MEASURED
+            binding = hashlib.sha256(GcpVtpm(chip).ak_public()).digest()
+            instance_id = record_boot(log, config, compose, binding)
+        measured = writable / MEASURED
         materialise(compose.files, measured)
         log_event(
             "guest.booted",
@@ -210,35 +152,13 @@ def boot_guest(
             domain,
             chip,
             log,
-            shared=HostShared(shared),
+            shared=shared,
             boot_log=boot.tpm_log,
             app_id=app_id,
             address=address,
         )
         with closing(tee):
             yield Platform(image=measured, writable=writable, tee=tee)
-
-
-def boot_events(
-    compose: GuestCompose, *, app_id: bytes, compose_hash: bytes, instance_id: bytes
-) -> tuple[RuntimeEvent, ...]:
-    """Return what a guest records before its daemon runs: the whole boot, unless a KMS has the keys."""
-    identity = identity_events(
-        app_id=app_id,
-        compose_hash=compose_hash,
-        instance_id=instance_id,
-        init_script_hashes=compose.init_script_hashes,
-        gpu_policy_hash=compose.gpu_policy_hash,
-    )
-    if compose.key_provider == "kms":
-        return identity
-    return (*identity, *provider_events(compose.key_provider, storage_fs=compose.storage_fs or STORAGE_FS))
-
-
-def _seed(config: GuestConfig, compose: GuestCompose) -> bytes:
-    """Return the host's seed; a guest whose keys last for one boot is another instance at each."""
-    seed = b"" if compose.key_provider == "none" else config.instance_id_seed()
-    return seed or os.urandom(_SEED_LENGTH)
 
 
 def _shown(event: RuntimeEvent) -> str:
@@ -252,20 +172,3 @@ def _vtpm(kind: TpmKind, state: Path) -> Iterator[tuple[str, TpmDevice]]:
         return
     with Swtpm(state) as device:
         yield "swtpm", device
-
-
-def _listening(bound: socket.socket, port: int) -> socket.socket:
-    bound.listen(socket.SOMAXCONN)
-    log_event("guest.listening", port=port, address="{}:{}".format(*bound.getsockname()))
-    return bound
-
-
-def _bound(port: int, address: str = LOOPBACK) -> socket.socket:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((address, port))
-    except BaseException:
-        bound.close()
-        raise
-    return bound

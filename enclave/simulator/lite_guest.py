@@ -74,18 +74,22 @@ class LiteImage(msgspec.Struct, frozen=True):
             encode_tcg_log(records, kind="ccel", algorithm=SHA384),
         )
 
+    def started(self, intel: SimulatedIntel, mr_config_id: bytes) -> SimulatedTdx:
+        """Return a domain that booted it, into which the host bound `mr_config_id` (48 bytes)."""
+        registers = self.registers
+        return SimulatedTdx(
+            intel,
+            Domain(mrtd=registers.mrtd, mr_config_id=mr_config_id),
+            rtmrs=(registers.rtmr0, registers.rtmr1, registers.rtmr2, bytes(48)),
+            event_log=self.boot_log,
+        )
+
 
 def boot_lite(
     image: LiteImage, intel: SimulatedIntel, *, compose_hash: bytes, events: tuple[RuntimeEvent, ...]
 ) -> Attest:
     """Boot an app's guest that records `events`; return what makes its evidence over 64 bytes."""
-    registers = image.registers
-    domain = SimulatedTdx(
-        intel,
-        Domain(mrtd=registers.mrtd, mr_config_id=mr_config_id_v1(compose_hash)),
-        rtmrs=(registers.rtmr0, registers.rtmr1, registers.rtmr2, bytes(48)),
-        event_log=image.boot_log,
-    )
+    domain = image.started(intel, mr_config_id_v1(compose_hash))
     for event in events:
         domain.extend_rtmr(RUNTIME_RTMR, event_digest(event, "sha384"))
 

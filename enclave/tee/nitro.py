@@ -10,6 +10,7 @@ from enclave.devices.nsm import DevNsm, Nsm, NsmDevice
 from enclave.vsock.transport import AfVsock, VsockTransport
 from shared.attestation.app_id_register import APP_ID_PCR, app_id_message, app_id_register
 from shared.attestation.trust import TrustAnchors
+from shared.boot_info import NITRO_ENCLAVE
 from shared.errors import InvalidEvidence
 from shared.net.dialer import ConnectDialer
 
@@ -31,6 +32,7 @@ class NitroTee:
     """One enclave, by its security module and its vsock."""
 
     needs_collateral = False
+    variant = NITRO_ENCLAVE
 
     def __init__(self, nsm: NsmDevice, vsock: VsockTransport) -> None:
         self._nsm = Nsm(nsm)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from socket import socket
 from typing import Protocol
 
+from enclave.vsock.transport import VsockTransport
 from shared.attestation.trust import TrustAnchors
 from shared.net.dialer import Dialer
 
@@ -55,6 +56,16 @@ class Sealer(Protocol):
 
 class Tee(Protocol):
     """One guest. Devices raise `UnavailableError` and `ProtocolError` with codes of their own."""
+
+    @property
+    def variant(self) -> str:
+        """Upstream's word for the platform."""
+        ...
+
+    @property
+    def vsock(self) -> VsockTransport | None:
+        """The way between the guest and what it runs on; None where there is none."""
+        ...
 
     @property
     def needs_collateral(self) -> bool:

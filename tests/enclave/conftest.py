@@ -24,6 +24,7 @@ from shared.attestation.verify import VerifiedAttestation, verify_attestation
 from shared.boot_info import BootInfo
 from shared.ratls.certificates import client_certificate, spki_der
 from tests.enclave.gcp import Machines, machines
+from tests.enclave.tdx import TdxMachine, tdx_machine
 
 NOW = 1_900_000_000
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
@@ -81,6 +82,13 @@ def app_enclave(authority: SimulatedAuthority) -> Enclave:
 def gcp(tmp_path: Path) -> Iterator[Machines]:
     """Simulated Google Cloud machines, and the service of their vendors."""
     with machines(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def tdx(gcp: Machines, tmp_path: Path) -> Iterator[TdxMachine]:
+    """A machine of one's own with the same Intel."""
+    with tdx_machine(gcp.vendors, tmp_path) as running:
         yield running
 
 

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.key_store import KeyMaterial
 from enclave.platform import Platform
+from enclave.simulator.booted_guest import GuestFiles
 from enclave.simulator.gcp_authority import BACKDATE, GcpAuthority
-from enclave.simulator.gcp_guest import GuestFiles, TpmKind, running_guest
+from enclave.simulator.gcp_guest import TpmKind, running_guest
 from enclave.simulator.pccs import CollateralServer
 from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import PeerVerifier, TrustSettings, establish_trust

@@ -9,6 +9,7 @@ from enclave.devices.detect import TeePlatform
 from enclave.platform import MAX_IMAGE_FILE, Platform
 from enclave.tee.gcp import GcpTee
 from enclave.tee.nitro import NitroTee
+from enclave.tee.tdx import TdxTee
 from shared.errors import ConfigError
 
 
@@ -25,10 +26,13 @@ def test_finds_a_google_cloud_guest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(_detect(TeePlatform.GCP_TDX, monkeypatch).tee, GcpTee)
 
 
-@pytest.mark.parametrize("found", [TeePlatform.TDX, TeePlatform.NITRO_TPM])
-def test_refuses_a_guest_that_no_daemon_runs_on(found: TeePlatform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_a_guest_on_a_machine_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(_detect(TeePlatform.TDX, monkeypatch).tee, TdxTee)
+
+
+def test_refuses_a_guest_that_no_daemon_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as refusal:
-        _detect(found, monkeypatch)
+        _detect(TeePlatform.NITRO_TPM, monkeypatch)
     assert refusal.value.code == "platform.unsupported"
 
 

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cli.demo.processes import Process, ProcessGroup
 from enclave.simulator.authority import SimulatedAuthority
+from enclave.simulator.booted_guest import GuestFiles
 from enclave.simulator.gcp_authority import GcpAuthority
 from enclave.simulator.gcp_boot import GcpBoot
 from enclave.simulator.gcp_commands import open_publisher
-from enclave.simulator.gcp_guest import GuestFiles, running_guest
+from enclave.simulator.gcp_guest import running_guest
 from enclave.vsock.transport import UnixStandIn
 from shared.attestation.gcp import IMAGE_PCR
 from tests.enclave.gcp import app_compose

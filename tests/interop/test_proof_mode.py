@@ -9,8 +9,9 @@ from cli.demo.functions import start_authorize
 from cli.demo.processes import ProcessGroup
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain
+from enclave.simulator.booted_guest import GuestFiles
 from enclave.simulator.gcp_commands import measure
-from enclave.simulator.gcp_guest import GuestFiles, running_guest
+from enclave.simulator.gcp_guest import running_guest
 from tests.enclave.gcp import app_compose
 from tests.interop.conftest import Hardware, Site, StartGcp, bootstrapped
 from tests.interop.guests import gcp_guest

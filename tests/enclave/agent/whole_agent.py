@@ -1,4 +1,4 @@
-"""A whole agent process in a simulated Google Cloud guest whose keys came from no KMS."""
+"""A whole agent process in a simulated guest whose keys came from no KMS."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ K256_KEY = bytes([5]) * 32
 APP_ID = bytes([7]) * 20
 SOCKET = "var/run/dstack/dstack.sock"
 KEYS = "/keys.json"
+GCP = ("--platform", "gcp", "--tpm", "software")
 
 
 def keys_file() -> bytes:
@@ -93,8 +94,10 @@ class WholeAgent:
 
 
 @contextmanager
-def whole_agent(directory: Path, *, keys: bytes | None = None) -> Iterator[WholeAgent]:
-    """Start one, and end it however the block ends."""
+def whole_agent(
+    directory: Path, *, keys: bytes | None = None, platform: Sequence[str] = GCP
+) -> Iterator[WholeAgent]:
+    """Start one, and end it however the block ends. `platform` are the simulator's words for the guest."""
     image, writable = directory / "image", directory / "disk"
     image.mkdir()
     writable.mkdir()
@@ -106,10 +109,10 @@ def whole_agent(directory: Path, *, keys: bytes | None = None) -> Iterator[Whole
         (writable / KEYS.lstrip("/")).write_bytes(keys)
     config = directory / "agent.json"
     config.write_text(json.dumps({"default": {"core": {"keys_file": KEYS}}}))
-    command = [sys.executable, "-m", "enclave.simulator", "run", "--platform", "gcp"]
+    command = [sys.executable, "-m", "enclave.simulator", "run", *platform]
     command += ["--writable", str(writable), "--authority", str(directory / "authority")]
     command += ["--image", str(image), "--app-compose", str(compose), "--app-id", APP_ID.hex()]
-    command += ["--tpm", "software", "agent", "--config", str(config)]
+    command += ["agent", "--config", str(config)]
     errors = directory / "stderr"
     with (
         errors.open("w") as stderr,

@@ -18,7 +18,7 @@ from enclave.kms.key_store import KeyStore
 from enclave.kms.rpc_identity import RpcIdentity
 from enclave.kms.service import KmsService
 from enclave.serving.attested_tls import build_server
-from enclave.simulator.gcp_guest import CONFIG_DISK
+from enclave.simulator.booted_guest import CONFIG_DISK
 from shared.ratls.certificates import spki_der
 from shared.rpc import kms_pb2 as pb
 from tests.enclave.dstack_util.machine import RecordedMachine

@@ -12,7 +12,8 @@ from enclave.kms import daemon
 from enclave.kms.custody_tpm import SealedKeys
 from enclave.kms.key_store import KeyMaterial, KeyStore
 from enclave.platform import Platform
-from enclave.simulator.gcp_guest import GuestFiles, running_guest
+from enclave.simulator.booted_guest import GuestFiles
+from enclave.simulator.gcp_guest import running_guest
 from enclave.simulator.swtpm import swtpm_installed
 from shared.errors import ConfigError, ExitCode
 from tests.enclave.gcp import NOW, Machines, app_compose

@@ -141,7 +141,7 @@ def test_runs_a_daemon_in_an_enclave(eif: Path, tmp_path: Path, capsys: pytest.C
     """get-keys comes as far as the file that its image does not hold; the enclave's memory is its own."""
     SimulatedAuthority.create().save(tmp_path / "a")
     more = ("--eif", str(eif), "--vsock", str(tmp_path), "--cid", "4")
-    assert _run(tmp_path, *more) == ExitCode.USAGE
+    assert _run(tmp_path, *more) == ExitCode.FAILED
     assert "no readable /etc/dstack/enclave.toml [image.missing]" in capsys.readouterr().err
     assert _run(tmp_path, *more) == ExitCode.FAILED
     assert "[simulator.image.write]" in capsys.readouterr().err
@@ -153,5 +153,5 @@ def test_runs_a_daemon_in_a_guest(image: Path, tmp_path: Path, capsys: pytest.Ca
     compose = tmp_path / "app-compose.json"
     compose.write_bytes(app_compose({}))
     more = ("--app-compose", str(compose), "--app-id", "11" * 20, "--tpm", "software")
-    assert _run(image, "--platform", "gcp", "--image", str(image), *more) == ExitCode.USAGE
+    assert _run(image, "--platform", "gcp", "--image", str(image), *more) == ExitCode.FAILED
     assert "no readable /etc/dstack/enclave.toml [image.missing]" in capsys.readouterr().err
