@@ -16,6 +16,8 @@ from bench import (
     image_build,
     import_budget,
     key_dispatch,
+    key_latency,
+    key_memory,
     nitro_verdict,
     tdx_verdict,
 )
@@ -39,6 +41,8 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "converge": deploy_engine.converge,
     "cli-help": deploy_engine.show_help,
     "key-dispatch": key_dispatch.dispatch,
+    "kms-latency": key_latency.latency,
+    "kms-memory": key_memory.memory,
     "agent-get-key": guest_agent.get_key,
     "image-build": image_build.image_build,
     "attested-proven": attested_request.proven,
@@ -66,7 +70,7 @@ def main() -> int:
     if chosen.json:
         print(report.decode())
     else:
-        print("\nours and reference: CPU time per operation, best of the rounds")
+        print("\nours and reference: CPU time per operation, best of the rounds, where nothing else is said")
         for result in results:
             print(f"\n{result.name}: {result.what}")
             for key, value in result.detail.items():
@@ -86,7 +90,14 @@ def _report(results: list[Result], *, ok: bool) -> dict[str, object]:
 def _line(result: Result) -> str:
     bar = "reported" if result.bar is None else f"{result.bar.sense} {result.bar.ratio:g}"
     verdict = {None: "-", True: "yes", False: "NO"}[result.passed]
-    return _row(result.name, _time(result.ours), _time(result.reference), f"{result.ratio:.3f}", bar, verdict)
+    return _row(
+        result.name,
+        _shown(result.ours, result),
+        _shown(result.reference, result),
+        f"{result.ratio:.3f}",
+        bar,
+        verdict,
+    )
 
 
 def _row(*cells: str) -> str:
@@ -94,8 +105,8 @@ def _row(*cells: str) -> str:
     return f"{name:<20}{ours:>12}{reference:>12}{ratio:>9}  {bar:<16}{passed}"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f} ms"
+def _shown(value: float, result: Result) -> str:
+    return f"{value * 1e3:.3f} ms" if result.unit == "ms" else f"{value / 2**20:.1f} MiB"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ made for each request, decoding, the decision from memory, derivation, the log l
 The bar is on CPU time, as "requests per second and core". Wall time is reported beside it.
 """
 
-import selectors
-import socket
 import statistics
 import time
-from contextlib import ExitStack
+from socket import socket
 
+from bench.http_load import connected, post, request_all
 from bench.key_server import KeyServer, key_server
 from bench.measure import Bar, Result, Timing, alternate, median_ratio
 
@@ -21,20 +20,10 @@ REQUESTS = 1000  # of one round
 ROUNDS = 21
 RAW_COUNT = 1000
 
-_BODY = b'{"api_version":1,"vm_config":""}'
-_REQUEST = (
-    b"POST /prpc/KMS.GetAppKey?json HTTP/1.1\r\nhost: kms.bench\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
-)
-
 
 def dispatch() -> Result:
     """Measure over HTTP, and report the same without."""
-    with key_server("plain") as server, ExitStack() as stack:
-        connections = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            for _ in range(CONNECTIONS)
-        ]
+    with key_server("plain") as server, connected(server.port, CONNECTIONS) as connections:
         pairs = alternate(
             lambda: _over_http(server, connections, REQUESTS), lambda: server.raw(RAW_COUNT), ROUNDS
         )
@@ -57,40 +46,8 @@ def dispatch() -> Result:
     )
 
 
-def _over_http(server: KeyServer, connections: list[socket.socket], total: int) -> Timing:
+def _over_http(server: KeyServer, connections: list[socket], total: int) -> Timing:
     cpu, wall = server.cpu(), time.perf_counter()
-    _request_all(connections, total)
+    request_all(connections, total, post("GetAppKey"))
     wall = time.perf_counter() - wall
     return Timing((server.cpu() - cpu) / total, wall / total)
-
-
-def _request_all(connections: list[socket.socket], total: int) -> None:
-    """Keep one request under way on each connection until `total` are answered."""
-    with selectors.DefaultSelector() as selector:
-        for connection in connections:
-            selector.register(connection, selectors.EVENT_READ)
-            connection.sendall(_REQUEST)
-        sent, answered = len(connections), 0
-        pending = dict.fromkeys(connections, b"")
-        while answered < total:
-            for key, _ in selector.select(timeout=30):
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                data = pending[connection] + connection.recv(65536)
-                pending[connection] = b"" if _is_complete(data) else data
-                if pending[connection]:
-                    continue
-                answered += 1
-                if sent < total:
-                    connection.sendall(_REQUEST)
-                    sent += 1
-
-
-def _is_complete(data: bytes) -> bool:
-    assert data, "the server closed a connection"
-    head, _, body = data.partition(b"\r\n\r\n")
-    if not body:
-        return False
-    assert head.startswith(b"HTTP/1.1 200"), data
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    return len(body) == int(length[15:])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -25,6 +26,10 @@ Front = Literal["plain", "attested"]
 START_SECONDS = 60
 
 
+ANONYMOUS = b"x-bench: anonymous\r\n"
+"""The header line of a plain request without a certificate."""
+
+
 class _WithPeer:
     """ASGI middleware that says what TLS would have: whose certificate the connection presented."""
 
@@ -33,7 +38,8 @@ class _WithPeer:
         self._leaf = leaf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["peer_chain"] = [self._leaf]
+        anonymous = any(name == b"x-bench" for name, _ in scope.get("headers", ()))
+        scope.setdefault("state", {})["peer_chain"] = [] if anonymous else [self._leaf]
         await self._app(scope, receive, send)
 
 
@@ -47,6 +53,10 @@ class KeyServer:
     def cpu(self) -> float:
         """Return the CPU seconds that the server process has used."""
         return self._ask("cpu", 0)
+
+    def resident(self) -> int:
+        """Return the bytes of memory that the server process holds."""
+        return self._ask("resident", 0)
 
     def raw(self, count: int) -> Timing:
         """Time the raw cryptography there."""
@@ -111,6 +121,7 @@ def _answers(kms: Kms, front: Front) -> dict[str, Callable[[int], Any]]:
 
     return {
         "cpu": lambda _: time.process_time(),
+        "resident": lambda _: _resident(),
         "raw": lambda count: timed(raw, count),
         "dispatch": lambda count: timed(dispatch, count),
         "clients": lambda count: [_as_pem(kms.new_client()) for _ in range(count)],
@@ -131,6 +142,11 @@ def _raw(kms: Kms, front: Front) -> Callable[[], object]:
             part()
 
     return together
+
+
+def _resident() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
 def _as_pem(client: AttestedClient) -> tuple[bytes, bytes]:

@@ -28,7 +28,8 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table. `ours` and `reference` are seconds of CPU per operation, of their best rounds.
+    """One line of the table. `ours` and `reference` are seconds of CPU per operation, of their best rounds,
+    or bytes where `unit` says so.
 
     `bar` None means reported only. `detail` holds what else was seen, for people and `results.json`.
     """
@@ -40,6 +41,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float
     bar: Bar | None
     detail: dict[str, float] = {}
+    unit: Literal["ms", "MiB"] = "ms"
 
     @property
     def passed(self) -> bool | None:
