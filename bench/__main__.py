@@ -10,6 +10,7 @@ import msgspec
 
 from bench import (
     attested_request,
+    decisions,
     deploy_engine,
     eif_hash,
     guest_agent,
@@ -45,6 +46,8 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "kms-memory": key_memory.memory,
     "agent-get-key": guest_agent.get_key,
     "image-build": image_build.image_build,
+    "authorize-decision": decisions.function,
+    "proof-check": decisions.check,
     "attested-proven": attested_request.proven,
     "attested-remembered": attested_request.remembered,
 }
