@@ -27,6 +27,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     work: Path
     environment: dict[str, str]
     pccs_url: str = ""
+    host_api_url: str = ""
 
     def __repr__(self) -> str:
         return f"App({self.compose.name!r}, {', '.join(self.environment)})"
@@ -53,11 +54,13 @@ def load_app(work: Path = WORK_DIRECTORY, *, recorded: bytes | None = None) -> A
             "compose.hash", f"app-compose.json hashes to {found.hex()}, the guest recorded {recorded.hex()}"
         )
     shared = work / ".host-shared"
+    host = _host_text(_read(shared / ".sys-config.json", _MAX_SYS_CONFIG))
     return App(
         compose=read_app_compose(raw),
         work=work,
         environment=_environment(_read(shared / ".decrypted-env.json", MAX_ENVIRONMENT)),
-        pccs_url=_pccs_url(_read(shared / ".sys-config.json", _MAX_SYS_CONFIG)),
+        pccs_url=_url(host, "pccs_url"),
+        host_api_url=_url(host, "host_api_url"),
     )
 
 
@@ -70,13 +73,18 @@ def _environment(raw: bytes | None) -> dict[str, str]:
         raise ConfigError("compose.environment", "the decrypted env is no json object of texts") from None
 
 
-def _pccs_url(raw: bytes | None) -> str:
-    """Return the host's address for collateral, which is signed: apps ask it, and believe nothing of it."""
+def _host_text(raw: bytes | None) -> Mapping[str, Any]:
+    """Return the host's document; nothing where it is none, for an app runs without a word of its host."""
     try:
         document: Any = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
-        return ""
-    url = document.get("pccs_url") if isinstance(document, Mapping) else None
+        return {}
+    return document if isinstance(document, Mapping) else {}
+
+
+def _url(document: Mapping[str, Any], name: str) -> str:
+    """Return one of the host's addresses. Collateral is signed, and the host is told things alone."""
+    url = document.get(name)
     if not isinstance(url, str) or len(url) > _MAX_URL or not url.isascii() or not url.isprintable():
         return ""
     return url

@@ -7,7 +7,8 @@ from enclave.compose.app import WORK_DIRECTORY, load_app
 from enclave.compose.lifecycle import Lifecycle
 from enclave.compose.programs import GuestPrograms, Programs
 from enclave.devices.runtime_events import RuntimeEventLog
-from enclave.dstack_util.host_notice import Host, NoHost
+from enclave.dstack_util.host_api import host_of_this_machine
+from enclave.dstack_util.host_notice import Host
 from enclave.log import log_event, write_error
 from shared.errors import DstackError, ExitCode
 
@@ -25,7 +26,8 @@ def main(
     arguments = parser.parse_args(argv)
     try:
         app = load_app(arguments.work_dir, recorded=recorded_compose_hash(events or RuntimeEventLog(())))
-        lifecycle = Lifecycle(app, programs or GuestPrograms(str(arguments.work_dir)), host or NoHost())
+        told = host or host_of_this_machine(app.host_api_url)
+        lifecycle = Lifecycle(app, programs or GuestPrograms(str(arguments.work_dir)), told)
         match arguments.command:
             case "init-scripts":
                 lifecycle.run_init_scripts()

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from enclave.devices.detect import detect_platform
 from enclave.dstack_util.host_notice import MAX_PAYLOAD, Host, NoHost
 from enclave.log import log_event
 from enclave.serving.http_response import HttpResponse
-from enclave.vsock.transport import VsockTransport, parse_address
+from enclave.vsock.transport import AfVsock, VsockTransport, parse_address
 from shared.boot_info import SEV_SNP, TDX
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.rpc import guest_api_pb2 as pb
@@ -162,14 +163,35 @@ class TellingHost:
             log_event("host.notice.failed", notice=event, code=error.code, message=error.message)
 
 
-def host_of(tee_variant: str, url: str, vsock: VsockTransport | None) -> Host:
-    """Return whom a guest tells: its host on a machine of one's own, nobody on the clouds or without a url.
+def host_api_of(tee_variant: str, url: str, vsock: VsockTransport | None) -> HostApi | None:
+    """Return the host of a machine of one's own; None on the clouds, and without a url.
 
     Raises `ConfigError("host_api.url")`.
     """
     if tee_variant not in (TDX, SEV_SNP) or not url or vsock is None:
+        return None
+    return HostApi(url, vsock=vsock)
+
+
+def host_of(tee_variant: str, url: str, vsock: VsockTransport | None) -> Host:
+    """Return whom a guest tells, who may be nobody. Raises as `host_api_of`."""
+    api = host_api_of(tee_variant, url, vsock)
+    return NoHost() if api is None else TellingHost(api)
+
+
+def host_of_this_machine(url: str) -> Host:
+    """Return whom the guest that this process runs in tells. Raises as `host_api_of`.
+
+    Where there is no guest nobody is told, and that is logged.
+    """
+    if not url:
         return NoHost()
-    return TellingHost(HostApi(url, vsock=vsock))
+    try:
+        variant = detect_platform()
+    except UnavailableError as error:
+        log_event("host.notice.nobody", code=error.code, message=error.message)
+        return NoHost()
+    return host_of(variant, url, AfVsock())
 
 
 def _left(deadline: float) -> float:

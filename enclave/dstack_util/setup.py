@@ -19,6 +19,7 @@ from enclave.dstack_util.data_disk import DataDisk, disk_options
 from enclave.dstack_util.environment import open_environment, write_environment
 from enclave.dstack_util.get_keys import KeyQuestion
 from enclave.dstack_util.guest import BootingTee, booting_tee
+from enclave.dstack_util.host_api import host_of
 from enclave.dstack_util.host_notice import Host, NoHost
 from enclave.dstack_util.host_share import (
     keep_share,
@@ -106,8 +107,11 @@ def setup(
     waiting: Waiting | None = None,
     host: Host | None = None,
 ) -> None:
-    """Boot this guest. Raises what stopped it, after the host was told."""
-    boot = _Boot(platform, machine, places, waiting or Waiting(), host or NoHost())
+    """Boot this guest. Raises what stopped it, after the host was told.
+
+    `host` is told in place of the one that the host's files name, of which a cloud has none.
+    """
+    boot = _Boot(platform, machine, places, waiting or Waiting(), host)
     try:
         boot.run()
     except DstackError as error:
@@ -118,9 +122,10 @@ def setup(
 
 class _Boot:
     def __init__(
-        self, platform: Platform, machine: Machine, places: Places, waiting: Waiting, host: Host
+        self, platform: Platform, machine: Machine, places: Places, waiting: Waiting, host: Host | None
     ) -> None:
-        self.host = host
+        self.host: Host = host or NoHost()
+        self._is_host_given = host is not None
         self._platform = platform
         self._machine = machine
         self._places = places
@@ -134,6 +139,8 @@ class _Boot:
         # 2. read, and the version of this boot's events
         compose = read_app_compose(files[APP_COMPOSE])
         sys_config = parse_sys_config(files[SYS_CONFIG])
+        if not self._is_host_given:
+            self.host = host_of(tee.variant, sys_config.host_api_url, tee.vsock)
         tee.event_log().set_version(compose.event_log_version)
         # 3. may this app run here
         self._check_launch(tee, compose, files.get(USER_CONFIG))

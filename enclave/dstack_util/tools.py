@@ -1,15 +1,24 @@
 """What a subcommand works with: the guest that it runs in, its input and output, and the machine."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from enclave.devices.detect import detect_platform
+from enclave.devices.host_shared import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE
+from enclave.dstack_util.host_api import HostApi, host_api_of
 from enclave.dstack_util.machine import PRIVATE, PUBLIC, LinuxMachine, Machine, write_whole
+from enclave.dstack_util.sys_config import parse_sys_config
 from enclave.platform import Platform
+from enclave.vsock.transport import AfVsock, VsockTransport
+from shared.boot_info import SEV_SNP, TDX
+from shared.compose.shared_files import SYS_CONFIG
 from shared.errors import ConfigError, StorageError
 from shared.hex import decode_hex
+from shared.measurement.config_disk import MAX_BYTES
 
 REPORT_DATA = 64
 
@@ -54,6 +63,29 @@ class Tools:
                 "a simulated guest has no machine of its own: this one would be changed",
             )
         return self._machine or LinuxMachine()
+
+    def host_api(self, url: str) -> HostApi | None:
+        """Return the guest's host, at `url` or where its files say; None on clouds and where nobody is named.
+
+        Raises `ConfigError("host_api.url")`, `UnavailableError("platform.device")`, and what reading the
+        files does.
+        """
+        vsock: VsockTransport | None
+        if self._platform is None:  # a cloud where no daemon of ours runs is told nothing either
+            variant, vsock, root = str(detect_platform()), AfVsock(), Path("/")
+        else:
+            tee = self._platform.tee
+            variant, vsock, root = tee.variant, tee.vsock, self._platform.writable
+        if variant in (TDX, SEV_SNP) and not url:
+            url = self._host_url(root)
+        return host_api_of(variant, url, vsock)
+
+    def _host_url(self, root: Path) -> str:
+        directory = Path(os.environ.get(DIRECTORY_VARIABLE) or root / DEFAULT_DIRECTORY.relative_to("/"))
+        path = directory / SYS_CONFIG
+        if not path.exists():
+            return ""
+        return parse_sys_config(self.read_file(path, MAX_BYTES[SYS_CONFIG])).host_api_url
 
     def read_input(self, limit: int) -> bytes:
         """Return standard input to its end, `limit` + 1 bytes at most."""

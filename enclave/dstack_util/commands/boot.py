@@ -32,7 +32,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
     shared.set_defaults(run=_host_shared)
 
     notify = commands.add_parser("notify-host", help="tell the host an event; on clouds nobody is told")
-    notify.add_argument("-u", "--url", default="")
+    notify.add_argument("-u", "--url", default="", help="where the host is; default what its files say")
     notify.add_argument("-e", "--event", required=True)
     notify.add_argument("-d", "--data", "--payload", required=True)
     notify.set_defaults(run=_notify_host)
@@ -70,9 +70,9 @@ def _host_shared(arguments: argparse.Namespace, tools: Tools) -> None:
 
 
 def _notify_host(arguments: argparse.Namespace, tools: Tools) -> None:
-    """Do nothing: no guest that we run in has a host that listens."""
-    del arguments
-    _ = tools.platform.tee
+    host = tools.host_api(arguments.url)
+    if host is not None:
+        host.notify(arguments.event, arguments.data)
 
 
 def _gateway_refresh(arguments: argparse.Namespace, tools: Tools) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from enclave.compose.app import load_app
 from enclave.compose.main import main
 from enclave.compose.programs import GuestPrograms
+from enclave.devices.detect import TeePlatform
 from enclave.devices.runtime_events import RuntimeEventLog
-from shared.errors import ConfigError, ExitCode, InvalidEvidence
+from shared.errors import ConfigError, ExitCode, InvalidEvidence, UnavailableError
 from tests.enclave.compose.conftest import Guest
+from tests.enclave.hosts import Host
 from tests.shared.refusal import refuses
 
 
@@ -107,3 +111,48 @@ def test_the_apps_own_variable_wins(guest: Guest) -> None:
     (guest.work / ".host-shared/.sys-config.json").write_text('{"pccs_url": "https://host.example"}')
     guest.lifecycle({"PCCS_URL": "https://mine.example"}).stop()
     assert guest.calls[0].environment["PCCS_URL"] == "https://mine.example"
+
+
+def _start_with_host(guest: Guest) -> list[tuple[str, str]]:
+    """Start an app whose host's files name a host, and return what that host was told."""
+    with tempfile.TemporaryDirectory() as directory:  # a socket's path is short
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{directory}/host")
+        listener.listen()
+        host = Host(listener)
+        guest.app(runner="bash", bash_script="true\n")
+        (guest.work / ".host-shared/.sys-config.json").write_text(
+            json.dumps({"host_api_url": f"unix:{directory}/host"})
+        )
+        log = _recorded(guest, _hash(guest))
+        assert main(["start", "--work-dir", str(guest.work)], GuestPrograms(), None, log) == ExitCode.OK
+        host.close()
+    return host.told()
+
+
+def test_the_host_of_a_tdx_guest_is_told_how_the_start_goes(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", guest.environment["PATH"])
+    monkeypatch.setattr("enclave.dstack_util.host_api.detect_platform", lambda: TeePlatform.TDX)
+    told = _start_with_host(guest)
+    assert told == [("boot.progress", "running main script"), ("boot.progress", "done")]
+
+
+@pytest.mark.parametrize("cloud", [TeePlatform.GCP_TDX, TeePlatform.NITRO_ENCLAVE, TeePlatform.NITRO_TPM])
+def test_a_cloud_is_told_nothing(guest: Guest, monkeypatch: pytest.MonkeyPatch, cloud: TeePlatform) -> None:
+    monkeypatch.setenv("PATH", guest.environment["PATH"])
+    monkeypatch.setattr("enclave.dstack_util.host_api.detect_platform", lambda: cloud)
+    assert _start_with_host(guest) == []
+
+
+def test_an_app_starts_where_there_is_no_guest_and_nobody_is_told(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> TeePlatform:
+        raise UnavailableError("platform.device", "there is no tdx")
+
+    monkeypatch.setenv("PATH", guest.environment["PATH"])
+    monkeypatch.setattr("enclave.dstack_util.host_api.detect_platform", nowhere)
+    assert _start_with_host(guest) == []
+    assert '"host.notice.nobody"' in capsys.readouterr().out
