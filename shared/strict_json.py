@@ -28,7 +28,7 @@ def decode_json(raw: bytes, *, what: str, code: str, max_bytes: int, max_depth: 
     """
     if len(raw) > max_bytes:
         raise ProtocolError(f"{code}.size", f"{what} has {len(raw)} bytes, expected at most {max_bytes}")
-    if _has_more_brackets(raw, max_depth):
+    if has_more_brackets(raw, max_depth):
         _check_depth(raw, what, code, max_depth)
     try:
         return json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
@@ -36,6 +36,22 @@ def decode_json(raw: bytes, *, what: str, code: str, max_bytes: int, max_depth: 
         raise ProtocolError(f"{code}.duplicate_key", f"{what} has the key {error} twice") from error
     except ValueError as error:
         raise ProtocolError(f"{code}.syntax", f"{what} is not utf-8 json") from error
+
+
+def has_more_brackets(raw: bytes, limit: int) -> bool:
+    """Whether a document has more than `limit` opening brackets, those in strings included.
+
+    Fast where there are few of them in much text.
+    """
+    found = 0
+    for bracket in (b"{", b"["):
+        at = raw.find(bracket)
+        while at >= 0:
+            found += 1
+            if found > limit:
+                return True
+            at = raw.find(bracket, at + 1)
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,19 +67,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not json")
-
-
-def _has_more_brackets(raw: bytes, limit: int) -> bool:
-    """Whether more than `limit` objects and arrays begin in a document. Most have few, in much text."""
-    found = 0
-    for bracket in (b"{", b"["):
-        at = raw.find(bracket)
-        while at >= 0:
-            found += 1
-            if found > limit:
-                return True
-            at = raw.find(bracket, at + 1)
-    return False
 
 
 def _check_depth(raw: bytes, what: str, code: str, max_depth: int) -> None:

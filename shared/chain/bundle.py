@@ -5,6 +5,7 @@ piece must be needed, so a bundle has no byte that could change without a refusa
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -83,7 +84,7 @@ class Witness:
         self._bundle = bundle
         parsed = [parse_header(raw) for raw in bundle.headers]
         self._headers = _indexed((header.hash, header) for header in parsed)
-        self._codes = _indexed((keccak256(raw), raw) for raw in bundle.codes)
+        self._codes = _indexed((_code_hash(raw), raw) for raw in bundle.codes)
         self._used: set[bytes] = set()
 
     def header(self, digest: bytes) -> Header:
@@ -118,6 +119,12 @@ class Witness:
         unused = self.nodes.unused_count() + len((self._headers.keys() | self._codes.keys()) - self._used)
         if unused:
             raise InvalidEvidence("proof.bundle.unused", f"{unused} pieces of the proof are not needed")
+
+
+@lru_cache(maxsize=MAX_CODES)
+def _code_hash(raw: bytes) -> bytes:
+    """Return the hash of a contract's code, which is the same in every bundle until an upgrade."""
+    return keccak256(raw)
 
 
 def _indexed(pieces: Iterable[tuple[bytes, _T]]) -> dict[bytes, _T]:

@@ -101,10 +101,10 @@ def lookup(nodes: NodeSet, root: bytes, path: str) -> bytes | None:
     node = nodes.read(root)
     at = 0
     while True:
-        child: rlp.Item | None
+        child: rlp.Item
         if len(node) == 17:
             child, taken = _branch_child(node, path, at), 1
-            if child is None:
+            if child == b"":
                 return None
         elif len(node) == 2:
             is_leaf, part = _path_of(node, at)
@@ -119,13 +119,12 @@ def lookup(nodes: NodeSet, root: bytes, path: str) -> bytes | None:
         node = _child(nodes, child)
 
 
-def _branch_child(node: list[rlp.Item], path: str, at: int) -> rlp.Item | None:
+def _branch_child(node: list[rlp.Item], path: str, at: int) -> rlp.Item:
     if node[16] != b"":
         raise _malformed("a branch holds a value, which a trie of equal-length keys never does")
     if at == _KEY_NIBBLES:
         raise _malformed("a branch lies below the end of the key")
-    child = node[int(path[at], 16)]
-    return None if child == b"" else child
+    return node[int(path[at], 16)]
 
 
 def _path_of(node: list[rlp.Item], at: int) -> tuple[bool, str]:

@@ -10,6 +10,7 @@ import msgspec
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.hex import decode_hex
 from shared.net.fetch import HttpClient
+from shared.strict_json import has_more_brackets
 
 Call = tuple[str, Sequence[object]]
 # Two blocks and ten proofs are below 500. This bounds how deep an answer nests, by our limit.
@@ -96,7 +97,7 @@ class JsonRpc:
         return [results[index] for index in range(1, len(calls) + 1)]
 
     def _parse(self, status: int, body: bytes) -> list[object]:
-        if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        if has_more_brackets(body, MAX_CONTAINERS):
             raise self._malformed(f"answered with more than {MAX_CONTAINERS} lists and objects")
         try:
             answers: object = msgspec.json.decode(body)
