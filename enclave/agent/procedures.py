@@ -11,8 +11,8 @@ from shared.rpc.codec import MAX_BODY_BYTES
 LOCAL: Final = "local"
 """The caller of every method: reaching the socket is the authority, and who it was decides nothing."""
 
-PUBLIC_BODY_BYTES: Final = 64 * 1024
-"""What everybody may send: its methods take a word. Ten mebibytes from each of four thousand connections
+PUBLIC_BODY_BYTES: Final = 8 * 1024
+"""What everybody may send: its methods take a word. Ten mebibytes from each of two thousand connections
 would be more memory than guests have."""
 
 Method = tuple[type[Message], Callable[[Any], Message]]

@@ -24,6 +24,9 @@ from enclave.serving.together import Part, run_together
 LIMITS: Final = Limits(connections=4096, keep_alive_seconds=10)
 """A thousand clients of one app may ask at once, beside those that keep their connections."""
 
+OUTSIDE: Final = Limits(connections=2048, keep_alive_seconds=10, head_bytes=16 * 1024)
+"""For whoever reaches the guest from elsewhere: what all of them together hold must fit a small enclave."""
+
 
 class Sockets(msgspec.Struct, frozen=True):
     """What the services listen on. The external one may have several, the host's none."""
@@ -67,12 +70,12 @@ def agent_parts(
     limits = config.default.limits
     outside = [evidence_route(guest.outside, guest.identity.app_id), *views.pages]
     parts = [
-        _part(internal_app(guest, limits), sockets.internal),
-        _part(tappd_app(guest, limits), sockets.tappd),
-        _part(external_app(guest, limits, pages=outside, health=views.health), *sockets.external),
+        _part(internal_app(guest, limits), LIMITS, sockets.internal),
+        _part(tappd_app(guest, limits), LIMITS, sockets.tappd),
+        _part(external_app(guest, limits, pages=outside, health=views.health), OUTSIDE, *sockets.external),
     ]
     if sockets.guest_api is not None:
-        parts.append(_part(guest_api_app(guest, limits, more=views.host), sockets.guest_api))
+        parts.append(_part(guest_api_app(guest, limits, more=views.host), OUTSIDE, sockets.guest_api))
     return parts
 
 
@@ -113,8 +116,8 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _part(app: ASGIApp, *sockets: socket.socket) -> Part:
-    return Part(build_plain_server(app, limits=LIMITS, draining=_draining), sockets)
+def _part(app: ASGIApp, limits: Limits, *sockets: socket.socket) -> Part:
+    return Part(build_plain_server(app, limits=limits, draining=_draining), sockets)
 
 
 def _draining(connections: int) -> None:

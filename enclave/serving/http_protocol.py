@@ -8,6 +8,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
+_FED_AT_ONCE = 16 * 1024
+"""Bytes, so that a head cannot grow far beyond its bound before anybody looks: sockets give up to 256 KiB."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one server grants its peers; times are seconds."""
@@ -49,7 +52,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which itself would buffer a head of any size."""
-        # One chunk of slack is left, and framing may be as large as the body: neither grows without bound.
+        if len(data) <= _FED_AT_ONCE:
+            self._feed(data)
+            return
+        for start in range(0, len(data), _FED_AT_ONCE):
+            if self.transport.is_closing():
+                return
+            self._feed(data[start : start + _FED_AT_ONCE])
+
+    def _feed(self, data: bytes) -> None:
+        # The piece that a head begins in is not counted, and framing may be as large as the body: neither
+        # grows without bound.
         if self.is_receiving and self._fed - self._body > self._limits.head_bytes + self._body:
             self.send_400_response("Request head too large.")
             return

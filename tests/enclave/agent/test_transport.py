@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -159,6 +160,15 @@ def test_everybody_may_send_less(path: str, agent: RunningAgent) -> None:
     body = b'{"algorithm": "' + b"a" * PUBLIC_BODY_BYTES + b'"}'
     response = agent.client("c").post(path, content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (413, "prpc.size")
+
+
+@pytest.mark.parametrize("mount", ["a", "c"])
+def test_refuses_a_head_that_does_not_end(mount: str, agent: RunningAgent) -> None:
+    """Nor does one that comes in a single piece take the memory of many: 256 KiB are read at once."""
+    with agent.connect(mount) as sock:
+        with suppress(OSError):  # it ends before it has read everything
+            sock.sendall(b"GET /prpc/Info HTTP/1.1\r\nx: " + b"a" * 200_000)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
 def test_takes_a_body_of_less(agent: RunningAgent) -> None:
