@@ -37,8 +37,12 @@ class Project(msgspec.Struct, frozen=True):
     services: frozenset[str]
 
     def is_orphan(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether these are the labels of a container of a service that is gone."""
-        return labels.get(PROJECT_LABEL) == self.name and labels.get(SERVICE_LABEL) not in self.services
+        """Tell whether these are the labels of a container of a service that is gone.
+
+        What names no service is not compose's own, and nobody knows whether it is still wanted.
+        """
+        service = labels.get(SERVICE_LABEL)
+        return labels.get(PROJECT_LABEL) == self.name and bool(service) and service not in self.services
 
 
 class _Labels(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from enclave.compose.programs import GuestPrograms, Programs
 from enclave.devices.detect import detect_platform
 from enclave.devices.host_shared import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE
 from enclave.dstack_util.host_api import HostApi, host_api_of
@@ -35,12 +36,14 @@ class Tools:
         platform: Platform | None = None,
         *,
         machine: Machine | None = None,
+        programs: Programs | None = None,
         stdin: BinaryIO | None = None,
         stdout: BinaryIO | None = None,
     ) -> None:
         self._platform = platform
         self._is_simulated = platform is not None
         self._machine = machine
+        self._programs = programs
         self._stdin = stdin
         self._stdout = stdout
 
@@ -63,6 +66,12 @@ class Tools:
                 "a simulated guest has no machine of its own: this one would be changed",
             )
         return self._machine or LinuxMachine()
+
+    @property
+    def programs(self) -> Programs:
+        """What starts docker on the machine. Raises as `machine`."""
+        _ = self.machine
+        return self._programs or GuestPrograms()
 
     def host_api(self, url: str) -> HostApi | None:
         """Return the guest's host, at `url` or where its files say; None on clouds and where nobody is named.

@@ -1,6 +1,7 @@
 """Containers of services that are gone, with and without dockerd."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def root(tmp_path: Path) -> DockerRoot:
 
 def test_removes_what_the_project_no_longer_has(root: DockerRoot) -> None:
     kept = {root.add("a", "dstack", "web"), root.add("b", "other", "old"), root.add("c", None, None)}
-    gone = {root.add("d", "dstack", "old"), root.add("e", "dstack", None)}
+    gone = {root.add("d", "dstack", "old"), root.add("e", "dstack", "older")}
     assert set(remove_orphans_offline(PROJECT, root.path)) == gone
     assert root.containers == kept
 
@@ -61,6 +62,11 @@ def test_a_container_that_cannot_be_read_is_left(root: DockerRoot, config: str) 
     root.write("f" * 64, config)
     assert remove_orphans_offline(PROJECT, root.path) == ()
     assert root.containers == {"f" * 64}
+
+
+def test_a_container_that_names_no_service_is_left(root: DockerRoot) -> None:
+    root.add("e", "dstack", None)
+    assert remove_orphans_offline(PROJECT, root.path) == ()
 
 
 def test_a_container_without_labels_is_left(root: DockerRoot) -> None:
@@ -81,6 +87,18 @@ def test_a_new_disk_has_no_containers(tmp_path: Path) -> None:
     assert remove_orphans_offline(PROJECT, tmp_path / "absent") == ()
 
 
+def test_a_container_that_cannot_be_removed_is_told(
+    root: DockerRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    root.add("d", "dstack", "old")
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with refuses("compose.orphans", StorageError):
+        remove_orphans_offline(PROJECT, root.path)
+
+
 def test_a_root_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
     (tmp_path / "containers").touch()
     with refuses("compose.orphans", StorageError):
@@ -88,12 +106,14 @@ def test_a_root_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
 
 
 def test_docker_removes_them_with_their_volumes(guest: Guest) -> None:
-    (guest.directory / "listing").write_text(f"{'a' * 64} web\n{'b' * 64} old\nnonsense\n{'c' * 64} \n")
+    (guest.directory / "listing").write_text(
+        f"{'a' * 64} web\n{'b' * 64} old\nnonsense\n{'c' * 64} \n{'d' * 64} older\n"
+    )
     found = remove_orphans_online(PROJECT, GuestPrograms(), environment=guest.environment)
-    assert found == ("b" * 64, "c" * 64)
+    assert found == ("b" * 64, "d" * 64)
     assert guest.calls[0].argv[:3] == ["docker", "ps", "--all"]
     assert "label=com.docker.compose.project=dstack" in guest.calls[0].argv
-    assert guest.calls[1].argv == ["docker", "rm", "--force", "--volumes", "b" * 64, "c" * 64]
+    assert guest.calls[1].argv == ["docker", "rm", "--force", "--volumes", "b" * 64, "d" * 64]
 
 
 def test_docker_is_asked_to_remove_nothing_where_all_is_wanted(guest: Guest) -> None:
