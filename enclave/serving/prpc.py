@@ -202,7 +202,7 @@ class PrpcService(Generic[CallerT]):
         await send({"type": "http.response.body", "body": body})
 
     async def _serve(self, scope: Scope, receive: Receive) -> _Answer:
-        verb, query = scope["method"], scope["query_string"].decode(errors="replace")
+        verb, query = scope["method"], scope["query_string"].decode(errors="surrogateescape")
         name = method_name(self._name, scope["path_params"]["method"])
         procedure = self._procedures.get(name)
         peer_chain = scope.get("state", {}).get("peer_chain", [])

@@ -122,13 +122,14 @@ def from_query(cls: type[_Message], query: str) -> _Message:
     """Return the message of a raw query string, as GET requests carry it.
 
     Integers are decimal, booleans `true` or `false`, bytes hex; unknown names are ignored. Raises
-    `ProtocolError`: `prpc.query` for an oversize query, a field that occurs twice or has no text form,
-    `prpc.json.type` and `prpc.json.range` as in a body.
+    `ProtocolError`: `prpc.query` for an oversize query, one whose text is not UTF-8 (two of them must not name
+    one key), a field that occurs twice or has no text form; `prpc.json.type` and `prpc.json.range` as in a
+    body.
     """
     message = cls()
     plans = {plan.name: plan for plan in _plan(cls.DESCRIPTOR)}
     seen: set[str] = set()
-    for name, text in _fields(query):
+    for name, text in _fields(query, errors="strict"):
         plan = plans.get(name)
         if plan is None:
             continue
@@ -309,11 +310,13 @@ _READERS: Final[dict[int, tuple[Callable[[Any, str], Any], Callable[[str], Any] 
 }
 
 
-def _fields(query: str) -> list[tuple[str, str]]:
+def _fields(query: str, *, errors: str = "replace") -> list[tuple[str, str]]:
     if len(query) > MAX_QUERY_BYTES:
         raise ProtocolError("prpc.query", f"query has {len(query)} bytes, expected at most {MAX_QUERY_BYTES}")
     try:
-        return parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        return parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS, errors=errors)
+    except UnicodeDecodeError as error:
+        raise ProtocolError("prpc.query", "query is not utf-8") from error
     except ValueError as error:
         raise ProtocolError("prpc.query", f"query has more than {_MAX_QUERY_FIELDS} fields") from error
 

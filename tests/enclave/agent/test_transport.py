@@ -108,6 +108,14 @@ def test_a_get_takes_its_fields_from_the_query(agent: RunningAgent) -> None:
     assert response.json()["report_data"] == "1234deadbeef" + "00" * 58
 
 
+@pytest.mark.parametrize("path", [b"\xff", b"%ff"])
+def test_bytes_that_are_no_text_name_no_key(path: bytes, agent: RunningAgent) -> None:
+    """All that a decoder replaces would share one key."""
+    with agent.connect() as sock:
+        sock.sendall(b"GET /GetKey?path=" + path + b" HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
 def test_an_error_is_pretty_json(agent: RunningAgent) -> None:
     response = agent.client("a").get("/GetKey?algorithm=rsa")
     assert response.text == json.dumps(

@@ -341,6 +341,8 @@ def test_an_empty_query_is_a_message_of_defaults() -> None:
         ("api_version=" + "9" * 5000, "prpc.json.type"),
         ("api_version=4294967296", "prpc.json.range"),
         ("api_version=1&api_version=1", "prpc.query"),
+        ("vm_config=%ff", "prpc.query"),
+        ("vm_config=%ed%a0%80", "prpc.query"),
     ],
 )
 def test_refuses_a_query_that_does_not_fit(query: str, code: str) -> None:
