@@ -122,9 +122,8 @@ def from_query(cls: type[_Message], query: str) -> _Message:
     """Return the message of a raw query string, as GET requests carry it.
 
     Integers are decimal, booleans `true` or `false`, bytes hex; unknown names are ignored. Raises
-    `ProtocolError`: `prpc.query` for an oversize query, one whose text is not UTF-8 (two of them must not name
-    one key), a field that occurs twice or has no text form; `prpc.json.type` and `prpc.json.range` as in a
-    body.
+    `ProtocolError`: `prpc.query` for an oversize query, one that is not UTF-8 (two of them must not name one
+    key), a field that occurs twice or has no text form; `prpc.json.type` and `prpc.json.range` as in a body.
     """
     message = cls()
     plans = {plan.name: plan for plan in _plan(cls.DESCRIPTOR)}
