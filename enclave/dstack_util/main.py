@@ -6,13 +6,23 @@ and 3 from `gateway-checker` alone.
 
 import argparse
 
-from enclave.dstack_util.commands import boot, certificates, events, evidence, keys, octets, orphans, tpm
+from enclave.dstack_util.commands import (
+    boot,
+    certificates,
+    events,
+    evidence,
+    gateway,
+    keys,
+    octets,
+    orphans,
+    tpm,
+)
 from enclave.dstack_util.tools import Command, Tools
 from enclave.log import write_error
 from enclave.platform import Platform
 from shared.errors import DstackError, ExitCode
 
-GROUPS = (keys, evidence, events, octets, certificates, boot, orphans, tpm)
+GROUPS = (keys, evidence, events, octets, certificates, boot, gateway, orphans, tpm)
 
 
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:

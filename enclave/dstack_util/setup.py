@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enclave.dstack_util.boot_record import BootRecord
 from enclave.dstack_util.data_disk import DataDisk, disk_options
 from enclave.dstack_util.environment import open_environment, write_environment
+from enclave.dstack_util.gateway import Registrant, register
 from enclave.dstack_util.get_keys import KeyQuestion
 from enclave.dstack_util.guest import BootingTee, booting_tee
 from enclave.dstack_util.host_api import host_of
@@ -210,7 +211,9 @@ class _Boot:
         write_environment(self._machine, directory, opened)
         self._lay_out(directory)
         # 14. and 15. conveniences: the guest is whole without them
-        self._register(compose)
+        self._register(
+            Registrant(app_id=identity.app_id, keys=keys.file, compose=compose, sys_config=sys_config)
+        )
         self._mirror(sys_config)
 
     def _take_share(self) -> dict[str, bytes]:
@@ -332,12 +335,16 @@ class _Boot:
         agent = {"default": {"core": {"data_disks": disks}}}
         self._machine.write(work / "agent.json", json.dumps(agent).encode(), PUBLIC)
 
-    def _register(self, compose: AppCompose) -> None:
-        if compose.uses_gateway:
-            self.host.notify("boot.progress", "setting up dstack-gateway")
-            message = "the gateway client is not built: this guest is not reachable through a gateway"
-            log_event("setup.gateway_failed", code="setup.gateway", message=message)
-            self.host.notify("boot.error", message)
+    def _register(self, guest: Registrant) -> None:
+        """Register with a gateway; whoever only calls others runs as well without one."""
+        if not guest.compose.uses_gateway:
+            return
+        self.host.notify("boot.progress", "setting up dstack-gateway")
+        try:
+            register(self._platform, self._machine, guest)
+        except DstackError as error:
+            log_event("setup.gateway_failed", code=error.code, message=error.message)
+            self.host.notify("boot.error", f"{error.message} [{error.code}]")
 
     def _mirror(self, sys_config: SysConfig) -> None:
         """Add the host's registry mirror: images are pinned by digest, so a mirror chooses nothing."""

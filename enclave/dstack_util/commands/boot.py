@@ -1,4 +1,4 @@
-"""`setup`, `host-shared`, `notify-host` and the gateway's commands."""
+"""`setup`, `host-shared` and `notify-host`."""
 
 import argparse
 import os
@@ -10,12 +10,8 @@ from enclave.dstack_util.data_device import choose_device
 from enclave.dstack_util.host_share import DEFAULT_MOUNT, DIRECTORY, mount_share, unmount_share
 from enclave.dstack_util.setup import Places, setup
 from enclave.dstack_util.tools import Tools
-from shared.errors import ConfigError
 
 WORK = Path("/var/volatile/dstack")
-
-MISCONFIGURED = 3
-"""What `gateway-checker` ends with when starting it again would not help: its unit does not."""
 
 
 def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
@@ -36,14 +32,6 @@ def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
     notify.add_argument("-e", "--event", required=True)
     notify.add_argument("-d", "--data", "--payload", required=True)
     notify.set_defaults(run=_notify_host)
-
-    refresh = commands.add_parser("gateway-refresh", help="not built")
-    refresh.add_argument("--work-dir", type=Path, default=WORK)
-    refresh.add_argument("--force", action="store_true")
-    refresh.set_defaults(run=_gateway_refresh)
-    checker = commands.add_parser("gateway-checker", help="not built: ends with code 3")
-    checker.add_argument("--work-dir", type=Path, default=WORK)
-    checker.set_defaults(run=_gateway_checker)
 
 
 def _setup(arguments: argparse.Namespace, tools: Tools) -> None:
@@ -73,14 +61,3 @@ def _notify_host(arguments: argparse.Namespace, tools: Tools) -> None:
     host = tools.host_api(arguments.url)
     if host is not None:
         host.notify(arguments.event, arguments.data)
-
-
-def _gateway_refresh(arguments: argparse.Namespace, tools: Tools) -> None:
-    del arguments, tools
-    raise ConfigError("setup.gateway", "the gateway client is not built")
-
-
-def _gateway_checker(arguments: argparse.Namespace, tools: Tools) -> int:
-    del arguments
-    tools.complain("dstack-util: the gateway client is not built [setup.gateway]\n")
-    return MISCONFIGURED

@@ -373,7 +373,16 @@ def test_mounts_the_hosts_share_and_unmounts_it(here: Session, tmp_path: Path) -
     assert not here.machine.is_mounted(point)
 
 
-@pytest.mark.parametrize("argv", [["setup"], ["host-shared", "mount"], ["host-shared", "unmount"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["setup"],
+        ["host-shared", "mount"],
+        ["host-shared", "unmount"],
+        ["gateway-refresh"],
+        ["gateway-checker"],
+    ],
+)
 def test_a_simulated_guest_changes_no_machine(here: Session, capsys, argv: list[str]) -> None:
     assert run(argv, Tools(here.platform)) == 1
     assert refusal(capsys) == "dstack_util.simulated"
@@ -385,11 +394,10 @@ def test_nobody_is_told_on_a_cloud(here: Session, nitro: Session) -> None:
         assert session.out == b""
 
 
-def test_the_gateways_commands_say_that_they_are_not_built(nowhere: Session, capsys) -> None:
-    assert nowhere("gateway-refresh", "--force") == 1
-    assert refusal(capsys) == "setup.gateway"
-    assert nowhere("gateway-checker") == 3
-    assert refusal(capsys) == "setup.gateway"
+def test_the_gateways_commands_need_what_a_boot_leaves(nowhere: Session, tmp_path: Path, capsys) -> None:
+    for command in ("gateway-refresh", "gateway-checker"):
+        assert nowhere(command, "--work-dir", str(tmp_path)) == 1
+        assert refusal(capsys) == "dstack_util.unreadable"
 
 
 def test_boots_by_the_command(

@@ -523,12 +523,6 @@ def test_an_app_without_instance_ids_records_none(gcp: Machines, kms: ServedKms,
     assert dict(guest.events())["instance-id"] == b""
 
 
-def test_a_missing_gateway_does_not_stop_the_boot(gcp: Machines, kms: ServedKms, disk: Path) -> None:
-    guest = start(gcp, disk, kms=kms, gateway_enabled=True)
-    guest.setup()
-    assert guest.host.told[-1][0] == "boot.error"
-
-
 def test_the_hosts_mirror_joins_dockers_settings(gcp: Machines, kms: ServedKms, disk: Path) -> None:
     guest = start(gcp, disk, kms=kms, sys_config={"docker_registry": "https://mirror.example"})
     settings = guest.machine.root / "etc/docker/daemon.json"
