@@ -215,7 +215,7 @@ def redirect(deployment: Deployment) -> Deployment:
 
 
 def _redirected(deployment: Deployment) -> Step:
-    step, goal = deployment.step, deployment.goal
+    step, goal = deployment.step, deployment.effective_goal
     if goal is Goal.REMOVED:
         return step if step in _TO_REMOVE or deployment.is_removal_refused else Step.REMOVE
     if step in {Step.ROLLBACK, Step.FAILED}:

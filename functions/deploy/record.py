@@ -1,7 +1,8 @@
 """A deployment as data: one record per name, changed by compare-and-swap alone (DESIGN section 4).
 
-Two writers share a record. The engine owns `step`, `resources` and whatever a step finds; the service, on
-behalf of a user, owns `goal` and `requests`. Each rereads and tries again when the other was faster.
+Three writers share a record. The engine owns `step`, `resources` and whatever a step finds; the service, on
+behalf of a user, owns `goal` and `requests`; governance owns `quarantine`. Each rereads and tries again when
+another was faster.
 """
 
 from enum import StrEnum
@@ -133,6 +134,29 @@ class Approved(msgspec.Struct, frozen=True, kw_only=True):
     is_asked: bool = True
 
 
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine was launched to run, as governance decides on it; hashes and the id in hex."""
+
+    platform: str
+    app_id: str
+    compose_hash: str
+    os_image_hash: str
+
+
+class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
+    """Why governance has a deployment stopped: the contract's reason, at a block that a quorum agreed on.
+
+    `block_hash` is hex without a prefix. It outlives what the user asks for, until the contract allows the
+    workload again or other files are deployed.
+    """
+
+    reason: str
+    chain_id: int
+    block_number: int
+    block_hash: str
+    at: int
+
+
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """What the cloud says of the machine, and what its evidence proved. Only the second is to be believed.
 
@@ -155,7 +179,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     `uid` is new each time the name is used and stands in every tag. `since` is when the present step began,
     put off by the time in which nobody carried it forward. `attempt` counts its failures, `due` is when it is
-    to be tried next.
+    to be tried next. `launched` is what the machine runs while one is up; `quarantine` is governance's.
     """
 
     name: str
@@ -173,6 +197,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     planned: Planned | None = None
     approved: Approved | None = None
     running: Running | None = None
+    launched: Workload | None = None
+    quarantine: Quarantine | None = None
     resources: tuple[Resource, ...] = ()
     failure: Failure | None = None
     lease: Lease | None = None
@@ -182,11 +208,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     requests: dict[str, str] = {}
 
     @property
+    def effective_goal(self) -> Goal:
+        """The user's goal, or to be stopped where governance does not let it run."""
+        is_held = self.quarantine is not None and self.goal is Goal.RUNNING
+        return Goal.STOPPED if is_held else self.goal
+
+    @property
     def is_resting(self) -> bool:
         """Whether nothing is to be done: the place to rest is the one that was asked for."""
         if self.step is Step.FAILED:
             return self.goal is not Goal.REMOVED or self.is_removal_refused
-        return self.step in RESTING and self.step.value == self.goal.value
+        return self.step in RESTING and self.step.value == self.effective_goal.value
 
     @property
     def is_removal_refused(self) -> bool:
@@ -212,6 +244,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def status(self) -> str:
         """One word for people: the step, or what is being waited for."""
+        if self.step is Step.STOPPED and self.quarantine is not None:
+            return "quarantined"
         return _WORDS.get(self.step, self.step.value)
 
     def resource(self, kind: str) -> Resource | None:

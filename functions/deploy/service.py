@@ -170,7 +170,7 @@ class DeploymentService:
         return self._want(name, Goal.STOPPED, key, caller)
 
     def start(self, name: str, *, key: str = "", caller: str = "") -> Deployment:
-        """Have it running again. Raises as `stop`."""
+        """Have it running again. Raises as `stop`, and `ConflictError("deploy.quarantined")`."""
         return self._want(name, Goal.RUNNING, key, caller)
 
     def remove(self, name: str, *, key: str = "", caller: str = "") -> Deployment:
@@ -298,6 +298,7 @@ class DeploymentService:
             goal=Goal.RUNNING,
             files=self._keep(upload),
             settings=_settings(upload),
+            quarantine=None,
         )
 
     def _keep(self, upload: Upload) -> Files:
@@ -327,6 +328,12 @@ class DeploymentService:
         def want(found: Deployment) -> Deployment | None:
             if goal is not Goal.REMOVED and found.goal is Goal.REMOVED:
                 raise _removed(found)
+            if goal is Goal.RUNNING and found.quarantine is not None:
+                raise ConflictError(
+                    "deploy.quarantined",
+                    f"governance does not allow what {found.name} runs ({found.quarantine.reason}): have it"
+                    " allowed, or deploy what is",
+                )
             if found.is_removal_refused:
                 return msgspec.structs.replace(self._from_the_start(found), step=Step.REMOVE)
             if found.step is Step.FAILED and goal is not Goal.REMOVED:

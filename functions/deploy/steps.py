@@ -7,7 +7,7 @@ import msgspec
 
 from functions.deploy.cloud import Cloud, DeniedError, Machine, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Approved, Deployment, Planned, Running, Step
+from functions.deploy.record import Approved, Deployment, Planned, Running, Step, Workload
 from functions.deploy.work import LeasedWork
 from functions.plan.model import ApprovalPlan, ChainPlan, Plan
 from shared.compose.findings import Severity
@@ -161,7 +161,7 @@ def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     if (waiting := cloud.retire(work)) is not None:
         return Outcome(Step.RETIRE, waiting.seconds, waiting.what)
     work.say("the machine of the earlier plan is gone")
-    return Outcome(Step.LAUNCH, changes={"running": None})
+    return Outcome(Step.LAUNCH, changes={"running": None, "launched": None})
 
 
 def _launch(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
@@ -190,7 +190,9 @@ def _machine_up(work: LeasedWork, answer: Wait | Machine, step: Step) -> Outcome
         encrypted_env=work.deployment.files.encrypted_env,
     )
     work.say("the machine is up", external_ip=answer.external_ip, internal_ip=answer.internal_ip)
-    return Outcome(Step.AWAIT_ATTESTATION, changes={"running": running})
+    return Outcome(
+        Step.AWAIT_ATTESTATION, changes={"running": running, "launched": workload(work.deployment.planned)}
+    )
 
 
 def _await_attestation(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
@@ -237,7 +239,7 @@ def _stop(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     stopped = msgspec.structs.replace(
         running, machine_status=answer.status, external_ip="", evidence_url="", attested_at=0, verdict={}
     )
-    return Outcome(Step.STOPPED, changes={"running": stopped})
+    return Outcome(Step.STOPPED, changes={"running": stopped, "launched": None})
 
 
 def _remove(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
@@ -246,7 +248,9 @@ def _remove(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     if (waiting := cloud.remove(work)) is not None:
         return Outcome(Step.REMOVE, waiting.seconds, waiting.what)
     work.say("nothing is left in the cloud")
-    return Outcome(Step.REMOVED, changes={"running": None, "failure": None})
+    return Outcome(
+        Step.REMOVED, changes={"running": None, "launched": None, "quarantine": None, "failure": None}
+    )
 
 
 def _rollback(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
@@ -255,7 +259,19 @@ def _rollback(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     if (waiting := cloud.retire(work)) is not None:
         return Outcome(Step.ROLLBACK, waiting.seconds, waiting.what)
     work.say("the machine of the failed launch is gone")
-    return Outcome(Step.FAILED, changes={"running": None})
+    return Outcome(Step.FAILED, changes={"running": None, "launched": None})
+
+
+def workload(planned: Planned | None) -> Workload | None:
+    """Return what a plan runs, as governance decides on it."""
+    if planned is None:
+        return None
+    return Workload(
+        platform=planned.platform,
+        app_id=planned.app_id,
+        compose_hash=planned.compose_hash,
+        os_image_hash=planned.os_image_hash,
+    )
 
 
 def _check_time(work: LeasedWork, limit: int, what: str) -> None:

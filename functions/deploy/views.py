@@ -46,6 +46,7 @@ def whole(deployment: Deployment) -> dict[str, Any]:
         },
         "approved": msgspec.to_builtins(deployment.approved),
         "running": msgspec.to_builtins(running),
+        "quarantine": msgspec.to_builtins(deployment.quarantine),
         "resources": [
             {"kind": one.kind, "name": one.name, "place": one.place, "state": one.state}
             for one in deployment.resources
