@@ -1,0 +1,199 @@
+"""What the contract says at a block, by the word of endpoints that must agree.
+
+The blocks come from `ChainQuorum`; the state at each is asked of every endpoint by the block's hash, and
+counts where as many give the same answer as the quorum is. Nothing here believes one endpoint.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+
+from functions.governance.delivery import LogHint, read_log
+from shared.boot_info import BootInfo
+from shared.chain import abi
+from shared.chain.header import BlockRef
+from shared.errors import DstackError, ProtocolError, UnavailableError
+from shared.net.at_once import AtOnce
+from shared.net.json_rpc import Call, Endpoint, data, fields, quantity
+from shared.net.quorum import ChainQuorum
+
+REVERTED: Final = "isAppAllowed reverts"
+"""What a contract's own failure counts as: the key server denies then, too."""
+
+MAX_CALLS: Final = 50
+"""In one batch; nodes refuse longer ones."""
+
+_T = TypeVar("_T")
+
+
+class View(msgspec.Struct, frozen=True):
+    """What a quorum says of workloads at one block, in their order.
+
+    A verdict is the contract's reason, empty where it allows, None where no quorum agrees. `doubt` says why.
+    """
+
+    block: BlockRef
+    verdicts: tuple[str | None, ...]
+    doubt: str = ""
+
+
+class AgreedChain:
+    """Asks `endpoints`, on distinct hosts, of which `quorum` must agree, about one contract.
+
+    `kms` is its address of 20 bytes. `max_head_age` is in seconds: an agreed head that is older shows nothing
+    of what happened since.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        blocks: ChainQuorum,
+        kms: bytes,
+        *,
+        quorum: int,
+        max_head_age: int,
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._at_once = AtOnce(endpoints)
+        self._blocks = blocks
+        self.kms = kms
+        self._quorum = quorum
+        self._max_head_age = max_head_age
+
+    def blocks(self, now: int) -> tuple[BlockRef, BlockRef]:
+        """Return the newest finalised block and the newest one.
+
+        Raises what `ChainQuorum.blocks` raises, and `UnavailableError("governance.chain.behind")` for a head
+        that is too old.
+        """
+        finalized, head = self._blocks.blocks()
+        times = self._ask(partial(_block_time, head.hash))
+        age = now - self._agreed([time for time in times if isinstance(time, int)], "the newest block's time")
+        if age > self._max_head_age:
+            raise UnavailableError(
+                "governance.chain.behind",
+                f"the newest block that a quorum knows is {age} seconds old, expected at most"
+                f" {self._max_head_age}",
+            )
+        return finalized, head
+
+    def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+        """Ask whether workloads are allowed at a block.
+
+        Raises `UnavailableError("governance.quorum.too_few")` where fewer than the quorum answer.
+        """
+        answers = self._ask(partial(self._verdicts, block, tuple(workloads)))
+        given = [answer for answer in answers if isinstance(answer, tuple)]
+        if len(given) < self._quorum:
+            raise self._too_few(answers, len(given))
+        verdicts: list[str | None] = []
+        doubt = ""
+        for position in range(len(workloads)):
+            counted = Counter(answer[position] for answer in given)
+            (verdict, votes), *_ = counted.most_common(1)
+            if votes >= self._quorum and 2 * votes > len(given):
+                verdicts.append(verdict)
+            else:
+                verdicts.append(None)
+                said = verdict or "allowed"
+                doubt = f"{votes} of {len(given)} say {said!a}, expected {self._quorum} and a majority"
+        return View(block, tuple(verdicts), doubt)
+
+    def is_canonical(self, block: BlockRef) -> bool:
+        """Tell whether a block is still on the chain, by the quorum's word. Raises as `view`."""
+        answers = self._ask(partial(_hash_at, block.number))
+        given = [answer for answer in answers if isinstance(answer, bytes)]
+        if len(given) < self._quorum:
+            raise self._too_few(answers, len(given))
+        return sum(one == block.hash for one in given) >= self._quorum
+
+    def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
+        """Return what any endpoint shows of logs in a range: they are hints, so one too many does no harm.
+
+        Raises as `view`: where fewer answer than the quorum is, a log could be missing.
+        """
+        wanted = {
+            "fromBlock": hex(first),
+            "toBlock": hex(last),
+            "address": [f"0x{one.hex()}" for one in addresses],
+        }
+        answers = self._ask(lambda endpoint: endpoint.batch([("eth_getLogs", [wanted])])[0])
+        given = [answer for answer in answers if isinstance(answer, list)]
+        if len(given) < self._quorum:
+            raise self._too_few(answers, len(given))
+        found: dict[tuple[bytes, int], LogHint] = {}
+        for answer in given:
+            for index, log in enumerate(answer):
+                try:
+                    hint = read_log(log, index=index)
+                except ProtocolError:  # an anonymous log is none of ours
+                    continue
+                found.setdefault((hint.block_hash, hint.log_index), hint)
+        return sorted(found.values(), key=lambda hint: (hint.block_number, hint.log_index))
+
+    def _verdicts(
+        self, block: BlockRef, workloads: tuple[BootInfo, ...], endpoint: Endpoint
+    ) -> tuple[str, ...]:
+        calls = [self._call(block, workload) for workload in workloads]
+        verdicts: list[str] = []
+        for start in range(0, len(calls), MAX_CALLS):
+            part = calls[start : start + MAX_CALLS]
+            try:
+                verdicts += map(_verdict, endpoint.batch(part))
+            except UnavailableError as error:
+                if error.code != "rpc.reverted":
+                    raise
+                # one that reverts fails the batch: each is asked alone
+                verdicts += [_alone(endpoint, call) for call in part]
+        return tuple(verdicts)
+
+    def _call(self, block: BlockRef, workload: BootInfo) -> Call:
+        at = {"blockHash": f"0x{block.hash.hex()}", "requireCanonical": True}
+        calldata = abi.boot_info_call(abi.IS_APP_ALLOWED, workload)
+        return "eth_call", [{"to": f"0x{self.kms.hex()}", "data": f"0x{calldata.hex()}"}, at]
+
+    def _ask(self, question: Callable[[Endpoint], _T]) -> Sequence[_T | DstackError]:
+        return self._at_once.ask(self._endpoints, question)
+
+    def _agreed(self, answers: Sequence[int], what: str) -> int:
+        counted = Counter(answers).most_common(1)
+        if not counted or counted[0][1] < self._quorum:
+            raise UnavailableError("governance.quorum.disagreement", f"no quorum agrees on {what}")
+        return counted[0][0]
+
+    def _too_few(self, answers: Sequence[object], count: int) -> UnavailableError:
+        failures = [answer for answer in answers if isinstance(answer, DstackError)]
+        reasons = "; ".join(f"{failure.code}: {failure.message}" for failure in failures)[:300]
+        return UnavailableError(
+            "governance.quorum.too_few",
+            f"{count} of {len(self._endpoints)} endpoints answer, expected {self._quorum}: {reasons}",
+        )
+
+
+def _verdict(answer: object) -> str:
+    raw = data(answer, what="the decision")
+    # an address without code answers nothing, which is no word of a contract
+    allowed, reason = abi.decode_decision(raw)
+    return "" if allowed else reason or "no reason given"
+
+
+def _alone(endpoint: Endpoint, call: Call) -> str:
+    try:
+        return _verdict(endpoint.batch([call])[0])
+    except UnavailableError as error:
+        if error.code != "rpc.reverted":
+            raise
+        return REVERTED
+
+
+def _block_time(block_hash: bytes, endpoint: Endpoint) -> int:
+    [answer] = endpoint.batch([("eth_getBlockByHash", [f"0x{block_hash.hex()}", False])])
+    return quantity(fields(answer, what="a block").get("timestamp"), what="the block's time")
+
+
+def _hash_at(number: int, endpoint: Endpoint) -> bytes:
+    [answer] = endpoint.batch([("eth_getBlockByNumber", [hex(number), False])])
+    return data(fields(answer, what="a block").get("hash"), what="the block hash", length=32)

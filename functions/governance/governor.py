@@ -1,0 +1,210 @@
+"""Looks at the chain, judges deployments, and has the engine act on it.
+
+A look does not depend on what caused it: it reads the chain's state, not events. So looks may come twice,
+late and in any order, and the last one that saw the newest state decides.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from functions.deploy.quarantine import Quarantines, at_stake, next_up
+from functions.deploy.record import Deployment, Quarantine
+from functions.deploy.store import DeploymentStore
+from functions.governance.chain import View
+from functions.governance.judgement import Judgement, Question, Views, judge, questions
+from functions.governance.notice import Notice, Notify
+from shared.boot_info import BootInfo
+from shared.chain.header import BlockRef
+from shared.errors import DstackError, UnavailableError
+
+_PAGE: Final = 100
+
+
+class Chain(Protocol):
+    """See `functions.governance.chain.AgreedChain`."""
+
+    kms: bytes
+
+    def blocks(self, now: int) -> tuple[BlockRef, BlockRef]:
+        """Return the newest finalised block and the head."""
+        ...
+
+    def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+        """Return what a quorum says of workloads at a block."""
+        ...
+
+    def is_canonical(self, block: BlockRef) -> bool:
+        """Tell whether a block is still on the chain."""
+        ...
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """Where chain and deployment differ, and whether this look changed the deployment (`acted`).
+
+    `kind` is `runs_what_is_not_allowed`, `waits_for_what_is_allowed`, `stopped_what_is_allowed` or `unknown`.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    acted: bool
+
+
+class Governor:
+    """Acts on deployments in `store` by what `chain` says. `clock` gives unix seconds."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        store: DeploymentStore,
+        quarantines: Quarantines,
+        notify: Notify,
+        *,
+        chain_id: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self._chain = chain
+        self._store = store
+        self._quarantines = quarantines
+        self._notify = notify
+        self._chain_id = chain_id
+        self._clock = clock
+
+    def look(self, address: bytes | None = None, at_least: int = 0) -> Sequence[Drift]:
+        """Judge the deployments that a contract (20 bytes) rules; the KMS's, and None, rule all.
+
+        Raises `UnavailableError`: `governance.chain.behind` where the agreed head is below block `at_least`,
+        `governance.quorum.disagreement` where endpoints differ about a workload; what the chain, the store
+        and the queue raise. Operators are told before. What could be decided was done then; all of it may be
+        repeated.
+        """
+        concerned = [found for found in self.deployments() if _concerns(found, address, self._chain.kms)]
+        asked = tuple({one: None for found in concerned for one in questions(found)})
+        if not asked:
+            return ()
+        try:
+            finalized, head = self._chain.blocks(self._clock())
+            if head.number < at_least:
+                raise UnavailableError(
+                    "governance.chain.behind", f"a quorum knows block {head.number}, expected {at_least}"
+                )
+            views, doubt = self._views(asked, finalized, head)
+        except DstackError as error:
+            self._alarm(error.code, f"nothing can be decided: {error.message}", address)
+            raise
+        failures: list[DstackError] = []
+        drifts: list[Drift] = []
+        for found in concerned:
+            try:
+                drifts += self._settle(found, views, finalized, head)
+            except DstackError as error:
+                self._alarm(error.code, f"{found.name}: {error.message}", address, name=found.name)
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        if doubt:
+            raise UnavailableError("governance.quorum.disagreement", doubt)
+        return drifts
+
+    def deployments(self) -> Iterator[Deployment]:
+        """Return all records."""
+        after = ""
+        while page := self._store.list(after, _PAGE):
+            yield from page
+            after = page[-1].name
+
+    def app_ids(self) -> frozenset[bytes]:
+        """Return the apps that are deployed or wait."""
+        return frozenset(
+            bytes.fromhex(one.app_id)
+            for found in self.deployments()
+            for one in (at_stake(found), next_up(found))
+            if one is not None and one.app_id
+        )
+
+    def _views(
+        self, asked: Sequence[Question], finalized: BlockRef, head: BlockRef
+    ) -> tuple[dict[Question, Views], str]:
+        workloads = [one.boot_info() for one in asked]
+        at_head = self._chain.view(head, workloads)
+        at_final = self._chain.view(finalized, workloads)
+        views = {
+            one: Views(one.read(newest), one.read(final))
+            for one, newest, final in zip(asked, at_head.verdicts, at_final.verdicts, strict=True)
+        }
+        return views, at_head.doubt
+
+    def _settle(
+        self, found: Deployment, views: dict[Question, Views], finalized: BlockRef, head: BlockRef
+    ) -> Sequence[Drift]:
+        is_orphaned = found.quarantine is not None and not self._chain.is_canonical(
+            BlockRef(found.quarantine.block_number, bytes.fromhex(found.quarantine.block_hash))
+        )
+        judged = judge(found, views, finalized, is_orphaned=is_orphaned)
+        if judged.action == "none":
+            return ()
+        if judged.action == "unsure":
+            self._alarm(
+                "governance.quorum.disagreement",
+                f"{found.name}: endpoints disagree whether it is allowed, so it runs on",
+                None,
+                name=found.name,
+            )
+            return [Drift(name=found.name, kind=judged.drift, reason="", acted=False)]
+        acted = self._act(found, judged, head)
+        if acted:
+            self._tell(found, judged, head, is_orphaned=is_orphaned)
+        return [Drift(name=found.name, kind=judged.drift, reason=judged.reason, acted=acted)]
+
+    def _act(self, found: Deployment, judged: Judgement, head: BlockRef) -> bool:
+        if judged.action == "free":
+            return self._quarantines.lift(found.name, found.uid, "the contract allows it")
+        if judged.action == "resume":
+            return self._quarantines.resume(found.name, found.uid)
+        quarantine = Quarantine(
+            reason=judged.reason[:200],
+            chain_id=self._chain_id,
+            block_number=head.number,
+            block_hash=head.hash.hex(),
+            at=self._clock(),
+        )
+        running = at_stake(found)
+        return running is not None and self._quarantines.impose(found.name, found.uid, running, quarantine)
+
+    def _tell(self, found: Deployment, judged: Judgement, head: BlockRef, *, is_orphaned: bool) -> None:
+        code, sentence = {
+            "stop": ("governance.stopped", f"is stopped: {judged.reason[:200]}"),
+            "free": (
+                "governance.freed",
+                "may run again: " + ("its block is orphaned" if is_orphaned else "allowed"),
+            ),
+            "resume": ("governance.resumed", "goes on: what it waited for is final"),
+        }[judged.action]
+        self._notify(
+            Notice(
+                code=code,
+                message=f"{found.name} {sentence}",
+                severity="warning" if judged.action == "stop" else "info",
+                facts={
+                    "name": found.name,
+                    "uid": found.uid,
+                    "block": head.number,
+                    "chain_id": self._chain_id,
+                },
+            )
+        )
+
+    def _alarm(self, code: str, message: str, address: bytes | None, *, name: str = "") -> None:
+        facts = {"chain_id": self._chain_id} | ({"name": name} if name else {})
+        if address is not None:
+            facts["address"] = f"0x{address.hex()}"
+        self._notify(Notice(code=code, message=message, severity="alarm", facts=facts))
+
+
+def _concerns(found: Deployment, address: bytes | None, kms: bytes) -> bool:
+    if address is None or address == kms:
+        return True
+    text = address.hex()
+    return any(one is not None and one.app_id == text for one in (at_stake(found), next_up(found)))

@@ -1,0 +1,139 @@
+"""The sweep: replays events that no webhook brought, and looks at every deployment.
+
+It needs no webhook to be right: each run judges all deployments by the chain's state. A log that is new is
+queued as a webhook's would be, so that it is not lost where this run's own look fails.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from functions.deploy.store import Schedule
+from functions.governance.delivery import LogHint
+from functions.governance.events import EVENTS
+from functions.governance.governor import Chain, Drift, Governor
+from functions.governance.look import Look
+from functions.governance.notice import Notice, Notify
+from functions.governance.state import Cursor, Memory
+from shared.chain.header import BlockRef
+
+RANGE: Final = 500
+"""Blocks in one eth_getLogs; providers take 500 to 10,000."""
+
+RANGES: Final = 20
+"""In one run: after a long outage the next runs go on."""
+
+
+class Logs(Chain, Protocol):
+    """A chain that also shows logs."""
+
+    def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
+        """Return logs of a range of blocks."""
+        ...
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: how many logs were new, up to which block, and where chain and deployments differed."""
+
+    replayed: int
+    cursor: int
+    drifts: tuple[Drift, ...]
+
+
+class Reconciler:
+    """Runs on a schedule. `first_block` is where the first run starts, None behind the newest final block."""
+
+    def __init__(
+        self,
+        chain: Logs,
+        governor: Governor,
+        memory: Memory,
+        schedule: Schedule,
+        notify: Notify,
+        *,
+        chain_id: int,
+        clock: Callable[[], int],
+        first_block: int | None = None,
+    ) -> None:
+        self._schedule = schedule
+        self._chain = chain
+        self._governor = governor
+        self._memory = memory
+        self._notify = notify
+        self._chain_id = chain_id
+        self._clock = clock
+        self._first_block = first_block
+
+    def run(self) -> Report:
+        """Replay logs, then judge all deployments. Raises what `Governor.look` and the chain raise."""
+        replayed, number = self._replay()
+        drifts = self._governor.look()
+        for drift in drifts:
+            self._notify(
+                Notice(
+                    code="governance.drift",
+                    message=f"{drift.name} {drift.kind}{': ' + drift.reason if drift.reason else ''}",
+                    severity="info" if drift.acted else "warning",
+                    facts=msgspec.to_builtins(drift),
+                )
+            )
+        return Report(replayed=replayed, cursor=number, drifts=tuple(drifts))
+
+    def _replay(self) -> tuple[int, int]:
+        finalized, head = self._chain.blocks(self._clock())
+        cursor = self._memory.cursor()
+        if cursor is not None and cursor.hash and not self._chain.is_canonical(_ref(cursor)):
+            self._notify(
+                Notice(
+                    code="governance.cursor.orphaned",
+                    message=f"block {cursor.number} was final, and is not on the chain any more",
+                    severity="alarm",
+                )
+            )
+            cursor = Cursor(max(cursor.number - RANGE, 0), "")
+        first = finalized.number + 1 if self._first_block is None else self._first_block
+        start = first if cursor is None else cursor.number + 1
+        addresses = sorted({self._chain.kms, *self._governor.app_ids()})
+        replayed = 0
+        for _ in range(RANGES):
+            if start > head.number:
+                break
+            last = min(start + RANGE - 1, head.number)
+            replayed += sum(map(self._is_news, self._chain.logs(addresses, start, last)))
+            start = last + 1
+        # what is not final may be replaced, and is read again
+        done = min(start - 1, finalized.number)
+        if cursor is None or done > cursor.number:
+            self._move(done, finalized)
+        return replayed, done
+
+    def _move(self, number: int, finalized: BlockRef) -> None:
+        known = finalized.hash.hex() if number == finalized.number else ""
+        self._memory.move(Cursor(number, known))
+
+    def _is_news(self, hint: LogHint) -> bool:
+        event = EVENTS.get(hint.topic)
+        if event is None:
+            return False
+
+        def tell() -> None:
+            self._schedule(Look(hint.address, hint.block_number).name, 0)
+            self._notify(
+                Notice(
+                    code="governance.event.missed",
+                    message=f"{event.name} at block {hint.block_number} came by no webhook",
+                    severity="warning" if event.effect in {"revocation", "control"} else "info",
+                    facts={
+                        "event": event.name,
+                        "address": f"0x{hint.address.hex()}",
+                        "block": hint.block_number,
+                    },
+                )
+            )
+
+        return self._memory.do(hint.key(self._chain_id), tell)
+
+
+def _ref(cursor: Cursor) -> BlockRef:
+    return BlockRef(cursor.number, bytes.fromhex(cursor.hash))

@@ -1,0 +1,469 @@
+"""From a delivery to a stopped deployment and back, on a chain in memory."""
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from functions.deploy.record import Goal, Step
+from functions.deploy.service import DeploymentService
+from functions.deploy.store import ConflictError
+from functions.governance.chain import View
+from functions.governance.look import Look, read_look
+from functions.governance.providers import MAX_BODY
+from functions.governance.service import LAST_TRY
+from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
+from shared.errors import ProtocolError, UnavailableError
+from tests.functions.governance.world import (
+    APP,
+    CHAIN_ID,
+    KMS,
+    OLD_SECRET,
+    SECRET,
+    World,
+    plain,
+    settle,
+)
+from tests.shared.refusal import refuses
+
+A, B = "aa" * 32, "bb" * 32
+
+
+@pytest.fixture
+def running(world: World) -> World:
+    """One deployment that runs a hash which is allowed and final."""
+    world.chain.mine(add=A)
+    world.chain.final = world.chain.head
+    world.deploy(A)
+    return world
+
+
+# ---- a revocation ----
+
+
+def test_a_revocation_stops_the_deployment_at_once(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    answer = running.post(plain(hint))
+    assert (answer.status, answer.body["accepted"]) == (200, 1)
+    running.drain()
+    found = running.get()
+    assert found.quarantine is not None
+    assert (found.quarantine.reason, found.quarantine.block_number) == (COMPOSE_HASH_NOT_ALLOWED, 2)
+    assert (found.goal, found.effective_goal) == (Goal.RUNNING, Goal.STOPPED)
+    assert running.advanced == ["web"]
+    assert "governance.stopped" in running.codes()
+    assert [event.code for event in running.store.events("web")] == ["governance.stopped"]
+
+
+def test_a_deployment_of_another_hash_runs_on(running: World) -> None:
+    running.chain.mine(add=B)
+    running.deploy(B, "other")
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint))
+    running.drain()
+    assert running.get("other").quarantine is None
+    assert running.get("web").quarantine is not None
+
+
+def test_an_event_that_is_not_so_on_chain_changes_nothing(running: World) -> None:
+    """A forged one with a stolen secret: the contract still allows the hash."""
+    hint = running.chain.mine(remove=B)
+    assert hint is not None
+    running.post(plain(hint))
+    running.drain()
+    assert running.get().quarantine is None
+
+
+def test_a_user_cannot_start_what_is_quarantined(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.governor.look()
+    service = DeploymentService(running.store, None, {}, lambda *_: None, running.clock)  # type: ignore[arg-type]
+    with refuses("deploy.quarantined", ConflictError):
+        service.start("web")
+
+
+def test_a_removal_by_the_user_is_not_held_up(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.governor.look()
+    service = DeploymentService(running.store, None, {}, lambda *_: None, running.clock)  # type: ignore[arg-type]
+    service.remove("web")
+    assert running.get().effective_goal is Goal.REMOVED
+
+
+def test_an_orphaned_stop_is_undone_by_the_sweep(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.governor.look()
+    settle(running.store)
+    assert running.get().step is Step.STOPPED
+    running.chain.reorganise(1)
+    running.chain.mine(fork="other")
+    report = running.service.reconcile()
+    assert [(one.name, one.kind, one.acted) for one in report.drifts] == [("web", "stopped_what_is_allowed", True)]
+    settle(running.store)
+    found = running.get()
+    assert (found.quarantine, found.step) == (None, Step.RUNNING)
+
+
+def test_a_dropped_log_has_the_chain_looked_at_again(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint))
+    running.drain()
+    running.chain.reorganise(1)
+    running.chain.mine(fork="other")
+    answer = running.post(plain(msgspec.structs.replace(hint, removed=True), id="2"))
+    assert answer.body["accepted"] == 1
+    running.drain()
+    assert running.get().quarantine is None
+
+
+# ---- a grant ----
+
+
+def test_a_grant_acts_when_it_is_final(world: World) -> None:
+    world.deploy(A, step=Step.AWAIT_APPROVAL, due=world.now + 50)
+    hint = world.chain.mine(add=A)
+    assert hint is not None
+    world.post(plain(hint))
+    world.drain()
+    assert world.get().due == world.now + 50
+    world.chain.final = world.chain.head
+    world.service.reconcile()
+    assert world.get().due == 0
+    assert world.advanced == ["web"]
+    assert "governance.resumed" in world.codes()
+
+
+def test_a_reorganised_grant_resumes_nothing(world: World) -> None:
+    world.deploy(A, step=Step.AWAIT_APPROVAL, due=world.now + 50)
+    hint = world.chain.mine(add=A)
+    assert hint is not None
+    world.post(plain(hint))
+    world.chain.reorganise(1)
+    world.chain.mine(fork="other")
+    world.chain.final = world.chain.head
+    world.drain()
+    world.service.reconcile()
+    assert world.get().due == world.now + 50
+    assert world.advanced == []
+
+
+def test_what_was_revoked_and_granted_again_waits_for_finality(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.governor.look()
+    running.chain.mine(add=A)
+    running.governor.look()
+    assert running.get().quarantine is not None
+    running.chain.final = running.chain.head
+    running.governor.look()
+    assert running.get().quarantine is None
+
+
+# ---- endpoints that fail ----
+
+
+def test_n57_without_agreement_it_only_alarms(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.chain.doubt = True
+    with refuses("governance.quorum.disagreement", UnavailableError):
+        running.governor.look()
+    assert running.get().quarantine is None
+    assert [one.severity for one in running.notices] == ["alarm"]
+
+
+def test_n57_a_quorum_that_cannot_be_had_is_told_and_the_look_tried_again(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint))
+    running.chain.failure = UnavailableError("quorum.too_few", "0 of 2 endpoints work")
+    failed: list[str] = []
+    running.drain(failing=lambda error: failed.append(error.code))
+    assert failed == ["quorum.too_few"]
+    assert [one.severity for one in running.notices if one.code == "quorum.too_few"] == ["alarm"]
+    running.chain.failure = None
+    running.drain()
+    assert running.get().quarantine is not None
+
+
+def test_n57_a_head_behind_the_event_is_no_answer(running: World) -> None:
+    with refuses("governance.chain.behind", UnavailableError):
+        running.governor.look(APP, at_least=running.chain.head + 1000)
+    assert running.get().quarantine is None
+
+
+def test_n58_one_deployment_that_fails_does_not_save_the_next(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.deploy(A, "zweb")
+    running.chain.mine(remove=A)
+    impose = running.quarantines.impose
+
+    def fail_first(name: str, *rest: object) -> bool:
+        if name == "web":
+            raise ConflictError("deploy.busy", "deployment web was changed 20 times meanwhile")
+        return impose(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running.quarantines, "impose", fail_first)
+    with refuses("deploy.busy", ConflictError):
+        running.governor.look()
+    assert running.get("zweb").quarantine is not None
+
+
+def test_a_stop_that_the_engine_gave_up_is_begun_again(running: World) -> None:
+    running.chain.mine(remove=A)
+    running.governor.look()
+    found = running.get()
+    running.store.replace(
+        msgspec.structs.replace(found, step=Step.FAILED, version=found.version + 1), found.version
+    )
+    running.governor.look()
+    assert running.get().step is Step.STOP
+
+
+def test_a_message_that_fails_for_ever_is_buried_and_told(running: World) -> None:
+    running.chain.failure = UnavailableError("quorum.too_few", "0 of 2 endpoints work")
+    name = Look(APP, 0).name
+    with refuses("quorum.too_few", UnavailableError):
+        running.service.act_or_bury(name, LAST_TRY - 1)
+    running.service.act_or_bury(name, LAST_TRY)
+    assert running.memory.buried() == [name]
+    assert running.codes()[-1] == "governance.dead_letter"
+
+
+def test_a_message_that_is_none_is_dropped_and_told(running: World) -> None:
+    running.service.act("look:nowhere")
+    assert running.codes() == ["governance.message"]
+    with refuses("governance.message", ProtocolError):
+        read_look("look:0x00:1")
+
+
+# ---- deliveries that are not taken ----
+
+
+def test_a_wrong_signature_is_refused(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    answer = running.post(plain(hint), secret=b"another secret")
+    assert (answer.status, answer.body) == (401, {"code": "governance.signature"})
+    assert running.queue == []
+
+
+def test_a_missing_signature_is_refused(running: World) -> None:
+    answer = running.service.handle("POST", "/webhooks/plain", {}, b"{}")
+    assert (answer.status, answer.body) == (401, {"code": "governance.signature.missing"})
+
+
+def test_a_changed_body_is_refused(running: World) -> None:
+    signed = running.post(b'{"id":"1","chainId":31337,"logs":[]}')
+    assert signed.status == 200
+    stamp = str(running.now)
+    headers = {"X-Dstack-Timestamp": stamp, "X-Dstack-Signature": "sha256=" + "00" * 32}
+    answer = running.service.handle("POST", "/webhooks/plain", headers, b'{"id":"1","chainId":1,"logs":[]}')
+    assert answer.body["code"] == "governance.signature"
+
+
+@pytest.mark.parametrize("skew", [-301, 301])
+def test_a_stale_timestamp_is_refused(running: World, skew: int) -> None:
+    answer = running.post(plain(), stamp=str(running.now + skew))
+    assert (answer.status, answer.body) == (401, {"code": "governance.timestamp"})
+
+
+def test_a_timestamp_that_is_none_is_refused(running: World) -> None:
+    assert running.post(plain(), stamp="soon").body == {"code": "governance.timestamp"}
+
+
+def test_a_replay_changes_nothing(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    assert running.post(plain(hint)).body["accepted"] == 1
+    answer = running.post(plain(hint))
+    assert (answer.status, answer.body["code"], answer.body["accepted"]) == (200, "governance.replay", 0)
+    assert len(running.queue) == 1
+
+
+def test_a_log_that_two_deliveries_bring_is_looked_at_once(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint))
+    assert running.post(plain(hint, id="2")).body["ignored"] == {"governance.event.seen": 1}
+    assert len(running.queue) == 1
+
+
+def test_a_body_of_10_mb_is_refused_before_anything_else(running: World) -> None:
+    answer = running.service.handle("POST", "/webhooks/plain", {}, bytes(10 << 20))
+    assert (answer.status, answer.body) == (413, {"code": "governance.body.size"})
+    assert MAX_BODY < 10 << 20
+
+
+def test_a_body_that_is_no_json_is_refused(running: World) -> None:
+    assert running.post(b"not json").body == {"code": "governance.body.json.syntax"}
+
+
+def test_a_body_of_another_shape_is_refused(running: World) -> None:
+    assert running.post(b"[]").body == {"code": "governance.body.shape"}
+    assert running.post({"id": "1", "logs": []}).body == {"code": "governance.body.shape"}
+
+
+def test_more_logs_than_a_block_has_are_refused(running: World) -> None:
+    document = {"id": "1", "chainId": CHAIN_ID, "logs": [{}] * 2001}
+    assert running.post(document).body == {"code": "governance.body.logs"}
+
+
+def test_an_unknown_event_is_ignored_with_a_code(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    answer = running.post(plain(msgspec.structs.replace(hint, topic=bytes(32))))
+    assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.unknown": 1})
+    assert running.queue == []
+
+
+def test_an_event_of_another_contract_is_ignored_with_a_code(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    answer = running.post(plain(msgspec.structs.replace(hint, address=bytes(20))))
+    assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.contract": 1})
+
+
+def test_an_event_of_another_chain_is_ignored_with_a_code(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    answer = running.post(plain(hint, chain_id=1))
+    assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.chain": 1})
+
+
+def test_an_unknown_provider_and_another_path_are_not_found(running: World) -> None:
+    assert running.post(plain(), provider="nobody").body == {"code": "governance.provider"}
+    assert running.service.handle("POST", "/", {}, b"").body["code"] == "governance.route"
+    assert running.service.handle("GET", "/webhooks/tenderly", {}, b"").status == 200
+
+
+def test_two_secrets_are_valid_while_one_follows_the_other(running: World) -> None:
+    running.secrets = (SECRET, OLD_SECRET)
+    assert running.post(plain(id="1"), secret=OLD_SECRET).status == 200
+    assert running.post(plain(id="2"), secret=SECRET).status == 200
+    running.secrets = (SECRET,)
+    assert running.post(plain(id="3"), secret=OLD_SECRET).status == 401
+
+
+def test_what_could_not_be_queued_is_not_remembered(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+
+    def fail(name: str, seconds: int) -> None:
+        raise UnavailableError("aws.unavailable", f"{name} {seconds}")
+
+    schedule = running.receiver._schedule
+    monkeypatch.setattr(running.receiver, "_schedule", fail)
+    assert running.post(plain(hint)).status == 503
+    monkeypatch.setattr(running.receiver, "_schedule", schedule)
+    assert running.post(plain(hint)).body["accepted"] == 1
+
+
+# ---- the sweep ----
+
+
+def test_the_sweep_replays_what_no_webhook_brought_once(running: World) -> None:
+    running.service.reconcile()
+    running.notices.clear()
+    running.chain.mine(remove=A)
+    report = running.service.reconcile()
+    assert report.replayed == 1
+    assert {"governance.event.missed", "governance.stopped", "governance.drift"} <= set(running.codes())
+    assert running.get().quarantine is not None
+    assert running.queue == [Look(APP, running.chain.head).name]
+    assert running.service.reconcile().replayed == 0
+
+
+def test_the_cursor_stays_below_what_may_be_replaced(running: World) -> None:
+    running.service.reconcile()
+    for _ in range(5):
+        running.chain.mine()
+    running.chain.final = 4
+    assert running.service.reconcile().cursor == 4
+    cursor = running.memory.cursor()
+    assert cursor is not None
+    assert cursor.number == 4
+
+
+def test_a_long_outage_is_swept_in_bounded_ranges(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    running.service.reconcile()
+    asked: list[tuple[int, int]] = []
+    logs = running.chain.logs
+
+    def counted(addresses: list[bytes], first: int, last: int) -> object:
+        asked.append((first, last))
+        return logs(addresses, first, last)
+
+    monkeypatch.setattr(running.chain, "logs", counted)
+    for _ in range(1200):
+        running.chain.mine()
+    running.chain.final = running.chain.head
+    running.service.reconcile()
+    assert asked == [(2, 501), (502, 1001), (1002, 1201)]
+
+
+def test_a_final_block_that_is_gone_is_told(running: World) -> None:
+    running.service.reconcile()
+    running.chain.forks[running.chain.final] = "other"
+    running.service.reconcile()
+    assert "governance.cursor.orphaned" in running.codes()
+
+
+def test_a_sweep_of_nothing_is_quiet(running: World) -> None:
+    assert running.service.reconcile().drifts == ()
+    assert running.notices == []
+
+
+# ---- any order ----
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_thousand_deliveries_in_any_order_come_to_the_same(tmp_path: Path, seed: int) -> None:
+    """Deliveries are shuffled and repeated while the chain goes on, and endpoints lag behind it."""
+    chance = random.Random(seed)
+    hashes = [f"{one:02x}" * 32 for one in range(1, 5)]
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "ordered").mkdir()
+    mixed, ordered = World(tmp_path / "mixed"), World(tmp_path / "ordered")
+    script = [(chance.choice(hashes), chance.random() < 0.5) for _ in range(60)]
+    for world in (mixed, ordered):
+        for number, one in enumerate(hashes):
+            world.chain.mine(add=one)
+            world.deploy(one, f"web{number}")
+        world.chain.final = world.chain.head
+    for one, is_added in script:
+        hint = ordered.chain.mine(**{"add" if is_added else "remove": one})
+        assert hint is not None
+        ordered.post(plain(hint, id=hint.block_hash.hex()))
+        ordered.drain()
+        ordered.chain.final = ordered.chain.head
+        ordered.governor.look()
+    hints = ordered.chain.events[len(hashes) :]
+    deliveries = hints + chance.choices(hints, k=1000 - len(hints))
+    chance.shuffle(deliveries)
+    for number, hint in enumerate(deliveries):
+        if number % 8 == 0 and script:
+            one, is_added = script.pop(0)
+            mixed.chain.mine(**{"add" if is_added else "remove": one})
+            mixed.chain.final = max(mixed.chain.final, mixed.chain.head - chance.randrange(4))
+        mixed.post(plain(hint, id=f"{hint.block_hash.hex()}{chance.randrange(3)}"))
+        if chance.random() < 0.1:
+            mixed.drain()
+    assert not script
+    mixed.chain.final = mixed.chain.head
+    while mixed.queue:
+        mixed.drain()
+    for name in (f"web{number}" for number in range(len(hashes))):
+        assert (mixed.get(name).quarantine is None) == (ordered.get(name).quarantine is None)
+        assert mixed.get(name).effective_goal is ordered.get(name).effective_goal
+
+
+def test_a_device_that_nobody_knows_stops_nothing(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        running.chain, "view", lambda block, workloads: View(block, ("Device not allowed",) * len(workloads))
+    )
+    assert running.governor.look(KMS) == []
+    assert running.get().quarantine is None
