@@ -70,8 +70,16 @@ AUTHORIZE: Final = GcpService(
     settings=(
         Setting("KMS_CONTRACT_ADDR", "address of the DstackKms contract, in hex"),
         Setting("ETH_CHAIN_ID", "id of the chain; an endpoint that serves another is refused"),
+        Setting("ETH_RPC_QUORUM", "how many endpoints must answer, a majority where empty", ""),
+        Setting("ETH_MAX_HEAD_AGE", "seconds; an older block does not count", "120"),
+        Setting("AUTHORIZE_POLICY_FILE", "a file of the source with what decisions want besides", ""),
     ),
-    secrets=(Setting("ETH_RPC_URL", "name of the secret with the URL of a JSON-RPC endpoint of the chain"),),
+    secrets=(
+        Setting(
+            "ETH_RPC_URL",
+            "name of the secret with URLs of JSON-RPC endpoints of the chain, with spaces between them",
+        ),
+    ),
 )
 
 _DEPLOY_INPUTS: Final = (
