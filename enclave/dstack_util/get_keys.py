@@ -4,6 +4,8 @@ Stricter than upstream's tool: it refuses to run without a root CA pin, and it c
 its usage and its evidence on both connections before it sends anything.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,7 +18,7 @@ from enclave.platform import Platform
 from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import establish_trust
 from enclave.tee.tee import Attestor, Clock
-from shared.errors import DstackError, InvalidEvidence, ProtocolError
+from shared.errors import DstackError, InvalidEvidence, ProtocolError, UnavailableError
 from shared.keys.app_keys import AppKeys, issuer_of_key
 from shared.keys.app_keys_file import AppKeysFile, KmsProvider
 from shared.keys.k256 import public_key
@@ -77,7 +79,8 @@ def get_keys(platform: Platform) -> KeyBundle:
     the answer must come from the pinned root, its key must be signed for this app id, and it must name the
     image that was judged. The KMSes are asked in order until one gives keys; nothing is recorded before.
     Raises `get_keys.root_pin`, `get_keys.ca_changed`, `get_keys.epoch`, `get_keys.signature`,
-    `get_keys.os_image_hash`, `kms.refused` and what the checks of the server raise: the first KMS's error.
+    `get_keys.os_image_hash`, `kms.refused` and what the checks of the server raise: the first KMS's error,
+    or where a later one does not answer, `UnavailableError` with that one's code: it may give keys yet.
     """
     config = load_enclave_config(platform)
     app_id = config.app_id_bytes()
@@ -92,7 +95,16 @@ def get_keys(platform: Platform) -> KeyBundle:
             )
         except DstackError as error:
             failures.append(error)
-    raise failures[0]
+    raise _outcome(failures)
+
+
+def _outcome(failures: Sequence[DstackError]) -> DstackError:
+    first = failures[0]
+    absent = next((one for one in failures if isinstance(one, UnavailableError)), first)
+    if absent is first:
+        return first
+    # whoever asks again as long as somebody may come must not stop at the first KMS's refusal (SECURITY N-62)
+    return UnavailableError(absent.code, f"{absent.message}; the first KMS: {first.message} [{first.code}]")
 
 
 class KeyQuestion(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from enclave.simulator.nsm import SimulatedNsm
 from enclave.tee.nitro import NitroTee
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, report_data
-from shared.errors import DstackError, ExitCode
+from shared.errors import DstackError, ExitCode, UnavailableError
 from shared.keys.app_keys import RootKeys, derive_app_keys
 from shared.keys.k256 import public_key
 from shared.ratls.certificates import client_certificate, rpc_certificate, spki_der
@@ -50,6 +50,19 @@ class DirectTee(NitroTee):
 
     def dialer(self) -> Any:
         return self._out
+
+
+class PartlySilent:
+    """A way out on which one host does not answer."""
+
+    def __init__(self, dialer: Any, silent: str) -> None:
+        self._dialer = dialer
+        self._silent = silent
+
+    def dial(self, host: str, port: int, timeout: float) -> Any:
+        if host == self._silent:
+            raise UnavailableError("net.unreachable", f"cannot reach {host}")
+        return self._dialer.dial(host, port, timeout)
 
 
 class World:
@@ -87,7 +100,8 @@ class World:
         verifier = PeerVerifier(anchors=self._anchors, now=lambda: NOW)
         callers = CallerVerifier(temp_ca_der=self.keys.temp_ca_der(), verifier=verifier)
         app = main_app(self.service, callers, version="1", metrics=False)
-        dialer = self._serve(build_server(app, context_factory=self.context_factory))
+        served = self._serve(build_server(app, context_factory=self.context_factory))
+        dialer = PartlySilent(served, "silent.test")
         image = self._directory / "image"
         (image / "etc/dstack").mkdir(parents=True)
         text = "".join(f"{name} = {value}\n" for name, value in self.config.items())
@@ -135,6 +149,20 @@ def test_gets_the_keys_that_the_roots_derive(world: World) -> None:
     assert bundle.gateway_app_id == "gateway"
     kind, asked = world.policy.asked[-1]
     assert (kind, asked.app_id) == ("app", APP_ID)
+
+
+@pytest.mark.parametrize("hosts", [("kms.test", "silent.test"), ("silent.test", "kms.test")])
+def test_n62_a_kms_that_may_still_come_is_told_from_one_that_refuses(
+    world: World, hosts: tuple[str, str]
+) -> None:
+    """An init that stopped at the first one's refusal would not ask the second one again."""
+    world.policy.app = Decision(is_allowed=False, reason="Compose hash not allowed", gateway_app_id="")
+    first, second = (f"https://{host}:8000" for host in hosts)
+    world.config["kms"] = f'{{ url = "{first}", more_urls = ["{second}"], root_ca = "/root-ca.pem" }}'
+    refusal = world.refusal()
+    assert isinstance(refusal, UnavailableError)
+    assert refusal.code == "net.unreachable"
+    assert ("[kms.refused]" in refusal.message) == (hosts[0] == "kms.test")
 
 
 def test_the_image_chooses_the_epoch_of_its_keys(world: World) -> None:
