@@ -62,6 +62,10 @@ class KeyServer:
         """Time the raw cryptography there."""
         return self._ask("raw", count)
 
+    def raw_handshake(self, count: int) -> Timing:
+        """Time the handshake's part of it."""
+        return self._ask("raw handshake", count)
+
     def dispatch(self, count: int) -> Timing:
         """Time caller check, method and encoding there, without HTTP or threads."""
         return self._ask("dispatch", count)
@@ -114,7 +118,7 @@ def _answer_forever(pipe: Connection, answers: dict[str, Callable[[int], Any]]) 
 def _answers(kms: Kms, front: Front) -> dict[str, Callable[[int], Any]]:
     callers, request = kms.callers(), pb.GetAppKeyRequest(api_version=1)
     leaf = kms.client.der
-    raw = _raw(kms, front)
+    raw, handshake = _raw(kms, front), raw_crypto.handshake()
 
     def dispatch() -> bytes:
         return encode(kms.service.get_app_key(request, callers.verify([leaf])), Wire.JSON)
@@ -123,6 +127,7 @@ def _answers(kms: Kms, front: Front) -> dict[str, Callable[[int], Any]]:
         "cpu": lambda _: time.process_time(),
         "resident": lambda _: _resident(),
         "raw": lambda count: timed(raw, count),
+        "raw handshake": lambda count: timed(handshake, count),
         "dispatch": lambda count: timed(dispatch, count),
         "clients": lambda count: [_as_pem(kms.new_client()) for _ in range(count)],
         "new enclaves": lambda count: [_as_pem(kms.new_client(new_enclave=True)) for _ in range(count)],
