@@ -23,6 +23,7 @@ class RecordedTee:
     """A guest that has nothing but its evidence."""
 
     needs_collateral = False
+    vsock = None
 
     def __init__(self, evidence: bytes) -> None:
         self._evidence = evidence
