@@ -5,14 +5,16 @@ import re
 
 import pytest
 
-from enclave.dstack_util.commands import boot
+from enclave.dstack_util import gateway_checker, gateway_client, wireguard
+from enclave.dstack_util.commands.gateway import MISCONFIGURED
 from enclave.dstack_util.kms_keys import MAX_DELAY, Waiting
 from enclave.dstack_util.main import GROUPS, main
+from shared.errors import ExitCode
 from tests.docs.references import REPOSITORY, is_error_code
 
 PAGE = (REPOSITORY / "docs" / "dstack-util.md").read_text()
 SOURCES = [*(REPOSITORY / "enclave/dstack_util").rglob("*.py")]
-OWN = re.compile(r'"((?:setup|host_share|luks|dstack_util|tpm_verify)(?:\.[a-z0-9_]+)+)"')
+OWN = re.compile(r'"((?:setup|host_share|luks|dstack_util|tpm_verify|gateway)(?:\.[a-z0-9_]+)+)"')
 
 
 def _codes(text: str) -> set[str]:
@@ -36,6 +38,12 @@ def test_has_every_code_of_its_own() -> None:
         "setup.kms_failed",
         "setup.env_skipped",
         "setup.gateway_failed",
+        "gateway.cache_ignored",
+        "gateway.failed",
+        "gateway.refresh_failed",
+        "gateway.registered",
+        "gateway.tunnel",
+        "gateway.unchecked",
     }
     assert raised - logged - _codes(PAGE) == set()
 
@@ -50,8 +58,24 @@ def test_gives_the_times_of_waiting() -> None:
     assert f"1, 2, 4, … {MAX_DELAY:g} seconds, for {Waiting().limit:g} seconds" in PAGE
 
 
+def test_gives_the_gateway_clients_numbers() -> None:
+    page = " ".join(PAGE.partition("## The gateway")[2].partition("## Error codes")[0].split())
+    client, checker = gateway_client, gateway_checker
+    for words in (
+        f"{client.EXCHANGE:g} seconds for each exchange, {client.TOTAL:g} for all",
+        f"up to {wireguard.MAX_SERVERS} nodes",
+        f"UDP {wireguard.PORT}",
+        f"looks every {checker.POLL:g} seconds. It registers again every {checker.REFRESH:g} seconds",
+        f"no node shook hands for {checker.SILENCE} seconds",
+        f"after {checker.FIRST_DELAY:g} seconds, then {2 * checker.FIRST_DELAY:g}",
+        f"then every {checker.LONGEST_DELAY:g}",
+        f"would not help, with {MISCONFIGURED}",
+    ):
+        assert words in page
+
+
 @pytest.mark.parametrize(
-    ("argv", "code"), [(["rand", "-n", "0"], 1), (["gateway-checker"], boot.MISCONFIGURED)]
+    ("argv", "code"), [(["rand", "-n", "0"], ExitCode.FAILED), (["gateway-checker"], ExitCode.FAILED)]
 )
 def test_commands_give_what_it_shows(capsys: pytest.CaptureFixture[str], argv: list[str], code: int) -> None:
     assert main(argv) == code
