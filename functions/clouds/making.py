@@ -1,26 +1,18 @@
-"""Clouds as an environment reaches them: the real ones, or stand-ins on this machine that tests start.
-
-`DSTACK_GCP_ENDPOINT` is the address of a stand-in for Google's APIs; boto3 has `AWS_ENDPOINT_URL` of its own.
-"""
+"""Clouds as an environment reaches them: the real ones, or stand-ins on this machine that tests start."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from functions.deploy.cloud import Cloud
+from functions.google_api.endpoint import gcp_endpoint, google_session
 from shared.compose.project import NitroConfig
-from shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from functions.clouds.gcp_compute import Compute
-    from functions.google_api.rest import GoogleSession
     from functions.google_api.storage import Bucket
-
-GCP_ENDPOINT: Final = "DSTACK_GCP_ENDPOINT"
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Clouds(Mapping[str, Cloud]):
@@ -43,29 +35,6 @@ class Clouds(Mapping[str, Cloud]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
-
-
-def gcp_endpoint(environ: Mapping[str, str]) -> str:
-    """Return the stand-in's address, or nothing. Raises `ConfigError("gcp.endpoint")` for one elsewhere.
-
-    No credential is sent to it.
-    """
-    endpoint = environ.get(GCP_ENDPOINT, "").rstrip("/")
-    if endpoint and urlsplit(endpoint).hostname not in _LOOPBACK:
-        raise ConfigError("gcp.endpoint", f"{GCP_ENDPOINT} is {endpoint[:80]!a}, expected this machine's own")
-    return endpoint
-
-
-def google_session(environ: Mapping[str, str]) -> "GoogleSession":
-    """Return a session with the environment's credentials, or with none for a stand-in."""
-    from functions.google_api.credentials import (  # noqa: PLC0415 - heavy
-        anonymous_credentials,
-        default_credentials,
-    )
-    from functions.google_api.rest import GoogleSession  # noqa: PLC0415 - heavy
-
-    credentials = anonymous_credentials() if gcp_endpoint(environ) else default_credentials()
-    return GoogleSession(credentials)
 
 
 def google_bucket(environ: Mapping[str, str], name: str) -> "Bucket":

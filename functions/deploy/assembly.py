@@ -24,19 +24,18 @@ from typing import TYPE_CHECKING, Final
 
 from functions.clouds.making import (
     Clouds,
-    gcp_endpoint,
     google_bucket,
     google_compute,
-    google_session,
     nitro_cloud,
 )
 from functions.deploy.cloud import LOCAL, Cloud
 from functions.deploy.engine import Engine
+from functions.deploy.places import open_queue, open_store, split_place
+from functions.deploy.places import unset as _unset
 from functions.deploy.runner import this_holder
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import BlobStore, DeploymentStore, Schedule
 from shared.compose.project import GlobalConfig, read_global_config
-from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
 if TYPE_CHECKING:
@@ -65,33 +64,14 @@ class Runtime:
     @cached_property
     def store(self) -> DeploymentStore:
         """The records."""
-        kind, place = self._split("DSTACK_STORE", "dynamodb", "firestore", "sqlite")
-        if kind == "dynamodb":
-            from functions.aws_api import aws_client  # noqa: PLC0415 - each environment has one of the three
-            from functions.stores.dynamodb import DynamoDbStore  # noqa: PLC0415
-
-            return DynamoDbStore(place, aws_client("dynamodb"))
-        if kind == "firestore":
-            from functions.stores.firestore import BASE_URL as FIRESTORE  # noqa: PLC0415
-            from functions.stores.firestore import FirestoreStore  # noqa: PLC0415
-
-            project, _, database = place.partition("/")
-            return FirestoreStore(
-                google_session(self._environ),
-                project,
-                database or "(default)",
-                base_url=gcp_endpoint(self._environ) or FIRESTORE,
-            )
-        from functions.stores.sqlite import SqliteStore  # noqa: PLC0415
-
-        return SqliteStore(Path(place))
+        return open_store(self._environ)
 
     @cached_property
     def blobs(self) -> BlobStore:
         """The files."""
-        kind, place = self._split("DSTACK_BLOBS", "s3", "gcs", "dir")
+        kind, place = split_place(self._environ, "DSTACK_BLOBS", "s3", "gcs", "dir")
         if kind == "s3":
-            from functions.aws_api import aws_client  # noqa: PLC0415
+            from functions.aws_api import aws_client  # noqa: PLC0415 - each environment has one of the three
             from functions.stores.s3 import S3Blobs  # noqa: PLC0415
 
             return S3Blobs(place, aws_client("s3"))
@@ -108,20 +88,7 @@ class Runtime:
         """The queue."""
         if self._environ.get("DSTACK_QUEUE") == "here":
             return self._here()
-        kind, place = self._split("DSTACK_QUEUE", "sqs", "tasks")
-        if kind == "sqs":
-            from functions.aws_api import aws_client  # noqa: PLC0415
-            from functions.queues.sqs import SqsSchedule  # noqa: PLC0415
-
-            return SqsSchedule(place, aws_client("sqs"))
-        from functions.queues.cloud_tasks import BASE_URL, CloudTasksSchedule  # noqa: PLC0415
-
-        try:
-            queue, worker, account = place.split("|")
-        except ValueError as error:
-            raise _unset("DSTACK_QUEUE", "tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT") from error
-        base = gcp_endpoint(self._environ) or BASE_URL
-        return CloudTasksSchedule(google_session(self._environ), queue, worker, account, base_url=base)
+        return open_queue(self._environ)
 
     def _here(self) -> Schedule:
         """Return a queue in this process, with what an earlier process left undone."""
@@ -219,12 +186,6 @@ class Runtime:
         names = (name.strip().lower() for name in self._environ.get(variable, "").split(","))
         return frozenset(name for name in names if name)
 
-    def _split(self, variable: str, *kinds: str) -> tuple[str, str]:
-        kind, _, place = self._environ.get(variable, "").partition(":")
-        if kind not in kinds or not place:
-            raise _unset(variable, " or ".join(f"{one}:PLACE" for one in kinds))
-        return kind, place
-
 
 def chain_settings(rpc_url: str, kms_contract: bytes, chain_id: int | None) -> "ChainSettings":
     """Return how to ask a chain about the contracts under `kms_contract` (20 bytes)."""
@@ -251,7 +212,3 @@ def service_from_env(environ: Mapping[str, str] = os.environ) -> DeploymentServi
 def engine_from_env(environ: Mapping[str, str] = os.environ) -> Engine:
     """Return the engine of an environment. Raises `ConfigError("deploy.settings")`."""
     return Runtime(environ).engine
-
-
-def _unset(variable: str, expected: str) -> ConfigError:
-    return ConfigError("deploy.settings", f"{variable} is not set as it should be, expected {expected}")

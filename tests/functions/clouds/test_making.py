@@ -2,7 +2,7 @@
 
 import pytest
 
-from functions.clouds.making import gcp_endpoint
+from functions.google_api.endpoint import gcp_endpoint
 from shared.errors import ConfigError
 from tests.shared.refusal import refuses
 
