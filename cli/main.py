@@ -4,11 +4,11 @@ import itertools
 import json
 import sys
 import traceback
-from importlib import import_module
 from pathlib import Path
 
 import click
 
+from cli.lazy_group import LazyGroup
 from shared.errors import DstackError
 
 SUBCOMMANDS = {
@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "status": ("cli.lifecycle:status", "Show what is deployed."),
     "stop": ("cli.lifecycle:stop", "Stop the machine."),
     "demo": ("cli.demo.command:demo", "Run a whole confidential deployment on this machine, simulated."),
+    "gov": ("cli.gov.command:gov", "Show and change what the contracts allow."),
     "image": ("cli.image:image", "Build, measure and push images."),
     "new": ("cli.new:new", "Make a project."),
     "prepare": ("cli.prepare:prepare", "Write the files of the config disk into shared/."),
@@ -35,33 +36,7 @@ SUBCOMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group that lists its subcommands without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the subcommands."""
-        del ctx
-        return sorted(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one subcommand."""
-        del ctx
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        module, _, name = SUBCOMMANDS[cmd_name][0].partition(":")
-        command = getattr(import_module(module), name)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}:{name} is not a command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands with their one-line help."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, SUBCOMMANDS[name][1]) for name in sorted(SUBCOMMANDS)])
-
-
-@click.command(cls=LazyGroup)
+@click.command(cls=LazyGroup, table=SUBCOMMANDS)
 @click.version_option(package_name="dstack-cloud")
 @click.option(
     "-C",

@@ -27,8 +27,13 @@ class Artifact(msgspec.Struct, frozen=True, rename="camel"):
 @cache
 def artifact(name: str) -> Artifact:
     """Read `DstackKms`, `DstackApp` or `ERC1967Proxy`; raises `StorageError("contracts.artifact")`."""
-    path = _DIRECTORY / f"{name}.json"
+    path = artifact_path(name)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Artifact)
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError("contracts.artifact", f"no readable artefact of {name}: {error}") from error
+
+
+def artifact_path(name: str) -> Path:
+    """Return the file of a compiled contract."""
+    return _DIRECTORY / f"{name}.json"

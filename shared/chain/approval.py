@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from shared.chain import calldata, rlp, rules
-from shared.chain.calldata import Function, Value
+from shared.chain.abi_values import Value
+from shared.chain.calldata import Function
 from shared.errors import ConfigError
 from shared.keccak import keccak256
 

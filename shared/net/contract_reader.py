@@ -7,18 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shared.boot_info import BootInfo
-from shared.chain import abi, rules
+from shared.chain import abi, rules, views
 from shared.chain.approval import AppState, ChainState
 from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call, Endpoint, data, fields, quantity
-
-_OWNER: Final = bytes.fromhex("8da5cb5b")
-_REGISTERED_APPS: Final = bytes.fromhex("a6c4cce9")
-_ALLOWED_OS_IMAGES: Final = bytes.fromhex("9a4e1d18")
-_ALLOWED_COMPOSE_HASHES: Final = bytes.fromhex("2f6622e5")
-_ALLOWED_DEVICE_IDS: Final = bytes.fromhex("bf8b211b")
-_ALLOW_ANY_DEVICE: Final = bytes.fromhex("3440a16a")
-_REQUIRE_TCB_UP_TO_DATE: Final = bytes.fromhex("0aa58c83")
 
 # A contract that lacks our views answers by reverting, or with something else than one word.
 _FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
@@ -64,10 +56,10 @@ class ContractReader:
                 *self._views(
                     self._kms,
                     at,
-                    abi.call(_OWNER),
+                    abi.call(views.OWNER),
                     abi.call(abi.APP_IMPLEMENTATION),
-                    abi.call(_ALLOWED_OS_IMAGES, boot_info.os_image_hash),
-                    abi.call(_REGISTERED_APPS, app_id),
+                    abi.call(views.ALLOWED_OS_IMAGES, boot_info.os_image_hash),
+                    abi.call(views.REGISTERED_APPS, app_id),
                 ),
             ]
         )
@@ -102,11 +94,11 @@ class ContractReader:
                 self._views(
                     app_id,
                     at,
-                    abi.call(_OWNER),
-                    abi.call(_ALLOWED_COMPOSE_HASHES, boot_info.compose_hash),
-                    abi.call(_ALLOW_ANY_DEVICE),
-                    abi.call(_ALLOWED_DEVICE_IDS, boot_info.device_id),
-                    abi.call(_REQUIRE_TCB_UP_TO_DATE),
+                    abi.call(views.OWNER),
+                    abi.call(views.ALLOWED_COMPOSE_HASHES, boot_info.compose_hash),
+                    abi.call(views.ALLOW_ANY_DEVICE),
+                    abi.call(views.ALLOWED_DEVICE_IDS, boot_info.device_id),
+                    abi.call(views.REQUIRE_TCB_UP_TO_DATE),
                 )
             )
             owner, compose, any_device, device, tcb = (data(word, what="a view") for word in words)

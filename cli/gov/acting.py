@@ -1,0 +1,209 @@
+"""What becomes of changes: they are shown, and then simulated, written for a Safe, or sent."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from cli.gov.chain import Block, Contracts, Owner, as_hex
+from cli.gov.change import Change, Seen, look
+from cli.gov.options import Acting, Where, contracts_of
+from cli.gov.reverts import revert_reason
+from cli.gov.safe_batch import batch_text, read_batch
+from cli.places import state_path
+from shared.chain.abi import checksum_address
+from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
+from shared.errors import ConfigError, ExitCode, PolicyDenied, StorageError
+from shared.net.json_rpc import RevertedError
+
+_LINE: Final = 200
+
+
+def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoReturn:
+    """Show changes of the contracts as they are now, and do with them what the options say; then exit.
+
+    0 where there is nothing to do or it was done, 4 where it is still to be done, 5 where a Safe must sign.
+    Raises what `look`, `Sender.send` and the endpoint raise, `ConfigError`: `gov.mode`, `gov.safe_file`;
+    `PolicyDenied`: `gov.not_owner`, `gov.would_revert`.
+    """
+    acting.check()
+    contracts = contracts_of(where)
+    at = contracts.pin()
+    seen = [look(contracts, change, at) for change in changes]
+    told = Told(where, acting, at)
+    for one in seen:
+        told.change(one)
+    missing = [one for one in seen if not one.is_made]
+    if not missing:
+        told.end(ExitCode.OK, "NOTHING TO DO  the contracts are so already")
+    if acting.dry_run:
+        _simulate(contracts, missing, at, told)
+    if acting.safe:
+        _write(acting, missing, at)
+        told.end(ExitCode.NEEDS_APPROVAL, f"NEEDS APPROVAL  {_calls(len(missing))} for the Safe to sign")
+    if acting.send:
+        _send(contracts, acting, missing, at, told)
+    told.end(ExitCode.CHANGES_PENDING, f"CHANGES PENDING  {_calls(len(missing))}, nothing was sent")
+
+
+class Told:
+    """What was said: lines for people as they come, or one JSON object at the end.
+
+    Lines go to standard error where the file for a Safe goes to standard output.
+    """
+
+    def __init__(self, where: Where, acting: Acting, at: Block) -> None:
+        self._as_json = where.as_json
+        self._err = acting.safe == "-"
+        self._calls: list[dict[str, Any]] = []
+        self._transactions: list[dict[str, Any]] = []
+        self._at = at
+        self.line(f"chain {at.chain_id} at block {at.number}")
+
+    def line(self, text: str) -> None:
+        """Say something to people."""
+        if not self._as_json:
+            click.echo(text, err=self._err)
+
+    def change(self, seen: Seen) -> None:
+        """Say what a call does, to what, and who may make it."""
+        change = seen.change
+        calldata = as_hex(change.calldata)
+        self._calls.append(
+            {
+                "function": change.function.signature,
+                "arguments": [
+                    {"name": name, "type": kind, "value": shown(value)}
+                    for (name, kind), value in zip(change.function.parameters, change.arguments, strict=True)
+                ],
+                "to": checksum_address(change.to),
+                "caller": change.function.caller,
+                "sender": seen.sender and checksum_address(seen.sender),
+                "calldata": calldata,
+                "is_made": seen.is_made,
+                "notes": list(change.notes),
+            }
+        )
+        text = change.text
+        self.line(f"call {len(self._calls)}: {text[:_LINE]}{'…' if len(text) > _LINE else ''}")
+        self.line(f"  to      {checksum_address(change.to)}")
+        self.line(f"  sender  {sender_text(seen)}")
+        self.line(f"  data    {calldata}")
+        for note in change.notes:
+            self.line(f"  note    {note}")
+        if seen.is_made:
+            self.line("  so      already: this call would change nothing")
+
+    def transaction(self, receipt_hash: bytes, number: int, block_hash: bytes) -> None:
+        """Say where a transaction is."""
+        self._transactions.append(
+            {"hash": as_hex(receipt_hash), "block_number": number, "block_hash": as_hex(block_hash)}
+        )
+        self.line(f"mined: transaction {as_hex(receipt_hash)} in block {number}")
+
+    def end(self, code: ExitCode, text: str) -> NoReturn:
+        """Say how it ended, and exit."""
+        self.line(text)
+        if self._as_json:
+            told = {
+                "chain_id": self._at.chain_id,
+                "block": {"number": self._at.number, "hash": as_hex(self._at.hash)},
+                "calls": self._calls,
+                "transactions": self._transactions,
+                "exit_code": int(code),
+            }
+            click.echo(json.dumps(told, indent=2), err=self._err)
+        sys.exit(code)
+
+
+def sender_text(seen: Seen) -> str:
+    """Return whose call the contract takes."""
+    if seen.sender is None:
+        return "anyone"
+    named = f"{checksum_address(seen.sender)}, the contract's {seen.change.function.caller}"
+    return named + (f": {kind_text(seen.owner)}" if seen.sender == seen.owner.address else "")
+
+
+def kind_text(owner: Owner) -> str:
+    """Return what kind of account an owner is."""
+    if not any(owner.address):
+        return "nobody, for ever"
+    if owner.threshold:
+        return f"a Safe, {owner.threshold} of {len(owner.signers)} must sign"
+    return "a contract, not a Safe" if owner.has_code else "a single key"
+
+
+def outbox_place() -> Path:
+    """Return the directory of what was sent and not yet reported."""
+    return state_path(os.environ) / "outbox"
+
+
+def _simulate(contracts: Contracts, missing: Sequence[Seen], at: Block, told: Told) -> NoReturn:
+    """Carry each call out on its own, from whoever may make it."""
+    for number, one in enumerate(missing, 1):
+        sender = one.owner.address if one.sender is None else one.sender
+        try:
+            contracts.simulate(sender, one.change.to, one.change.calldata, at)
+        except RevertedError as error:
+            raise PolicyDenied(
+                "gov.would_revert",
+                f"{one.change.function.name} from {checksum_address(sender)} reverts: "
+                f"{revert_reason(error.data)}",
+            ) from error
+        told.line(f"simulated call {number} of {len(missing)} from {checksum_address(sender)}: it succeeds")
+    told.end(ExitCode.CHANGES_PENDING, f"CHANGES PENDING  {_calls(len(missing))}, nothing was sent")
+
+
+def _write(acting: Acting, missing: Sequence[Seen], at: Block) -> None:
+    """Write the file for a Safe, behind what it has where that was asked for."""
+    calls = [(one.change.to, one.change.calldata) for one in missing]
+    if acting.safe == "-":
+        click.echo(batch_text(at.chain_id, calls), nl=False)
+        return
+    path = Path(acting.safe)
+    try:
+        if acting.append and path.exists():
+            before = read_batch(path.read_text(), at.chain_id)
+            calls = before + [one for one in calls if one not in before]
+        elif path.exists() and not acting.append:
+            raise ConfigError("gov.safe_file", f"{path} exists: --append adds to it")
+        path.write_text(batch_text(at.chain_id, calls))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError("gov.safe_file.io", f"{path} cannot be read or written: {error}") from error
+
+
+def _send(contracts: Contracts, acting: Acting, missing: Sequence[Seen], at: Block, told: Told) -> NoReturn:
+    from cli.gov.key_file import read_key  # noqa: PLC0415 - signing needs more than the other commands
+    from cli.gov.sending import GWEI, Outbox, Sender  # noqa: PLC0415 - as above
+
+    if acting.key_file is None:
+        raise ConfigError("gov.mode", "--send needs --key-file")
+    account = read_key(acting.key_file)
+    for one in missing:
+        if one.sender not in {None, account.address}:
+            raise PolicyDenied(
+                "gov.not_owner",
+                f"the key's account {checksum_address(account.address)} may not call "
+                f"{one.change.function.name}, only {sender_text(one)}",
+            )
+    sender = Sender(
+        contracts,
+        account,
+        Outbox(outbox_place()),
+        timeout=acting.timeout,
+        max_fee=acting.max_fee * GWEI,
+    )
+    for one in missing:
+        is_once = one.change.function == DEPLOY_AND_REGISTER_APP
+        receipt = sender.send(one.change.to, one.change.calldata, at, once=is_once)
+        told.transaction(receipt.hash, receipt.block_number, receipt.block_hash)
+    sender.done()
+    told.end(ExitCode.OK, "DONE  it counts when its block is final")
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"

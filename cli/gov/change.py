@@ -1,0 +1,118 @@
+"""One change of the contracts: the call that makes it, who may make it, and whether it is made already."""
+
+from typing import Final
+
+import msgspec
+
+from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, Owner
+from shared.chain import abi, calldata, views
+from shared.chain.abi_values import Kind, Value, decode_values
+from shared.chain.calldata import Function
+from shared.errors import ConfigError, PolicyDenied
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A call to the contract at `to` (20 bytes); `notes` are what whoever signs should know."""
+
+    to: bytes
+    function: Function
+    arguments: tuple[Value, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def calldata(self) -> bytes:
+        """The bytes to send."""
+        return calldata.encode_call(self.function, *self.arguments)
+
+    @property
+    def text(self) -> str:
+        """The call as people write it."""
+        named = zip(self.function.parameters, self.arguments, strict=True)
+        return f"{self.function.name}({', '.join(f'{name}={shown(value)}' for (name, _), value in named)})"
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """A change as it stands at a block. `sender` is whose call the contract takes, None for anyone's.
+
+    `is_made` says that the contract is so already.
+    """
+
+    change: Change
+    owner: Owner
+    sender: bytes | None
+    is_made: bool
+
+
+_ALLOWED: Final = {
+    "addOsImageHash": (views.ALLOWED_OS_IMAGES, True),
+    "removeOsImageHash": (views.ALLOWED_OS_IMAGES, False),
+    "addKmsAggregatedMr": (views.KMS_ALLOWED_AGGREGATED_MRS, True),
+    "removeKmsAggregatedMr": (views.KMS_ALLOWED_AGGREGATED_MRS, False),
+    "addKmsDevice": (views.KMS_ALLOWED_DEVICE_IDS, True),
+    "removeKmsDevice": (views.KMS_ALLOWED_DEVICE_IDS, False),
+    "registerApp": (views.REGISTERED_APPS, True),
+    "addComposeHash": (views.ALLOWED_COMPOSE_HASHES, True),
+    "removeComposeHash": (views.ALLOWED_COMPOSE_HASHES, False),
+    "addDevice": (views.ALLOWED_DEVICE_IDS, True),
+    "removeDevice": (views.ALLOWED_DEVICE_IDS, False),
+}
+_SETTINGS: Final[dict[str, tuple[bytes, tuple[Kind, ...]]]] = {
+    "setAllowAnyDevice": (views.ALLOW_ANY_DEVICE, ("bool",)),
+    "setRequireTcbUpToDate": (views.REQUIRE_TCB_UP_TO_DATE, ("bool",)),
+    "setGatewayAppId": (abi.GATEWAY_APP_ID, ("string",)),
+    "setAppImplementation": (abi.APP_IMPLEMENTATION, ("address",)),
+    "setKmsInfo": (views.KMS_INFO, ("bytes",) * 4),
+}
+# a device or a compose hash may be added later, and a transfer to nobody takes one back
+_MAY_BE_ZERO: Final = (calldata.DEPLOY_AND_REGISTER_APP, calldata.TRANSFER_OWNERSHIP)
+
+
+def look(contracts: Contracts, change: Change, at: Block) -> Seen:
+    """Return how a change stands at a block.
+
+    Raises `ConfigError("gov.contract")` where no contract is, `ConfigError("gov.zero")` for an all-zero hash,
+    which is what an absent one becomes on chain, and `PolicyDenied("gov.no_transfer")` where nobody was
+    named who could accept.
+    """
+    _refuse_zero(change)
+    contracts.require_code(change.to, at)
+    owner = contracts.owner(change.to, at)
+    sender = {"owner": owner.address, "pending owner": owner.pending, "anyone": None}[change.function.caller]
+    if sender == ZERO_ADDRESS and change.function.caller == "pending owner":
+        raise PolicyDenied(
+            "gov.no_transfer", f"no transfer of {abi.checksum_address(change.to)} waits to be accepted"
+        )
+    return Seen(change=change, owner=owner, sender=sender, is_made=_is_made(contracts, change, owner, at))
+
+
+def shown(value: Value) -> str:
+    """Return an argument as people write it, an empty one as nothing."""
+    return calldata.shown(value) if value != b"" else "nothing"
+
+
+def _is_made(contracts: Contracts, change: Change, owner: Owner, at: Block) -> bool:
+    name, arguments = change.function.name, change.arguments
+    if name in _ALLOWED and isinstance(key := arguments[0], bytes):
+        selector, wanted = _ALLOWED[name]
+        return contracts.flags(at, (change.to, abi.call(selector, key))) == [wanted]
+    if name in _SETTINGS:
+        selector, kinds = _SETTINGS[name]
+        (answer,) = contracts.views(at, (change.to, abi.call(selector)))
+        values = decode_values(kinds, answer)
+        return (values if name != "setKmsInfo" else (values,)) == arguments
+    if name == "disableUpgrades":
+        return contracts.upgrades_disabled(change.to, at)
+    if name == "transferOwnership":
+        is_owner = owner.pending == ZERO_ADDRESS and owner.address == arguments[0]
+        return is_owner or owner.pending == arguments[0]
+    is_upgrade = name == "upgradeToAndCall" and arguments[1] == b""
+    return is_upgrade and contracts.implementation(change.to, at) == arguments[0]
+
+
+def _refuse_zero(change: Change) -> None:
+    # whoever allowed zeros by mistake must be able to take them back
+    if change.function.name.startswith("remove") or change.function in _MAY_BE_ZERO:
+        return
+    for (name, kind), value in zip(change.function.parameters, change.arguments, strict=True):
+        if kind in {"bytes32", "address"} and isinstance(value, bytes) and not any(value):
+            raise ConfigError("gov.zero", f"{name} is all zeros: no contract should ever have it")
