@@ -93,9 +93,12 @@ def silent() -> Iterator[str]:
         yield f"https://127.0.0.1:{server.getsockname()[1]}"
 
 
-def _unreachable() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"https://127.0.0.1:{server.getsockname()[1]}"
+@pytest.fixture
+def unreachable() -> Iterator[str]:
+    """A port that is taken, where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"https://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_gives_its_key_and_ports_and_gets_an_address(world: World) -> None:
@@ -248,18 +251,18 @@ def test_the_next_is_asked_when_one_gives_nothing_usable(world: World, behaviour
     assert (len(bad.asked), len(gateway.asked)) == (1, 1)
 
 
-def test_the_next_is_asked_when_one_is_another_app_or_not_there(world: World) -> None:
+def test_the_next_is_asked_when_one_is_another_app_or_not_there(world: World, unreachable: str) -> None:
     _, impostor = world.start(minted(world.root, OTHER_ID))
     gateway, url = world.start()
-    world.register(_unreachable(), impostor, url)
+    world.register(unreachable, impostor, url)
     assert len(gateway.asked) == 1
 
 
-def test_the_first_ones_error_is_told_when_all_fail(world: World) -> None:
+def test_the_first_ones_error_is_told_when_all_fail(world: World, unreachable: str) -> None:
     one, one_url = world.start()
     one.behave = refusing(400, "instance id is empty")
     with refuses("gateway.refused", PolicyDenied):
-        world.register(one_url, _unreachable())
+        world.register(one_url, unreachable)
 
 
 def test_the_next_is_asked_when_one_is_silent(
@@ -280,14 +283,14 @@ def test_a_silent_gateway_is_a_matter_of_time(
         world.register(silent)
 
 
-def test_all_urls_together_have_a_limit(world: World) -> None:
+def test_all_urls_together_have_a_limit(world: World, unreachable: str) -> None:
     def spend() -> None:
         world.seconds += TOTAL
 
     world.on_dial = spend
     _, url = world.start()
     with refuses("net.unreachable", UnavailableError):
-        world.register(_unreachable(), url, url)
+        world.register(unreachable, url, url)
     assert len(world.dialled) == 1
 
 
