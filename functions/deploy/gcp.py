@@ -12,8 +12,8 @@ import functions_framework
 from functions.deploy.api import CONTENT_TYPE, Answer, DeployApi, unready
 from functions.deploy.assembly import Runtime, runtime_from_env
 from functions.deploy.grant_source import GrantSource, grants_from
-from functions.deploy.internal_api import PREFIX, InternalApi, worker_gate
-from functions.deploy.oidc import TokenSource, bearer_token
+from functions.deploy.internal_api import PREFIX, InternalApi
+from functions.deploy.oidc import TokenSource, bearer_token, worker_gate
 from functions.deploy.request import MAX_BODY_BYTES
 from functions.lambda_event import HttpRequest
 from shared.errors import DstackError

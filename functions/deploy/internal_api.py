@@ -11,9 +11,7 @@ from functions.deploy.assembly import Runtime
 from functions.deploy.oidc import WorkerGate
 from functions.deploy.reconcile import sweep
 from functions.deploy.worker import MAX_MESSAGE, handle_message
-from shared.errors import ConfigError, DstackError, InvalidEvidence
-from shared.net.dialer import DirectDialer
-from shared.net.fetch import HttpClient
+from shared.errors import DstackError, InvalidEvidence
 
 ADVANCE: Final = "/internal/advance"
 SWEEP: Final = "/internal/sweep"
@@ -66,18 +64,3 @@ def _sent_at(headers: Mapping[str, str]) -> int | None:
     if given.get("x-cloudtasks-taskretrycount") != "0" or not (due.isascii() and due.isdigit()):
         return None
     return int(due)
-
-
-def worker_gate(environ: Mapping[str, str], http: HttpClient | None = None) -> WorkerGate:
-    """Return the gate of `DSTACK_QUEUE`, `tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT`.
-
-    Raises `ConfigError("deploy.settings")`.
-    """
-    kind, _, place = environ.get("DSTACK_QUEUE", "").partition(":")
-    parts = place.split("|")
-    if kind != "tasks" or len(parts) != 3 or not all(parts):
-        raise ConfigError(
-            "deploy.settings",
-            "DSTACK_QUEUE is not tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT, so nobody is let in",
-        )
-    return WorkerGate(parts[1], parts[2], http or HttpClient(DirectDialer()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
-from shared.errors import DstackError, InvalidEvidence, UnavailableError
+from shared.errors import ConfigError, DstackError, InvalidEvidence, UnavailableError
 from shared.strict_json import decode_json
 
 if TYPE_CHECKING:
@@ -148,10 +148,7 @@ class TokenSource:
 
     def _client(self) -> "HttpClient":
         if self._http is None:
-            from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most imports of this verify nothing
-            from shared.net.fetch import HttpClient  # noqa: PLC0415 - as above
-
-            self._http = HttpClient(DirectDialer())
+            self._http = _own_client()
         return self._http
 
 
@@ -172,6 +169,30 @@ class WorkerGate:
             or claims.get("email_verified") is not True
         ):
             _refuse("worker", f"the token is of {_show(email)}, expected the queue's service account")
+
+
+def worker_gate(
+    environ: Mapping[str, str], http: "HttpClient | None" = None, *, variable: str = "DSTACK_QUEUE"
+) -> WorkerGate:
+    """Return the gate of a queue that a variable names, `tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT`.
+
+    Raises `ConfigError("deploy.settings")`.
+    """
+    kind, _, place = environ.get(variable, "").partition(":")
+    parts = place.split("|")
+    if kind != "tasks" or len(parts) != 3 or not all(parts):
+        raise ConfigError(
+            "deploy.settings",
+            f"{variable} is not tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT, so nobody is let in",
+        )
+    return WorkerGate(parts[1], parts[2], http or _own_client())
+
+
+def _own_client() -> "HttpClient":
+    from shared.net.dialer import DirectDialer  # noqa: PLC0415 - most imports of this verify nothing
+    from shared.net.fetch import HttpClient  # noqa: PLC0415 - as above
+
+    return HttpClient(DirectDialer())
 
 
 class IssuerKeys:

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from functions.deploy.worker import MAX_MESSAGE
 from shared.errors import ProtocolError
 
 _NAME: Final = re.compile(r"look:(0x[0-9a-f]{40}|all):([0-9]{1,19})")
@@ -20,6 +21,18 @@ class Look(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """What a queue of names takes."""
         return f"look:{'all' if self.address is None else f'0x{self.address.hex()}'}:{self.at_least}"
+
+
+class _Message(msgspec.Struct, frozen=True):
+    name: str
+
+
+def read_message(body: bytes) -> str:
+    """Return the name in a queue's message, and nothing for what is no message."""
+    try:
+        return msgspec.json.decode(body[: MAX_MESSAGE + 1], type=_Message).name
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def read_look(name: str) -> Look:

@@ -18,8 +18,8 @@ from functions.deploy import aws, gcp, oidc
 from functions.deploy.cloud import DeniedError
 from functions.deploy.engine import Next
 from functions.deploy.grant_source import GrantSource, grants_from
-from functions.deploy.internal_api import InternalApi, worker_gate
-from functions.deploy.oidc import TokenSource
+from functions.deploy.internal_api import InternalApi
+from functions.deploy.oidc import TokenSource, worker_gate
 from functions.deploy.record import Step
 from functions.deploy.request import MAX_BODY_BYTES
 from shared.errors import CloudError, ConfigError, DstackError

@@ -1,0 +1,58 @@
+"""Google Cloud Functions entry of webhooks, queue and schedule: `functions-framework --target=governance`."""
+
+import json
+import os
+import sys
+from functools import cache
+
+import flask
+import functions_framework
+import msgspec
+
+from functions.deploy.oidc import WorkerGate, worker_gate
+from functions.deploy.worker import MAX_MESSAGE
+from functions.governance.assembly import QUEUE, now, service_from_env
+from functions.governance.look import read_message
+from functions.governance.notice import Notice
+from functions.governance.providers import MAX_BODY
+from functions.governance.service import CONTENT_TYPE, Answer, GovernanceService, refused
+from shared.errors import DstackError
+
+LOOK, SWEEP = "/internal/look", "/internal/sweep"
+_SEVERITIES = {"info": "INFO", "warning": "WARNING", "alarm": "CRITICAL"}
+
+
+@cache
+def parts() -> tuple[GovernanceService, WorkerGate]:
+    """Return what this environment runs on, kept with its connections."""
+    return service_from_env(os.environ, _log), worker_gate(os.environ, variable=QUEUE)
+
+
+@functions_framework.http
+def governance(request: flask.Request) -> flask.Response:
+    """Answer one HTTP request. One byte beyond the limit shows that a body is too large; no more is read."""
+    is_internal = request.method == "POST" and request.path in {LOOK, SWEEP}
+    body = request.stream.read((MAX_MESSAGE if is_internal else MAX_BODY) + 1)
+    try:
+        service, gate = parts()
+        if not is_internal:
+            answer = service.handle(request.method, request.path, dict(request.headers), body)
+        else:
+            gate.check(dict(request.headers), now())
+            answer = _worked(service, request, body)
+    except DstackError as error:
+        _log(Notice(code=error.code, message=error.message, severity="warning"))
+        answer = refused(error)
+    return flask.Response(answer.encode(), answer.status, content_type=CONTENT_TYPE)
+
+
+def _worked(service: GovernanceService, request: flask.Request, body: bytes) -> Answer:
+    if request.path == SWEEP:
+        return Answer(200, msgspec.to_builtins(service.reconcile()))
+    service.act_or_bury(read_message(body), int(request.headers.get("X-CloudTasks-TaskRetryCount", "0")))
+    return Answer(200, {})
+
+
+def _log(notice: Notice) -> None:
+    line = msgspec.to_builtins(notice) | {"severity": _SEVERITIES[notice.severity]}
+    sys.stderr.write(json.dumps(line) + "\n")
