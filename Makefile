@@ -120,4 +120,4 @@ lock: $(UV)
 	echo 'uv' | $(UV) $(COMPILE) --upgrade - --output-file locks/uv.txt
 
 clean:
-	rm -rf $(VENV) dist build contracts/node_modules tests/differential/node_modules tests/safe/node_modules tests/sdk/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build contracts/node_modules contracts/upstream_suite/node_modules contracts/upstream_suite/build tests/differential/node_modules tests/safe/node_modules tests/sdk/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
