@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -20,6 +20,9 @@ from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
 from shared.errors import ConfigError, ExitCode, PolicyDenied, StorageError
 from shared.net.json_rpc import RevertedError
 
+if TYPE_CHECKING:
+    from cli.gov.sending import Receipt
+
 _LINE: Final = 200
 
 
@@ -33,7 +36,7 @@ def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoRetu
     acting.check()
     contracts = contracts_of(where)
     at = contracts.pin()
-    seen = [look(contracts, change, at) for change in changes]
+    seen = [look(contracts, change, at) for change in dict.fromkeys(changes)]
     told = Told(where, acting, at)
     for one in seen:
         told.change(one)
@@ -98,12 +101,20 @@ class Told:
         if seen.is_made:
             self.line("  so      already: this call would change nothing")
 
-    def transaction(self, receipt_hash: bytes, number: int, block_hash: bytes) -> None:
-        """Say where a transaction is."""
+    def transaction(self, receipt: "Receipt") -> None:
+        """Say where a transaction is, and which app it made."""
+        app_id = receipt.app_id and checksum_address(receipt.app_id)
         self._transactions.append(
-            {"hash": as_hex(receipt_hash), "block_number": number, "block_hash": as_hex(block_hash)}
+            {
+                "hash": as_hex(receipt.hash),
+                "block_number": receipt.block_number,
+                "block_hash": as_hex(receipt.block_hash),
+                "app_id": app_id,
+            }
         )
-        self.line(f"mined: transaction {as_hex(receipt_hash)} in block {number}")
+        self.line(f"mined: transaction {as_hex(receipt.hash)} in block {receipt.block_number}")
+        if app_id:
+            self.line(f"app id: {app_id}")
 
     def end(self, code: ExitCode, text: str) -> NoReturn:
         """Say how it ended, and exit."""
@@ -200,7 +211,7 @@ def _send(contracts: Contracts, acting: Acting, missing: Sequence[Seen], at: Blo
     for one in missing:
         is_once = one.change.function == DEPLOY_AND_REGISTER_APP
         receipt = sender.send(one.change.to, one.change.calldata, at, once=is_once)
-        told.transaction(receipt.hash, receipt.block_number, receipt.block_hash)
+        told.transaction(receipt)
     sender.done()
     told.end(ExitCode.OK, "DONE  it counts when its block is final")
 

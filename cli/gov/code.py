@@ -8,6 +8,7 @@ import msgspec
 
 from cli.devchain.artifacts import artifact_path
 from cli.gov.chain import Block, Contracts
+from shared.chain.abi import checksum_address
 from shared.chain.code import APP, KMS, CodeList
 from shared.chain.known_builds import KNOWN_BUILDS, KnownBuild
 from shared.errors import ConfigError
@@ -119,7 +120,7 @@ def _is(build: KnownBuild, code: bytes, address: bytes) -> bool:
 def code_json(code: Code) -> Mapping[str, Any]:
     """Return what JSON says of code."""
     return {
-        "implementation": f"0x{code.address.hex()}",
+        "implementation": checksum_address(code.address),
         "code_hash": f"0x{code.code_hash.hex()}",
         "known": code.is_known,
         "contract": code.contract,

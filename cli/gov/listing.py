@@ -124,7 +124,7 @@ def app_json(app: App) -> dict[str, Any]:
     """Return what JSON says of an app."""
     return {
         "app_id": checksum_address(app.app_id),
-        **code_json(app.code),
+        "code": code_json(app.code),
         **({} if app.owner is None else owner_json(app.owner)),
         "allow_any_device": app.allow_any_device,
         "require_tcb_up_to_date": app.require_tcb_up_to_date,

@@ -17,6 +17,7 @@ from cli.gov.key_file import Account
 from cli.gov.reverts import revert_reason
 from cli.gov.transaction import Transaction
 from shared.chain.abi import checksum_address
+from shared.chain.events import APP_DEPLOYED_VIA_FACTORY, topic_of
 from shared.errors import (
     ConfigError,
     ExitCode,
@@ -49,12 +50,16 @@ class NotMinedError(UnavailableError):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a transaction is: `hash` and `block_hash` 32 bytes, `contract` what it made, if anything."""
+    """Where a transaction is: `hash` and `block_hash` 32 bytes.
+
+    `contract` is what it made itself, `app_id` what it had the factory make; None where that is nothing.
+    """
 
     hash: bytes
     block_number: int
     block_hash: bytes
     contract: bytes | None
+    app_id: bytes | None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +283,7 @@ class Sender:
                 block_number=number,
                 block_hash=data(found.get("blockHash"), what="the block hash", length=32),
                 contract=None if made is None else data(made, what="the contract's address", length=20),
+                app_id=_made_app(found.get("logs"), found.get("to")),
             )
         return None
 
@@ -333,3 +339,15 @@ class Sender:
 
 def _hashes(entry: Entry) -> list[bytes]:
     return [keccak256(decode_hex(raw, what="the transaction")) for _, raw in entry.signed]
+
+
+def _made_app(logs: object, to: object) -> bytes | None:
+    """Return which app the factory at `to` says that it made."""
+    for one in logs if isinstance(logs, list) else []:
+        log = fields(one, what="a log")
+        topics = log.get("topics")
+        if log.get("address") == to and isinstance(topics, list) and len(topics) == 3:
+            first, app_id, _ = (data(topic, what="a topic", length=32) for topic in topics)
+            if first == topic_of(APP_DEPLOYED_VIA_FACTORY):
+                return app_id[12:]
+    return None

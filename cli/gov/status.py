@@ -22,7 +22,6 @@ from shared.chain import abi
 from shared.chain.abi import checksum_address
 from shared.errors import DstackError, ExitCode
 
-# A chain that makes blocks has one of the last minutes: an endpoint that lags hides what was revoked.
 _UNSEEN = "deployments are not told: "
 
 
@@ -129,7 +128,7 @@ def _json(found: Status) -> dict[str, Any]:
         "kms": {
             "contract": checksum_address(found.kms),
             **owner_json(found.owner),
-            **code_json(found.code),
+            "code": code_json(found.code),
             "gateway_app_id": found.gateway,
             "app_implementation": checksum_address(found.app_implementation),
             "k256_pubkey": found.info.k256_pubkey.hex(),

@@ -1,0 +1,99 @@
+"""Chains that mine at once, and commands that run in this process."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cli.devchain.governance import Governance
+from cli.devchain.launcher import Chain, find_anvil, start_chain
+from tests.docs.console_page import call
+
+OWNER, OTHER, PAYER = 0, 1, 2
+"""Of the chain's funded accounts: who owns the contracts, who does not, and who pays for a Safe."""
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """What came of a command."""
+
+    output: str
+    code: int
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.output)
+        return found
+
+
+class Site:
+    """A chain with the contracts, and `gov` against it."""
+
+    def __init__(self, chain: Chain, place: Path) -> None:
+        self.chain = chain
+        self.place = place
+        self.owner = Governance(chain.url, chain.accounts[OWNER])
+        self.deployed = self.owner.deploy()
+        self.kms = self.owner.kms.address
+
+    def key_file(self, account: int = OWNER) -> Path:
+        path = self.place / f"{account}.key"
+        path.write_text(self.chain.accounts[account].private_key.hex() + "\n")
+        path.chmod(0o600)
+        return path
+
+    def gov(self, *words: str, rpc: str | None = None) -> Ran:
+        """Run a command that asks this chain about this contract."""
+        given = ["--rpc", rpc or self.chain.url]
+        if "--kms-contract" not in words:
+            given += ["--kms-contract", self.kms]
+        return Ran(*call(["gov", *words, *given]))
+
+    def send(self, *words: str, account: int = OWNER) -> Ran:
+        return self.gov(*words, "--send", "--key-file", str(self.key_file(account)))
+
+    def address(self, account: int) -> str:
+        return self.chain.accounts[account].address
+
+    def app(self, owner: int = OWNER) -> str:
+        """Make an app with the command, and return its id."""
+        ran = self.send("app", "deploy", "--owner", self.address(owner), "--json")
+        return str(ran.json["transactions"][0]["app_id"])
+
+
+@pytest.fixture(scope="session", params=["anvil", "py-evm"])
+def instant_chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
+    if request.param == "anvil" and find_anvil() is None:
+        pytest.skip("anvil is absent: npm ci --ignore-scripts in contracts")
+    with start_chain(request.param, block_time=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _site(instant_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(instant_chain, tmp_path_factory.mktemp("gov"))
+
+
+@pytest.fixture
+def site(_site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
+    """The contracts on a chain; what commands keep is the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
+    for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CHAIN_ID", "DSTACK_CLOUD_API"):
+        monkeypatch.delenv(name, raising=False)
+    return _site
+
+
+@pytest.fixture
+def fresh() -> Callable[[], str]:
+    """Return a hash that no test used before."""
+    return _fresh
+
+
+_count = iter(range(1, 1 << 32))
+
+
+def _fresh() -> str:
+    return f"0x{next(_count):064x}"
