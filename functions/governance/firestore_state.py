@@ -47,7 +47,7 @@ class FirestoreMemory:
         try:
             action()
         except BaseException:
-            self._commit({"delete": self._path(name)})
+            self._commit({"update": self._document(name, _once(0, is_done=False))})
             raise
         self._commit({"update": self._document(name, _once(self._clock() + REMEMBER_SECONDS, is_done=True))})
         return True

@@ -149,6 +149,8 @@ def _size_of(value: dict[str, Any]) -> int:
         return len(base64.b64decode(held, validate=True))
     if kind == "stringValue":
         return len(held.encode()) + 1
-    if kind == "integerValue":
+    if kind in {"integerValue", "timestampValue"}:
         return 8
+    if kind == "booleanValue":
+        return 1
     raise Refusal(501, f"the fake stores no {kind}")

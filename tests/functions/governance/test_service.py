@@ -101,7 +101,9 @@ def test_an_orphaned_stop_is_undone_by_the_sweep(running: World) -> None:
     running.chain.reorganise(1)
     running.chain.mine(fork="other")
     report = running.service.reconcile()
-    assert [(one.name, one.kind, one.acted) for one in report.drifts] == [("web", "stopped_what_is_allowed", True)]
+    assert [(one.name, one.kind, one.acted) for one in report.drifts] == [
+        ("web", "stopped_what_is_allowed", True)
+    ]
     settle(running.store)
     found = running.get()
     assert (found.quarantine, found.step) == (None, Step.RUNNING)
@@ -423,7 +425,7 @@ def test_a_sweep_of_nothing_is_quiet(running: World) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_thousand_deliveries_in_any_order_come_to_the_same(tmp_path: Path, seed: int) -> None:
     """Deliveries are shuffled and repeated while the chain goes on, and endpoints lag behind it."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - no key is made of it
     hashes = [f"{one:02x}" * 32 for one in range(1, 5)]
     (tmp_path / "mixed").mkdir()
     (tmp_path / "ordered").mkdir()

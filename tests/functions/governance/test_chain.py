@@ -1,0 +1,169 @@
+"""What a quorum says of workloads, over endpoints that lag, fail, lie and fork."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from functions.deploy.record import Workload
+from functions.governance.chain import MAX_CALLS, REVERTED, AgreedChain
+from functions.governance.judgement import Question
+from shared.boot_info import BootInfo
+from shared.chain.header import BlockRef
+from shared.errors import UnavailableError
+from shared.net.json_rpc import Call
+from shared.net.quorum import ChainQuorum
+from tests.functions.governance.world import COMPOSE_HASH_REMOVED, KMS
+from tests.shared.net.rpc_stand_ins import CHAIN_ID, StandIn, block_hash
+from tests.shared.refusal import refuses
+
+NOW = 1_800_000_000
+MAX_AGE = 300
+NO = "Compose hash not allowed"
+
+
+def word(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def decision(reason: str) -> str:
+    text = reason.encode()
+    padded = text + bytes(-len(text) % 32)
+    return "0x" + (word(not reason) + word(64) + word(len(text)) + padded).hex()
+
+
+class Node(StandIn):
+    """A node that also calls the contract: it gives each call of `said` in turn, for ever the last one."""
+
+    def __init__(self, host: str, *said: str, age: int = 0, **options: object) -> None:
+        super().__init__(host, **options)  # type: ignore[arg-type]
+        self.said = list(said or ("",))
+        self.age = age
+        self.logs: list[object] = []
+        self.batches: list[int] = []
+
+    def batch(self, calls: Sequence[Call]) -> list[object]:
+        self.batches.append(len(calls))
+        if len(calls) > 1 and calls[0][0] == "eth_call" and REVERTED in self.said:
+            raise UnavailableError("rpc.reverted", "execution reverted")
+        return super().batch(calls)
+
+    def _answer(self, method: str, params: Sequence[object]) -> object:
+        if method == "eth_call":
+            said = self.said.pop(0) if len(self.said) > 1 else self.said[0]
+            if said == REVERTED:
+                raise UnavailableError("rpc.reverted", "execution reverted")
+            return said if said.startswith("0x") else decision(said)
+        if method == "eth_getBlockByHash":
+            return {"timestamp": hex(NOW - self.age)}
+        if method == "eth_getLogs":
+            return self.logs
+        return super()._answer(method, params)
+
+
+def chain_of(*nodes: Node, quorum: int = 2) -> AgreedChain:
+    blocks = ChainQuorum(nodes, chain_id=CHAIN_ID, quorum=quorum)
+    return AgreedChain(nodes, blocks, KMS, quorum=quorum, max_head_age=MAX_AGE)
+
+
+def asked(count: int = 1) -> list[BootInfo]:
+    workload = Workload(platform="gcp", app_id="22" * 20, compose_hash="33" * 32, os_image_hash="44" * 32)
+    return [Question(workload, None, "UpToDate").boot_info()] * count
+
+
+HEAD = BlockRef(164, block_hash(164))
+
+
+def test_what_a_quorum_says_counts() -> None:
+    assert chain_of(Node("a"), Node("b")).view(HEAD, asked()).verdicts == ("",)
+    assert chain_of(Node("a", NO), Node("b", NO)).view(HEAD, asked()).verdicts == (NO,)
+
+
+def test_n57_one_lying_node_neither_stops_nor_saves_anything() -> None:
+    assert chain_of(Node("a"), Node("liar", NO), Node("c")).view(HEAD, asked()).verdicts == ("",)
+    assert chain_of(Node("a", NO), Node("liar"), Node("c", NO)).view(HEAD, asked()).verdicts == (NO,)
+
+
+def test_n57_two_nodes_that_disagree_say_nothing() -> None:
+    view = chain_of(Node("a"), Node("b", NO)).view(HEAD, asked())
+    assert view.verdicts == (None,)
+    assert "1 of 2" in view.doubt
+
+
+def test_n57_half_of_them_is_no_majority() -> None:
+    view = chain_of(Node("a"), Node("b"), Node("c", NO), Node("d", NO)).view(HEAD, asked())
+    assert view.verdicts == (None,)
+
+
+def test_a_disagreement_about_one_workload_leaves_the_others() -> None:
+    view = chain_of(Node("a", "", NO), Node("b", NO, NO)).view(HEAD, asked(2))
+    assert view.verdicts == (None, NO)
+
+
+def test_a_contract_that_reverts_does_not_allow() -> None:
+    nodes = Node("a", "", REVERTED, ""), Node("b", "", REVERTED, "")
+    assert chain_of(*nodes).view(HEAD, asked(3)).verdicts == ("", REVERTED, "")
+
+
+def test_many_workloads_are_asked_in_batches() -> None:
+    node = Node("a")
+    chain_of(node, Node("b")).view(HEAD, asked(MAX_CALLS + 1))
+    assert node.batches == [MAX_CALLS, 1]
+
+
+@pytest.mark.parametrize("answer", ["0x", "0x00"])
+def test_an_address_without_a_contract_stops_nothing(answer: str) -> None:
+    with refuses("governance.quorum.too_few", UnavailableError) as caught:
+        chain_of(Node("a", answer), Node("b", answer)).view(HEAD, asked())
+    assert "abi.malformed" in caught.value.message
+
+
+def test_n57_dead_nodes_stop_nothing() -> None:
+    dead = Node("dead")
+    dead.failure = UnavailableError("net.timeout", "too slow")
+    chain = chain_of(dead, Node("b"))
+    with refuses("governance.quorum.too_few", UnavailableError):
+        chain.view(HEAD, asked())
+    with refuses("governance.quorum.too_few", UnavailableError):
+        chain.is_canonical(HEAD)
+    with refuses("governance.quorum.too_few", UnavailableError):
+        chain.logs([KMS], 1, 2)
+
+
+def test_n57_a_head_that_is_old_is_refused() -> None:
+    with refuses("governance.chain.behind", UnavailableError):
+        chain_of(Node("a", age=MAX_AGE + 1), Node("b", age=MAX_AGE + 1)).blocks(NOW)
+    assert chain_of(Node("a", age=MAX_AGE), Node("b", age=MAX_AGE)).blocks(NOW)[1] == HEAD
+
+
+def test_n57_nodes_that_date_a_block_differently_are_refused() -> None:
+    with refuses("governance.quorum.disagreement", UnavailableError):
+        chain_of(Node("a", age=1), Node("b", age=2)).blocks(NOW)
+
+
+def test_n57_a_node_1000_blocks_behind_is_outvoted_or_refused() -> None:
+    late = Node("late", head=1164, finalized=1100)
+    slow = Node("slow", head=164, finalized=100, age=12_000)
+    assert chain_of(late, Node("b", head=1164, finalized=1100), slow).blocks(NOW)[1].number == 1164
+    behind = Node("b", head=1164, finalized=1100, age=12_000)
+    with refuses("governance.chain.behind", UnavailableError):
+        chain_of(behind, slow).blocks(NOW)
+
+
+def test_a_block_that_was_replaced_is_not_canonical() -> None:
+    assert chain_of(Node("a"), Node("b")).is_canonical(HEAD)
+    fork = Node("a", fork="other", fork_at=150), Node("b", fork="other", fork_at=150)
+    assert not chain_of(*fork).is_canonical(HEAD)
+
+
+def test_logs_of_all_nodes_count_once() -> None:
+    a, b = Node("a"), Node("b")
+    log = {
+        "address": f"0x{KMS.hex()}",
+        "topics": [f"0x{COMPOSE_HASH_REMOVED.hex()}"],
+        "blockHash": f"0x{block_hash(7).hex()}",
+        "blockNumber": "0x7",
+        "logIndex": "0x1",
+    }
+    a.logs = [log, {"topics": []}]
+    b.logs = [log, log | {"logIndex": "0x0"}]
+    assert [one.log_index for one in chain_of(a, b).logs([KMS], 1, 9)] == [0, 1]

@@ -1,0 +1,334 @@
+"""The entries of both clouds, over a real node, with AWS and Google served on loopback."""
+
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from flask import Flask, Response, request
+from flask.testing import FlaskClient
+
+from cli.devchain.governance import Governance
+from cli.devchain.launcher import Chain, start_chain
+from functions.deploy.oidc import worker_gate
+from functions.deploy.record import Goal, Planned, Running, Step
+from functions.deploy.steps import workload
+from functions.deploy.store import DeploymentStore
+from functions.governance import aws, gcp
+from functions.governance.assembly import service_from_env
+from functions.governance.look import Look
+from functions.stores.dynamodb import DynamoDbStore
+from functions.stores.sqlite import SqliteStore
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import JsonRpc
+from tests.fakes.aws import REGION, AwsServer
+from tests.fakes.aws import make_table as make_store
+from tests.functions.deploy.issuer import Issuer, jwk, rsa_key, sign
+from tests.functions.deploy.memory_cloud import some_deployment
+from tests.functions.governance.test_memory import make_table
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SECRET = "a secret of thirty characters."
+COMPOSE, IMAGE, DEVICE = b"\x33" * 32, b"\x44" * 32, b"\x55" * 32
+CONTEXT = SimpleNamespace(
+    function_name="governance",
+    memory_limit_in_mb=256,
+    invoked_function_arn="arn:aws:lambda:eu-west-1:0:function:governance",
+    aws_request_id="1",
+)
+
+
+class Site:
+    """A chain with one registered app whose compose hash is allowed; each test has an app of its own."""
+
+    def __init__(self, chain: Chain, owner: Governance) -> None:
+        self.chain = chain
+        self.owner = owner
+        self.app_id = owner.deploy_app(device_id=DEVICE, compose_hash=COMPOSE)
+        self.settle()
+
+    def settle(self) -> None:
+        rpc = JsonRpc(self.chain.url, HttpClient(DirectDialer()))
+        for _ in range(4):  # so that the newest change is final
+            rpc.call("evm_mine")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        port = self.chain.url.rpartition(":")[2]
+        return {
+            "DSTACK_GOVERNANCE_RPC_URLS": f"http://127.0.0.1:{port} http://localhost:{port}",
+            "DSTACK_GOVERNANCE_SIMULATED": "true",
+            "DSTACK_KMS_CONTRACT": self.owner.kms.address,
+            "DSTACK_CHAIN_ID": str(self.chain.chain_id),
+        }
+
+    def deploy(self, store: DeploymentStore, step: Step = Step.RUNNING) -> None:
+        planned = Planned(
+            plan_id="1",
+            app_id=self.app_id.hex(),
+            compose_hash=COMPOSE.hex(),
+            os_image_hash=IMAGE.hex(),
+            platform="gcp",
+            plan="",
+        )
+        running = Running(evidence_url="http://192.0.2.7", plan_id="1") if step is Step.RUNNING else None
+        store.create(
+            some_deployment(
+                step=step,
+                planned=planned,
+                running=running,
+                launched=workload(planned) if running else None,
+                settings={"device_id": f"0x{DEVICE.hex()}"},
+            )
+        )
+
+    def remove(self) -> dict[str, Any]:
+        """Remove the compose hash, and return the plain form of its event."""
+        [receipt] = self.owner.settle(self.owner.remove_compose_hash(self.app_id, COMPOSE))
+        logs = [
+            {
+                "address": log["address"],
+                "topics": ["0x" + bytes(topic).hex() for topic in log["topics"]],
+                "blockHash": "0x" + bytes(log["blockHash"]).hex(),
+                "blockNumber": hex(log["blockNumber"]),
+                "logIndex": hex(log["logIndex"]),
+            }
+            for log in receipt["logs"]
+        ]
+        return {"id": str(uuid4()), "chainId": self.chain.chain_id, "logs": logs}
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[tuple[Chain, Governance]]:
+    with start_chain("auto", block_time=0) as started:
+        owner = Governance(started.url, started.accounts[0])
+        owner.deploy()
+        owner.settle(owner.add_os_image(IMAGE))
+        yield started, owner
+
+
+@pytest.fixture
+def site(chain: tuple[Chain, Governance]) -> Site:
+    return Site(*chain)
+
+
+def signed(document: object) -> tuple[str, dict[str, str]]:
+    body, stamp = json.dumps(document), str(int(time.time()))
+    digest = hmac.new(SECRET.encode(), f"{stamp}.{body}".encode(), hashlib.sha256).hexdigest()
+    return body, {"X-Dstack-Timestamp": stamp, "X-Dstack-Signature": f"sha256={digest}"}
+
+
+# ---- AWS ----
+
+
+class Amazon:
+    """Tables, queues and a secret, and what the environment says of them."""
+
+    def __init__(self, server: AwsServer, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sqs = server.client("sqs")
+        self.engine_queue, self.looks = (
+            self.sqs.create_queue(QueueName=f"q-{uuid4()}")["QueueUrl"] for _ in range(2)
+        )
+        table = make_store(server, f"deployments-{uuid4()}")
+        self.store = DynamoDbStore(table, server.client("dynamodb"))
+        name = f"hooks/{uuid4()}"
+        server.client("secretsmanager").create_secret(Name=name, SecretString=SECRET)
+        environment = site.environment | {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "DSTACK_STORE": f"dynamodb:{table}",
+            "DSTACK_QUEUE": f"sqs:{self.engine_queue}",
+            "DSTACK_GOVERNANCE_STATE": f"dynamodb:{make_table(server.client('dynamodb'))}",
+            "DSTACK_GOVERNANCE_QUEUE": f"sqs:{self.looks}",
+            "DSTACK_WEBHOOK_SECRETS": f"plain=aws:{name}",
+        }
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        aws.service.cache_clear()
+
+    def take(self, queue: str) -> list[dict[str, Any]]:
+        """Return what waits in a queue, as Lambda's event source hands it over."""
+        found = self.sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        return [{"messageId": one["MessageId"], "body": one["Body"], "attributes": {}} for one in found]
+
+
+@pytest.fixture
+def amazon(aws: AwsServer, site: Site, monkeypatch: pytest.MonkeyPatch) -> Amazon:
+    return Amazon(aws, site, monkeypatch)
+
+
+def post(document: object) -> dict[str, Any]:
+    body, headers = signed(document)
+    event = {
+        "version": "2.0",
+        "rawPath": "/webhooks/plain",
+        "headers": headers,
+        "requestContext": {"http": {"method": "POST"}},
+        "body": body,
+    }
+    answer: dict[str, Any] = aws.handler(event, CONTEXT)  # type: ignore[arg-type]
+    return answer
+
+
+def test_lambda_stops_what_the_contract_does_not_allow_any_more(amazon: Amazon, site: Site) -> None:
+    site.deploy(amazon.store)
+    answer = post(site.remove())
+    assert (answer["statusCode"], json.loads(answer["body"])["accepted"]) == (200, 2)
+    records = amazon.take(amazon.looks)
+    assert json.loads(records[0]["body"])["name"].startswith(f"look:0x{site.app_id.hex()}:")
+    assert aws.work_handler({"Records": records}, CONTEXT) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    found = amazon.store.get("web")
+    assert found.quarantine is not None
+    assert found.quarantine.reason == "Compose hash not allowed"
+    assert found.effective_goal is Goal.STOPPED
+    assert json.loads(amazon.take(amazon.engine_queue)[0]["body"]) == {"name": "web"}
+
+
+def test_lambda_takes_a_delivery_once(amazon: Amazon, site: Site) -> None:
+    site.deploy(amazon.store)
+    document = site.remove()
+    post(document)
+    assert json.loads(post(document)["body"])["replayed"] is True
+    assert len(amazon.take(amazon.looks)) == 1
+
+
+def test_lambdas_sweep_finds_what_no_webhook_told(amazon: Amazon, site: Site) -> None:
+    site.deploy(amazon.store)
+    aws.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
+    site.remove()
+    report = aws.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
+    assert report["replayed"] == 2
+    assert [one["kind"] for one in report["drifts"]] == ["runs_what_is_not_allowed"]
+    assert amazon.store.get("web").quarantine is not None
+
+
+def test_a_look_that_fails_goes_back_to_the_queue(
+    amazon: Amazon, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.deploy(amazon.store)
+    monkeypatch.setenv("DSTACK_CHAIN_ID", "1")
+    aws.service.cache_clear()
+    message = {"messageId": "m", "body": json.dumps({"name": Look(None, 0).name})}
+    answer = aws.work_handler({"Records": [message]}, CONTEXT)  # type: ignore[arg-type]
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "m"}]}
+    assert amazon.store.get("web").quarantine is None
+
+
+# ---- Google Cloud ----
+
+WORKER = "https://governance.example.com/internal/look"
+ACCOUNT = "queue@project.iam.gserviceaccount.com"
+KEY = rsa_key()
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
+    made = Issuer(tmp_path_factory.mktemp("issuer"))
+    yield made
+    made.close()
+
+
+class Google:
+    """The entry as functions-framework calls it, with queues that are lists."""
+
+    def __init__(self, site: Site, issuer: Issuer, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queues: dict[str, list[str]] = {}
+        self.store = SqliteStore(directory / "deployments.sqlite")
+        self.issuer = issuer
+        environment = site.environment | {
+            "DSTACK_STORE": f"sqlite:{directory / 'deployments.sqlite'}",
+            "DSTACK_GOVERNANCE_STATE": f"sqlite:{directory / 'governance.sqlite'}",
+            "DSTACK_GOVERNANCE_QUEUE": f"tasks:projects/p/locations/l/queues/q|{WORKER}|{ACCOUNT}",
+            "DSTACK_WEBHOOK_SECRETS": "plain=env:SECRET",
+            "SECRET": SECRET,
+        }
+
+        def open_queue(_: object, variable: str = "DSTACK_QUEUE") -> Any:
+            names = self.queues.setdefault(variable, [])
+            return lambda name, seconds: names.append(f"{name} {seconds}")
+
+        monkeypatch.setattr("functions.governance.assembly.open_queue", open_queue)
+        monkeypatch.setattr("functions.deploy.oidc.GOOGLE", issuer.url)
+        service = service_from_env(environment, gcp._log)
+        http = HttpClient(DirectDialer(), issuer.certificate)
+        gate = worker_gate(environment, http, variable="DSTACK_GOVERNANCE_QUEUE")
+        monkeypatch.setattr(gcp, "parts", lambda: (service, gate))
+        app = Flask("governance")
+        app.add_url_rule("/<path:path>", view_func=_governance, methods=["GET", "POST"])
+        self.client: FlaskClient = app.test_client()
+
+    def token(self, **changes: Any) -> dict[str, str]:
+        now = int(time.time())
+        claims = {"iss": self.issuer.url, "aud": WORKER, "iat": now, "exp": now + 300}
+        claims |= {"email": ACCOUNT, "email_verified": True} | changes
+        return {"Authorization": f"Bearer {sign(claims, KEY, 'rsa')}"}
+
+
+def _governance(path: str) -> Response:
+    assert request.path == f"/{path}"
+    return gcp.governance(request._get_current_object())
+
+
+@pytest.fixture
+def google(site: Site, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Google:
+    issuer.reset()
+    issuer.publish(jwk(KEY, "rsa"))
+    return Google(site, issuer, tmp_path, monkeypatch)
+
+
+def test_function_stops_what_the_contract_does_not_allow_any_more(google: Google, site: Site) -> None:
+    site.deploy(google.store)
+    body, headers = signed(site.remove())
+    answer = google.client.post("/webhooks/plain", data=body, headers=headers)
+    assert (answer.status_code, answer.json["accepted"]) == (200, 2)
+    [look] = google.queues["DSTACK_GOVERNANCE_QUEUE"]
+    message = {"name": look.split()[0]}
+    answer = google.client.post("/internal/look", json=message, headers=google.token())
+    assert answer.status_code == 200
+    assert google.store.get("web").quarantine is not None
+    assert google.queues["DSTACK_QUEUE"] == ["web 0"]
+
+
+def test_functions_sweep_resumes_what_is_final(google: Google, site: Site) -> None:
+    site.deploy(google.store, Step.AWAIT_APPROVAL)
+    answer = google.client.post("/internal/sweep", headers=google.token())
+    assert [one["kind"] for one in answer.json["drifts"]] == ["waits_for_what_is_allowed"]
+    assert google.queues["DSTACK_QUEUE"] == ["web 0"]
+
+
+def test_a_body_of_10_mb_is_refused_by_the_entry_without_reading_it(google: Google) -> None:
+    answer = google.client.post("/webhooks/plain", data=bytes(10 << 20))
+    assert (answer.status_code, answer.json) == (413, {"code": "governance.body.size"})
+
+
+@pytest.mark.parametrize("path", ["/internal/look", "/internal/sweep"])
+def test_nobody_else_calls_the_worker(google: Google, site: Site, path: str) -> None:
+    site.deploy(google.store)
+    site.remove()
+    for headers in ({}, google.token(aud="https://other"), google.token(email="other@example.com")):
+        answer = google.client.post(path, json={"name": Look(None, 0).name}, headers=headers)
+        assert answer.status_code == 401
+    assert google.store.get("web").quarantine is None
+
+
+def test_a_task_that_failed_too_often_is_buried(google: Google, site: Site, tmp_path: Path) -> None:
+    site.deploy(google.store)
+    message = {"name": Look(site.app_id, 10**6).name}
+    for tries, status in ((0, 503), (30, 200)):
+        headers = google.token() | {"X-CloudTasks-TaskRetryCount": str(tries)}
+        assert google.client.post("/internal/look", json=message, headers=headers).status_code == status
+    assert (tmp_path / "governance.sqlite").exists()
+
+
+@pytest.mark.parametrize("entry", ["aws.py", "gcp.py"])
+def test_entries_stay_thin(entry: str) -> None:
+    assert len((REPOSITORY / "functions" / "governance" / entry).read_text().splitlines()) < 60

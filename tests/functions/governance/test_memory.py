@@ -1,0 +1,145 @@
+"""What is remembered, in SQLite, in DynamoDB by Powertools, and in Firestore, keeps to one contract."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from functions.aws_api import AwsClient
+from functions.google_api.credentials import anonymous_credentials
+from functions.google_api.rest import GoogleSession
+from functions.governance.dynamodb_state import DynamoDbMemory
+from functions.governance.firestore_state import CLAIM_SECONDS, FirestoreMemory
+from functions.governance.sqlite_state import SqliteMemory
+from functions.governance.state import Cursor, Memory
+from shared.errors import StorageError, UnavailableError
+from tests.fakes.aws import AwsServer
+from tests.fakes.firestore import Firestore
+from tests.fakes.google_rest import GoogleRest
+from tests.functions.deploy.memory_cloud import Clock
+from tests.shared.refusal import refuses
+
+
+def make_table(client: AwsClient) -> str:
+    """Make a table as template.yaml does."""
+    name = f"governance-{uuid4()}"
+    client.create_table(
+        TableName=name,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    return name
+
+
+@pytest.fixture
+def rest() -> Iterator[GoogleRest]:
+    with GoogleRest(["firestore.v1"]) as served:
+        Firestore(served)
+        yield served
+    assert not served.violations
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "dynamodb", "firestore"])
+def memory(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Memory:
+    if request.param == "sqlite":
+        return SqliteMemory(tmp_path / "state.sqlite", clock)
+    if request.param == "dynamodb":
+        client = request.getfixturevalue("aws").client("dynamodb")
+        return DynamoDbMemory(make_table(client), client)
+    rest = request.getfixturevalue("rest")
+    session = GoogleSession(anonymous_credentials())
+    return FirestoreMemory(session, "p1", "(default)", clock, rest.url)
+
+
+def fail() -> None:
+    raise UnavailableError("aws.unavailable", "the queue is down")
+
+
+def test_a_thing_is_done_once(memory: Memory) -> None:
+    done: list[int] = []
+    assert memory.do("a", lambda: done.append(1))
+    assert not memory.do("a", lambda: done.append(2))
+    assert memory.do("b", lambda: done.append(3))
+    assert done == [1, 3]
+
+
+def test_what_failed_is_done_again(memory: Memory) -> None:
+    with refuses("aws.unavailable", UnavailableError):
+        memory.do("a", fail)
+    done: list[int] = []
+    assert memory.do("a", lambda: done.append(1))
+    assert done == [1]
+
+
+def test_two_at_once_are_told_apart(memory: Memory) -> None:
+    def again() -> None:
+        memory.do("a", lambda: None)
+
+    with refuses("governance.busy", UnavailableError):
+        memory.do("a", again)
+
+
+def test_one_thing_within_another_is_remembered_too(memory: Memory) -> None:
+    def inner() -> None:
+        assert memory.do("inner", lambda: None)
+
+    assert memory.do("outer", inner)
+    assert not memory.do("inner", fail)
+
+
+def test_a_cursor_moves(memory: Memory) -> None:
+    assert memory.cursor() is None
+    memory.move(Cursor(7, "aa" * 32))
+    memory.move(Cursor(9, ""))
+    assert memory.cursor() == Cursor(9, "")
+
+
+def test_a_message_is_buried_once(memory: Memory) -> None:
+    memory.bury("look:all:0", "quorum.too_few", 1)
+    memory.bury("look:all:0", "quorum.too_few", 2)
+
+
+class _KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "firestore"])
+def test_a_claim_of_one_that_died_ends(
+    kind: str, tmp_path: Path, clock: Clock, rest: GoogleRest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Powertools has this by its own in-progress expiry, on its own clock."""
+    made: SqliteMemory | FirestoreMemory = SqliteMemory(tmp_path / "state.sqlite", clock)
+    if kind == "firestore":
+        made = FirestoreMemory(GoogleSession(anonymous_credentials()), "p1", "(default)", clock, rest.url)
+
+    def die() -> None:
+        # nothing of this process runs any more: no claim is given back
+        lost: Callable[..., object] = lambda *_: (_ for _ in ()).throw(_KilledError)  # noqa: E731
+        monkeypatch.setattr(made, "_commit" if kind == "firestore" else "_transaction", lost)
+        raise _KilledError
+
+    with pytest.raises(_KilledError):
+        made.do("a", die)
+    monkeypatch.undo()
+    with refuses("governance.busy", UnavailableError):
+        made.do("a", lambda: None)
+    clock.now += CLAIM_SECONDS + 1
+    assert made.do("a", lambda: None)
+
+
+def test_a_table_that_fails_is_told(aws: AwsServer) -> None:
+    memory = DynamoDbMemory("no-such-table", aws.client("dynamodb"))
+    with refuses("governance.state", StorageError):
+        memory.do("a", lambda: None)
+
+
+def test_a_file_that_fails_is_told(tmp_path: Path, clock: Clock) -> None:
+    with refuses("governance.state", StorageError):
+        SqliteMemory(tmp_path, clock)
