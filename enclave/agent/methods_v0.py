@@ -46,8 +46,8 @@ def dstack_guest(guest: Guest, limits: Mapping[str, int]) -> Methods:
             "Version": (Empty, lambda _: version()),
             "EmitEvent": (pb.EmitEventArgs, _emit_event),
         },
+        certifying={"GetTlsKey": (pb.GetTlsKeyArgs, lambda request: _get_tls_key(guest, request))},
         blocking={
-            "GetTlsKey": (pb.GetTlsKeyArgs, lambda request: _get_tls_key(guest, request)),
             "GetQuote": (pb.RawQuoteArgs, lambda request: get_quote(guest, request.report_data)),
             "Attest": (
                 pb.RawQuoteArgs,
@@ -67,8 +67,8 @@ def tappd(guest: Guest, limits: Mapping[str, int]) -> Methods:
             "Info": (Empty, lambda _: _asked(guest, app_info(guest))),
             "Version": (Empty, lambda _: version()),
         },
+        certifying={"DeriveKey": (pb.DeriveKeyArgs, lambda request: _derive_key(guest, request))},
         blocking={
-            "DeriveKey": (pb.DeriveKeyArgs, lambda request: _derive_key(guest, request)),
             "TdxQuote": (
                 pb.TdxQuoteArgs,
                 lambda request: _tdx_quote(

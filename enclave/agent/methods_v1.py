@@ -31,10 +31,8 @@ def dstack_guest_v1(guest: Guest, limits: Mapping[str, int]) -> Methods:
             "Version": (Empty, lambda _: version()),
             "AttestGpu": (pb.AttestGpuRequest, _attest_gpu),
         },
-        blocking={
-            "IssueCert": (pb.IssueCertRequest, lambda request: _issue_cert(guest, request)),
-            "Attest": (pb.AttestRequest, lambda request: _attest(guest, request)),
-        },
+        certifying={"IssueCert": (pb.IssueCertRequest, lambda request: _issue_cert(guest, request))},
+        blocking={"Attest": (pb.AttestRequest, lambda request: _attest(guest, request))},
     )
 
 

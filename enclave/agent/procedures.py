@@ -18,27 +18,32 @@ would be more memory than guests have."""
 Method = tuple[type[Message], Callable[[Any], Message]]
 Methods = dict[str, Procedure[str]]
 
+NO_METHODS: Final[Mapping[str, Method]] = {}
+
 
 def methods(
     limits: Mapping[str, int],
     *,
     prompt: Mapping[str, Method],
     blocking: Mapping[str, Method],
+    certifying: Mapping[str, Method] = NO_METHODS,
     largest: int = MAX_BODY_BYTES,
 ) -> Methods:
     """Return the methods of a service. `limits` are bytes of a request by method, below the `largest`.
 
     Those of `prompt` compute for less than a thread costs, and answer on the event loop; those of `blocking`
-    ask devices, files or a KMS.
+    ask devices or files. Those of `certifying` may wait half a minute for a KMS, long after their callers
+    left: they have threads of their own, or a KMS that is down would take evidence away as well.
     """
     made: Methods = {}
-    for name, (request, handler) in {**prompt, **blocking}.items():
+    for name, (request, handler) in {**prompt, **blocking, **certifying}.items():
         call = _ignoring_caller(handler)
         made[name] = Procedure(
             request,
             call,
             prompt=call if name in prompt else None,
             max_body=min(limits.get(name, largest), largest),
+            judges_evidence=name in certifying,
         )
     return made
 

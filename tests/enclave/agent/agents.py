@@ -72,9 +72,12 @@ class StubIssuer:
         self.gate.set()
         self.answered = threading.Semaphore(0)
         self.first = threading.Event()
+        self.gave_up = False
 
     def issue(self, key: EllipticCurvePrivateKey, config: CsrConfig) -> tuple[str, ...]:
-        assert self.gate.wait(PATIENCE)
+        if not self.gate.wait(PATIENCE):
+            self.gave_up = True
+            raise TimeoutError
         self.asked.append((key, config))
         self.first.set()
         self.answered.release()

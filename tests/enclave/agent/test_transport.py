@@ -4,13 +4,14 @@ import asyncio
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 
 from enclave.agent.config import AgentConfig, Default
 from enclave.agent.procedures import PUBLIC_BODY_BYTES
+from enclave.serving.prpc import IDENTIFYING_THREADS, KNOWN_THREADS
 from shared.rpc import agent_pb2 as pb
 from shared.rpc.kms_pb2 import ProtoError
 from tests.enclave.agent.agents import RunningAgent, app_compose, running, tdx_attestor
@@ -335,6 +336,30 @@ def test_clients_at_once_get_quotes_of_their_own(agent: RunningAgent) -> None:
     with ThreadPoolExecutor(8) as pool:
         told = list(pool.map(ask, range(16)))
     assert told == [f"{number:02x}" + "00" * 63 for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("mount", "certifying", "path"),
+    [
+        ("a", "/GetTlsKey", "/GetQuote"),
+        ("a", "/v1/IssueCert", "/v1/Attest"),
+        ("b", "/prpc/Tappd.DeriveKey", "/prpc/Tappd.TdxQuote"),
+    ],
+)
+def test_a_kms_that_is_down_takes_no_evidence_away(
+    mount: str, certifying: str, path: str, agent: RunningAgent
+) -> None:
+    """Who asked for a certificate has left after three seconds, and what asks the KMS goes on for thirty."""
+    agent.issuer.gate.clear()
+    request = f"POST {certifying}?json HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{{}}".encode()
+    with ExitStack() as waiting:
+        for _ in range(KNOWN_THREADS + IDENTIFYING_THREADS):
+            waiting.enter_context(agent.connect(mount)).sendall(request)
+        try:
+            assert agent.call(mount, path, {"report_data": "00" * 64})
+            assert not agent.issuer.gave_up
+        finally:
+            agent.issuer.gate.set()
 
 
 def test_evidence_over_a_challenge_is_on_the_external_port(agent: RunningAgent) -> None:
