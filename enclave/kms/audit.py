@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from enclave.kms.authorization import Decision
+from enclave.kms.authorization import Decide, Decision
 from enclave.log import write_line
 from shared.attestation.identity import claimed_boot_info
 from shared.attestation.verdict import Status
@@ -26,7 +26,6 @@ from shared.chain.facts import Kind
 from shared.errors import DstackError, InvalidEvidence, ProtocolError
 from shared.strict_json import decode_json
 
-Decide = Callable[[Kind, BootInfo], Decision]
 Value = str | int | bool | list[str] | None
 
 MAX_LINE: Final = 16 * 1024

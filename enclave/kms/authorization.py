@@ -62,6 +62,9 @@ class ChainInfo(msgspec.Struct, frozen=True, kw_only=True):
     eth_rpc_url: str | None = None
 
 
+Decide = Callable[[Kind, BootInfo], Decision]
+
+
 class Authorizer(Protocol):
     """One mode. Both methods raise `DstackError` when no answer can be had; that is a refusal too."""
 
@@ -69,6 +72,10 @@ class Authorizer(Protocol):
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
         """Decide whether this workload may have keys."""
+        ...
+
+    def for_one_request(self) -> Decide:
+        """Return what decides the questions of one request, as `authorize` does: all at the same blocks."""
         ...
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:
@@ -182,10 +189,23 @@ class ProofAuthorizer:
         Raises what `FinalitySource.blocks` and `decide` raise, and `auth.api.status`, `auth.api.malformed`,
         `auth.proof.absent`, `auth.proof.disagrees`.
         """
-        remembered = self.recall(kind, boot_info)
-        if remembered is not None:
-            return remembered
-        finalized, head = self._finality.blocks()
+        return self.for_one_request()(kind, boot_info)
+
+    def for_one_request(self) -> Decide:
+        """See `Authorizer`: the blocks are named with the first question that needs them."""
+        named: list[tuple[BlockRef, BlockRef]] = []
+
+        def decide(kind: Kind, boot_info: BootInfo) -> Decision:
+            remembered = self.recall(kind, boot_info)
+            if remembered is not None:
+                return remembered
+            if not named:
+                named.append(self._finality.blocks())
+            return self._decide(kind, boot_info, *named[0])
+
+        return decide
+
+    def _decide(self, kind: Kind, boot_info: BootInfo, finalized: BlockRef, head: BlockRef) -> Decision:
         proven, answer = self._prove(kind, boot_info, finalized, head)
         if proven.is_allowed and not answer.is_allowed:
             raise PolicyDenied(
@@ -320,6 +340,10 @@ class WebhookAuthorizer:
             is_allowed=answer.is_allowed, reason=answer.reason, gateway_app_id=answer.gateway_app_id
         )
 
+    def for_one_request(self) -> Decide:
+        """Return the same: the server knows of no blocks."""
+        return self.authorize
+
     def recall(self, kind: Kind, boot_info: BootInfo) -> None:
         """Remember nothing: the server is asked each time."""
         del kind, boot_info
@@ -348,6 +372,10 @@ class DevAuthorizer:
         """Allow."""
         del kind, boot_info
         return Decision(is_allowed=True, reason="", gateway_app_id=self._gateway_app_id)
+
+    def for_one_request(self) -> Decide:
+        """Return the same."""
+        return self.authorize
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision:
         """Allow."""

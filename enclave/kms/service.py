@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.kms.app_ca import issue_chain
-from enclave.kms.audit import AUDIT, AuditLog, Case, Decide, Value
-from enclave.kms.authorization import Authorizer, Decision
+from enclave.kms.audit import AUDIT, AuditLog, Case, Value
+from enclave.kms.authorization import Authorizer, Decide, Decision
 from enclave.kms.config import Core
 from enclave.kms.key_store import KeyMaterial
 from enclave.serving.prpc import WouldBlockError
@@ -113,7 +113,7 @@ class KmsService:
         was claimed is the measured one; the platform's release gate.
         """
         with Case(self.auth_mode, caller) as case:
-            return self._app_key(request, case, self._authorizer.authorize)
+            return self._app_key(request, case, self._authorizer.for_one_request())
 
     def get_app_key_promptly(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
@@ -175,11 +175,12 @@ class KmsService:
         return self.get_kms_key(request, caller)
 
     def _check_caller_kms(self, request: pb.GetKmsKeyRequest, case: Case) -> None:
-        self._check_self(self._authorizer.authorize, case)
+        decide = self._authorizer.for_one_request()
+        self._check_self(decide, case)
         verified = _present(case.verified)
         subject = _as_kms(claimed_boot_info(verified, vm_config=request.vm_config), self._core)
         case.subject = subject
-        decision = case.decision = self._authorizer.authorize("kms", subject)
+        decision = case.decision = decide("kms", subject)
         if not decision.is_allowed:
             raise PolicyDenied("kms.kms.denied", f"Boot denied: {decision.reason}")
         check_release_image(verified, vm_config=request.vm_config)

@@ -62,8 +62,10 @@ class Quorum:
 
     def __init__(self, failure: DstackError | None = None) -> None:
         self.failure = failure
+        self.asked = 0
 
     def blocks(self) -> tuple[BlockRef, BlockRef]:
+        self.asked += 1
         if self.failure is not None:
             raise self.failure
         return BlockRef(5, bytes([5]) * 32), BlockRef(7, bytes([7]) * 32)
@@ -135,6 +137,17 @@ def test_names_the_quorums_blocks_to_the_function(decided) -> None:  # noqa: ARG
     assert http.asked == [
         f"POST https://authorize.example/bootAuth/app?proof=1&finalized=0x{'05' * 32}&head=0x{'07' * 32}"
     ]
+
+
+def test_the_questions_of_one_request_are_decided_at_the_same_blocks(decided) -> None:  # noqa: ARG001
+    quorum = Quorum()
+    authorizer = _proof(Function(_answer()), quorum=quorum)
+    decide = authorizer.for_one_request()
+    assert quorum.asked == 0
+    assert decide("kms", BOOT_INFO).head_block == decide("app", BOOT_INFO).head_block == 7
+    assert quorum.asked == 1
+    authorizer.for_one_request()("app", BOOT_INFO)
+    assert quorum.asked == 2
 
 
 def test_the_clock_may_not_fall_behind_an_accepted_head(decided: list[chain.Decision]) -> None:
