@@ -173,10 +173,10 @@ def event_json(one: Happened) -> dict[str, Any]:
     """Return an event as one JSON object."""
     log = one.log
     return {
-        "event": log.decoded.event.name,
-        "contract": checksum_address(log.contract),
-        "arguments": dict(_arguments(log)),
         "block_number": log.block_number,
+        "contract": checksum_address(log.contract),
+        "event": log.decoded.event.name,
+        "arguments": dict(_arguments(log)),
         "block_hash": as_hex(log.block_hash),
         "transaction_hash": as_hex(log.transaction_hash),
         "log_index": log.index,

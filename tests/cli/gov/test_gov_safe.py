@@ -1,0 +1,185 @@
+"""A real Safe takes what `gov --safe` writes: its owners sign the file, and the contracts change."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.devchain.governance import Governance
+from cli.devchain.launcher import start_chain
+from cli.gov.safe_batch import checksum
+from shared.errors import PolicyDenied
+from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Site
+from tests.cli.gov.test_gov_changes import refused
+from tests.docs.console_page import call
+from tests.safe.real_safe import RealSafe, need_safe
+from tests.shared.refusal import refuses
+
+Fresh = Callable[[], str]
+OWNERS = slice(3, 6)
+
+
+class SafeSite(Site):
+    """A site whose KMS contract is a Safe's, of three people of whom two must sign."""
+
+    def __init__(self, site: Site) -> None:
+        self.chain, self.place = site.chain, site.place
+        self.safe = RealSafe(
+            Governance(self.chain.url, self.chain.accounts[PAYER]), self.chain.accounts[OWNERS], 2
+        )
+        key = str(self.key_file(OTHER))
+        options = ["--owner", self.safe.address, "--send", "--key-file", key, "--json"]
+        output, code = call(["gov", "deploy", "--rpc", self.chain.url, *options])
+        assert code == 0, output
+        self.kms = json.loads(output)["proxy"]
+        kms = bytes.fromhex(self.kms[2:])
+        self.owner = Governance(self.chain.url, self.chain.accounts[OWNER], kms=kms)
+
+
+@pytest.fixture(scope="module")
+def _safe_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SafeSite]:
+    need_safe()
+    with start_chain("auto") as chain:  # whose blocks become final
+        place = tmp_path_factory.mktemp("safe")
+        patched = pytest.MonkeyPatch()
+        patched.setenv("XDG_STATE_HOME", str(place / "state"))
+        site = Site.__new__(Site)
+        site.chain, site.place = chain, place
+        yield SafeSite(site)
+        patched.undo()
+
+
+@pytest.fixture
+def safe_site(_safe_site: SafeSite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SafeSite:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
+    return _safe_site
+
+
+def test_two_owners_sign_what_the_file_says(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    image, measurement, device = fresh(), fresh(), fresh()
+    path = tmp_path / "allow.json"
+    for words in (("image", "add", image), ("kms", "add-mr", measurement), ("kms", "add-device", device)):
+        ran = safe_site.gov(*words, "--safe", str(path), "--append")
+        assert ran.code == 5, ran.output
+    document = json.loads(path.read_text())
+    assert len(document["transactions"]) == 3
+    assert checksum(document) == document["meta"]["checksum"]
+    with refuses("governance.transaction.reverted", PolicyDenied):
+        safe_site.safe.execute(path, signers=1)
+    safe_site.safe.execute(path, signers=2)
+    functions = safe_site.owner.kms.functions
+    assert functions.allowedOsImages(image).call()
+    assert functions.kmsAllowedAggregatedMrs(measurement).call()
+    assert functions.kmsAllowedDeviceIds(device).call()
+
+
+def test_the_safe_makes_an_app_and_takes_over_a_contract(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path
+) -> None:
+    value = fresh()
+    ran = safe_site.send(
+        "app", "deploy", "--owner", safe_site.address(OTHER), "--compose-hash", value, "--json", account=OTHER
+    )
+    app_id = ran.json["transactions"][0]["app_id"]
+    safe_site.send("transfer-ownership", safe_site.safe.address, "--app", app_id, account=OTHER)
+    path = tmp_path / "accept.json"
+    assert safe_site.gov("accept-ownership", "--app", app_id, "--safe", str(path)).code == 5
+    safe_site.safe.execute(path, signers=2)
+    assert safe_site.gov("app", "list", app_id, "--json").json["owner"] == safe_site.safe.address
+
+
+def test_status_tells_of_whom_the_safe_is(safe_site: SafeSite) -> None:
+    told = safe_site.gov("status", "--json").json["kms"]
+    assert told["safe"]["threshold"] == 2
+    assert sorted(told["safe"]["owners"]) == sorted(one.address for one in safe_site.chain.accounts[OWNERS])
+    assert "a Safe, 2 of 3 must sign" in safe_site.gov("status").output
+
+
+def test_a_dry_run_is_made_as_the_safe(safe_site: SafeSite, fresh: Fresh) -> None:
+    ran = safe_site.gov("image", "add", fresh(), "--dry-run")
+    assert f"from {safe_site.safe.address}: it succeeds" in ran.output
+
+
+def test_one_owners_key_changes_nothing(safe_site: SafeSite, fresh: Fresh) -> None:
+    refused(safe_site.send("image", "add", fresh(), account=3), "gov.not_owner", 3)
+
+
+def test_the_file_alone_is_on_standard_output(
+    safe_site: SafeSite, fresh: Fresh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415 - it tells the two outputs apart
+
+    from cli.main import cli  # noqa: PLC0415 - as above
+
+    value = fresh()
+    words = ["gov", "image", "add", value, "--safe", "-", "--rpc", safe_site.chain.url]
+    ran = CliRunner().invoke(cli, [*words, "--kms-contract", safe_site.kms])
+    document = json.loads(ran.stdout)
+    assert checksum(document) == document["meta"]["checksum"]
+    assert "addOsImageHash" in ran.stderr
+    assert capsys.readouterr().out == ""
+
+
+def test_writes_over_no_file(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    path = tmp_path / "there.json"
+    path.write_text("mine")
+    refused(safe_site.gov("image", "add", fresh(), "--safe", str(path)), "gov.safe_file", 2)
+    refused(safe_site.gov("image", "add", fresh(), "--safe", str(path), "--append"), "gov.safe_file", 2)
+    refused(
+        safe_site.gov("image", "add", fresh(), "--safe", str(tmp_path / "no" / "x.json")),
+        "gov.safe_file.io",
+        1,
+    )
+    assert path.read_text() == "mine"
+
+
+def test_adding_the_same_call_again_adds_nothing(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    value, path = fresh(), tmp_path / "one.json"
+    for _ in range(2):
+        safe_site.gov("image", "add", value, value, "--safe", str(path), "--append")
+    assert len(json.loads(path.read_text())["transactions"]) == 1
+
+
+def test_writes_no_file_where_nothing_is_missing(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    assert safe_site.gov("image", "remove", fresh(), "--safe", str(path)).code == 0
+    assert not path.exists()
+
+
+# ---- the calls of a plan ----
+
+
+def plan(place: Path, *calls: tuple[str | None, str]) -> str:
+    path = place / "plan.json"
+    path.write_text(
+        json.dumps({"approval": {"calls": [{"to": to, "calldata": data, "why": ""} for to, data in calls]}})
+    )
+    return str(path)
+
+
+def test_writes_the_calls_of_a_plan(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    value, path = fresh(), tmp_path / "approve.json"
+    asked = plan(tmp_path, (safe_site.kms, "0x06a3ae96" + value[2:]))
+    assert safe_site.gov("approve", asked, "--safe", str(path)).code == 5
+    safe_site.safe.execute(path, signers=2)
+    assert safe_site.gov("approve", asked).code == 0
+
+
+@pytest.mark.parametrize(
+    ("to", "calldata"),
+    [
+        ("kms", "0x715018a6"),
+        ("kms", "0x06a3ae96"),
+        ("kms", "0xdfc77223" + "11" * 32),
+        ("0x" + "77" * 20, "0x06a3ae96" + "11" * 32),
+        (None, "0x06a3ae96" + "11" * 32),
+        ("kms", "zz"),
+    ],
+)
+def test_writes_no_call_of_a_plan_that_is_none_of_ours(
+    safe_site: SafeSite, tmp_path: Path, to: str | None, calldata: str
+) -> None:
+    asked = plan(tmp_path, (safe_site.kms if to == "kms" else to, calldata))
+    refused(safe_site.gov("approve", asked), "gov.plan", 2)

@@ -1,0 +1,183 @@
+"""`gov deploy`, `gov upgrade`: the code that contracts run, known or named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.devchain.artifacts import artifact_path
+from cli.devchain.governance import Governance
+from cli.gov.code import Variable, layout, layout_problems
+from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Site
+from tests.cli.gov.test_gov_changes import refused
+from tests.docs.console_page import call
+
+Fresh = Callable[[], str]
+
+
+def deploy(site: Site, *words: str, key: int = OTHER) -> dict[str, Any]:
+    options = ["--rpc", site.chain.url, "--send", "--key-file", str(site.key_file(key)), "--json"]
+    output, code = call(["gov", "deploy", *words, *options])
+    assert code == 0, output
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def test_deploys_contracts_that_the_payer_does_not_own(site: Site) -> None:
+    made = deploy(site, "--owner", site.kms)  # a contract, as a Safe is
+    assert made["owner"] == site.kms
+    told = site.gov("status", "--kms-contract", made["proxy"], "--json").json
+    assert told["kms"]["code"]["known"] is True
+    assert told["kms"]["app_implementation"] == made["DstackApp"]
+
+
+def test_deploys_for_a_single_key_only_where_that_is_said(site: Site) -> None:
+    options = ["--rpc", site.chain.url, "--owner", site.address(OWNER)]
+    output, code = call(["gov", "deploy", *options])
+    assert ("[gov.deploy.owner]" in output, code) == (True, 2)
+    assert deploy(site, "--owner", site.address(OWNER), "--owner-is-key")["owner"] == site.address(OWNER)
+    output, code = call(["gov", "deploy", "--rpc", site.chain.url, "--owner", site.kms, "--owner-is-key"])
+    assert ("[gov.deploy.owner]" in output, code) == (True, 2)
+
+
+def test_shows_what_it_would_create_and_sends_nothing(site: Site) -> None:
+    output, code = call(["gov", "deploy", "--rpc", site.chain.url, "--owner", site.kms])
+    assert (code, output.count("create ")) == (4, 3)
+
+
+def test_uses_an_app_implementation_that_is_there(site: Site) -> None:
+    there = deploy(site, "--only", "DstackApp")["DstackApp"]
+    made = deploy(site, "--owner", site.kms, "--app-implementation", there)
+    assert "DstackApp" not in made
+    options = ["--rpc", site.chain.url, "--owner", site.kms, "--app-implementation", site.kms]
+    output, code = call(["gov", "deploy", *options])
+    assert ("[gov.deploy.app]" in output, code) == (True, 2)
+
+
+def test_upgrades_to_a_known_build(site: Site) -> None:
+    new = deploy(site, "--only", "DstackKms")["DstackKms"]
+    ran = site.send("upgrade", "--to", new)
+    assert ran.code == 0, ran.output
+    assert "the new code is DstackKms of dstack-cloud, cancun" in ran.output
+    assert site.gov("status", "--json").json["kms"]["code"]["implementation"] == new
+    assert "already" in site.gov("upgrade", "--to", new).output
+
+
+def test_upgrades_an_app_to_a_known_build(site: Site) -> None:
+    app_id = site.app()
+    new = deploy(site, "--only", "DstackApp")["DstackApp"]
+    assert site.send("upgrade", app_id, "--to", new).code == 0
+    refused(site.gov("upgrade", "--to", new), "gov.upgrade.kind", 3)
+    refused(site.gov("upgrade", app_id, "--to", "0x" + "77" * 20), "gov.contract", 2)
+
+
+def test_sets_the_factorys_implementation(site: Site) -> None:
+    new = deploy(site, "--only", "DstackApp")["DstackApp"]
+    assert site.send("set-app-implementation", new).code == 0
+    assert site.owner.kms.functions.appImplementation().call() == new
+    kms = deploy(site, "--only", "DstackKms")["DstackKms"]
+    refused(site.gov("set-app-implementation", kms), "gov.upgrade.kind", 3)
+
+
+def test_refuses_unknown_code_unless_its_hash_is_named(site: Site) -> None:
+    ran = site.gov("upgrade", "--to", site.kms)  # a proxy, so no build of DstackKms
+    refused(ran, "gov.upgrade.unknown_code", 3)
+    hashed = ran.output.partition("has hash ")[2][:66]
+    ran = site.gov("upgrade", "--to", site.kms, "--code-hash", hashed)
+    assert (ran.code, "its storage was not compared" in ran.output) == (4, True)
+    refused(site.gov("upgrade", "--to", site.kms, "--code-hash", "11" * 32), "gov.upgrade.code_hash", 3)
+
+
+def foreign(site: Site, place: Path, change: Callable[[list[dict[str, Any]]], None]) -> tuple[str, Path]:
+    """Put code on the chain that nobody knows, and return its address and what describes it."""
+    described = json.loads(artifact_path("DstackKms").read_text())
+    runtime = bytearray.fromhex(described["deployedBytecode"][2:])
+    runtime[-1] ^= 1  # of the metadata
+    offsets = described["immutableOffsets"]
+    # what a constructor does: the code copied, with its own address at the immutables
+    creation = bytearray()
+    length = len(runtime).to_bytes(2, "big")
+    stores = b"".join(b"\x30\x61" + offset.to_bytes(2, "big") + b"\x52" for offset in offsets)
+    size = 3 + 3 + 2 + 1 + len(stores) + 3 + 2 + 1
+    creation += b"\x61" + length + b"\x61" + size.to_bytes(2, "big") + b"\x60\x00\x39" + stores
+    creation += b"\x61" + length + b"\x60\x00\xf3"
+    creation += runtime
+    described["deployedBytecode"] = f"0x{runtime.hex()}"
+    change(described["storageLayout"])
+    path = place / "foreign.json"
+    path.write_text(json.dumps(described))
+    payer = Governance(site.chain.url, site.chain.accounts[PAYER])
+    (made,) = payer.settle(payer.send(_Creation(bytes(creation)), gas=4_000_000))
+    return str(made["contractAddress"]), path
+
+
+class _Creation:
+    def __init__(self, code: bytes) -> None:
+        self._code = code
+
+    def build_transaction(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return parameters | {"data": f"0x{self._code.hex()}", "value": 0}
+
+
+def test_takes_unknown_code_whose_storage_continues_the_present_ones(site: Site, tmp_path: Path) -> None:
+    def add(variables: list[dict[str, Any]]) -> None:
+        variables[-1] |= {"slot": 11, "bytes": 1568}
+        variables.append({"label": "new", "slot": 10, "offset": 0, "bytes": 32, "type": "t_bytes32"})
+
+    address, path = foreign(site, tmp_path, add)
+    refused(site.gov("upgrade", "--to", address), "gov.upgrade.unknown_code", 3)
+    ran = site.gov("upgrade", "--to", address, "--artifact", str(path), "--dry-run")
+    assert (ran.code, "a KMS must pin it" in ran.output) == (4, True), ran.output
+
+
+def test_refuses_unknown_code_that_would_misread_the_storage(site: Site, tmp_path: Path) -> None:
+    def swap(variables: list[dict[str, Any]]) -> None:
+        variables[2]["slot"], variables[3]["slot"] = variables[3]["slot"], variables[2]["slot"]
+
+    address, path = foreign(site, tmp_path, swap)
+    refused(site.gov("upgrade", "--to", address, "--artifact", str(path)), "gov.upgrade.layout", 3)
+
+
+def test_refuses_an_artifact_of_other_code(site: Site, tmp_path: Path) -> None:
+    address, _ = foreign(site, tmp_path, lambda _: None)
+    ran = site.gov("upgrade", "--to", address, "--artifact", str(artifact_path("DstackKms")))
+    refused(ran, "gov.upgrade.artifact", 3)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    refused(site.gov("upgrade", "--to", address, "--artifact", str(broken)), "gov.artifact", 2)
+
+
+def changed(contract: str, index: int, **values: Any) -> list[Variable]:
+    found = list(layout(contract))
+    found[index] = Variable(
+        **{name: values.get(name, getattr(found[index], name)) for name in Variable.__struct_fields__}
+    )
+    return found
+
+
+@pytest.mark.parametrize("contract", ["DstackKms", "DstackApp"])
+def test_a_layout_continues_itself(contract: str) -> None:
+    assert layout_problems(layout(contract), layout(contract)) == []
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        changed("DstackKms", 2, slot=50),
+        changed("DstackKms", 2, label="other"),
+        changed("DstackKms", 2, type="t_bool"),
+        changed("DstackKms", 2, offset=1),
+        list(layout("DstackKms"))[1:],
+        [*layout("DstackKms"), Variable("new", 9, 20, 1, "t_bool")],
+    ],
+)
+def test_a_layout_that_moves_anything_is_none(new: list[Variable]) -> None:
+    assert layout_problems(layout("DstackKms"), new)
+
+
+def test_a_layout_may_take_from_the_gap() -> None:
+    assert not layout_problems(
+        layout("DstackKms"), [*layout("DstackKms"), Variable("new", 10, 0, 32, "t_bytes32")]
+    )
