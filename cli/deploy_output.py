@@ -58,6 +58,10 @@ def lines(found: View) -> list[str]:
         if running["attested_at"]:
             word = "simulated evidence" if running["simulated"] else "evidence"
             shown.append(f"  attested       {word} of what was planned")
+    if told := found.get("unverified_progress"):
+        last = told[-1]
+        code = f" [{visible(last['code'])}]" if last["code"] else ""
+        shown.append(f"  progress       unverified: {visible(last['step'])} {visible(last['status'])}{code}")
     if failure is not None:
         shown.append(f"  failed         {visible(failure['message'])} [{failure['code']}]")
         shown.append(f"  what to do     {visible(failure['hint'])}")

@@ -9,7 +9,7 @@ from cli.deployments import Deployments, HereDeployments
 from cli.places import cache_path, state_path
 from cli.remote import RemoteDeployments, token_source
 from functions.clouds.making import Clouds, google_bucket, google_compute, nitro_cloud
-from functions.deploy.assembly import chain_settings, now
+from functions.deploy.assembly import chain_settings, local_app, now
 from functions.deploy.attesters import Attesters
 from functions.deploy.cloud import LOCAL, Cloud
 from functions.deploy.engine import Engine
@@ -47,7 +47,7 @@ def parts(
         {
             "gcp-tdx": partial(_gcp, config, environ),
             "aws-nitro": partial(_nitro, config, environ),
-            LOCAL: partial(_local, config, place),
+            LOCAL: partial(_local, config, environ, place),
         }
     )
     workspace = place / "work"
@@ -95,11 +95,13 @@ def _nitro(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:
     return nitro_cloud(environ, now, config.nitro)
 
 
-def _local(config: GlobalConfig, place: Path) -> Cloud:
+def _local(config: GlobalConfig, environ: Mapping[str, str], place: Path) -> Cloud:
     from functions.clouds.local import LocalCloud  # noqa: PLC0415 - as above
 
     paths = [Path(path).expanduser() for path in config.image_search_paths]
-    return LocalCloud(place / LOCAL, python=sys.executable, image_search_paths=paths)
+    return LocalCloud(
+        place / LOCAL, python=sys.executable, image_search_paths=paths, stand_in=local_app(environ)
+    )
 
 
 def _boot_disk(config: GlobalConfig, plan: Plan) -> Path | None:

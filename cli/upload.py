@@ -1,11 +1,13 @@
 """A project as it is handed in to be deployed: its files, and its environment as ciphertext alone."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
+from msgspec import UNSET
 
 from functions.deploy.request import OS_IMAGE_FILES, Options, Upload
 from functions.plan.cloud_image import find_image
@@ -83,22 +85,18 @@ def with_env(upload: Upload, directory: Path, config: GlobalConfig, sealing: Sea
     """Return the upload with the project's environment encrypted, and say how that came about.
 
     Raises what `seal_env` raises; `ConfigError("env.app_id")` where there is no app id yet: the key is of
-    one.
+    one. For an enclave, what measuring its image raises.
     """
-    from functions.plan.service import make_app_compose  # noqa: PLC0415 - enclaves have none
-
     files = read_project(directory)
-    if files.project.platform == "nitro":
-        return upload
     names = () if files.env is None else files.env.names
-    if not names and not make_app_compose(files)[0].model.env_signer:
+    wanted = _wanted(files, config, sealing)
+    if not names and not wanted.env_signer:
         return upload  # where somebody signs the environment, an empty one is signed too
     app_id = upload.options.app_id or str(files.project.app_id or "")
     if not app_id:
         raise ConfigError("env.app_id", "app.json has no app_id, and the environment is encrypted to one")
-    sealed = _seal(
-        files, config, sealing, decode_hex_setting(app_id, what="app_id", length=20, code="env.app_id")
-    )
+    raw = decode_hex_setting(app_id, what="app_id", length=20, code="env.app_id")
+    sealed = _seal(files, config, sealing, raw, wanted)
     for warning in sealed.warnings:
         click.echo(f"warning: {warning}", err=True)
     return msgspec.structs.replace(upload, encrypted_env=sealed.ciphertext, env_names=sealed.names)
@@ -114,13 +112,47 @@ def _os_image(files: ProjectFiles, config: GlobalConfig) -> dict[str, bytes]:
     return {name: read_file(image / Path(name).name, limit) for name, limit in OS_IMAGE_FILES.items()}
 
 
-def _seal(files: ProjectFiles, config: GlobalConfig, sealing: Sealing, app_id: bytes) -> "SealedEnv":
+class _Wanted(msgspec.Struct, frozen=True):
+    """What the guest will want of its environment: who signed it (hex, or empty), and of which key epoch."""
+
+    env_signer: str
+    key_epoch: int
+
+
+def _wanted(files: ProjectFiles, config: GlobalConfig, sealing: Sealing) -> _Wanted:
+    """Return what the app-compose says, or of an enclave the measured enclave.toml.
+
+    Where app.json of an enclave's project says it, the image is not measured here: the plan compares them.
+    """
+    project = files.project
+    if project.platform != "nitro":
+        from functions.plan.service import make_app_compose  # noqa: PLC0415 - as in `_seal`
+
+        model = make_app_compose(files)[0].model
+        return _Wanted(model.env_signer or "", model.key_epoch)
+    said = _Wanted(project.env_signer or "", project.key_epoch or 0)
+    is_said = project.env_signer is not UNSET or project.key_epoch is not UNSET
+    has_env = files.env is not None and bool(files.env.names)
+    if is_said or not (has_env or sealing.env_key_file is not None):
+        return said
+    from cli.places import cache_path  # noqa: PLC0415 - few projects are measured for their environment
+    from functions.plan.enclave_builder import CachedBuilder  # noqa: PLC0415
+    from functions.plan.enclave_image import measure_enclave  # noqa: PLC0415
+    from shared.compose.enclave_toml import read_enclave_toml  # noqa: PLC0415
+
+    builder = CachedBuilder(cache_path(os.environ))
+    image, _ = measure_enclave(files, nitro_settings(project, config), builder)
+    measured = read_enclave_toml(image.enclave_toml or "")
+    return _Wanted(measured.boot.env_signer, measured.key_epoch)
+
+
+def _seal(
+    files: ProjectFiles, config: GlobalConfig, sealing: Sealing, app_id: bytes, wanted: _Wanted
+) -> "SealedEnv":
     # PLC0415: encryption and proofs are loaded where there is something to encrypt
     from functions.deploy.env_sealing import EnvKeySource, seal_env  # noqa: PLC0415
-    from functions.plan.service import make_app_compose  # noqa: PLC0415
     from shared.net.dialer import DirectDialer  # noqa: PLC0415
 
-    model = make_app_compose(files)[0].model
     roots = None if sealing.ca_roots is None else read_file(sealing.ca_roots, 1 << 20)
     return seal_env(
         files.env.values if files.env is not None else {},
@@ -128,11 +160,17 @@ def _seal(files: ProjectFiles, config: GlobalConfig, sealing: Sealing, app_id: b
         source=EnvKeySource(DirectDialer(), config.services.kms_urls, roots),
         signers=_signers(sealing),
         now=int(time.time()),
-        env_signer=bytes.fromhex(model.env_signer or ""),
+        env_signer=_signer_key(wanted.env_signer),
         author=_author(sealing, app_id),
         allow_legacy=sealing.allow_legacy,
-        epoch=model.key_epoch,
+        epoch=wanted.key_epoch,
     )
+
+
+def _signer_key(text: str) -> bytes:
+    if not text:
+        return b""
+    return decode_hex_setting(text, what="env_signer", length=32, code="env_signer.author")
 
 
 def _signers(sealing: Sealing) -> "TrustedSigners":

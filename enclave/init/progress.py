@@ -15,11 +15,13 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from enclave.log import log_event
-from shared.errors import DstackError
+from shared.compose.enclave_toml import PROGRESS_PORT
+from shared.errors import DstackError, ProtocolError, UnavailableError
 
 if TYPE_CHECKING:
     from enclave.dstack_util.enclave_config import EnclaveConfig
@@ -37,6 +39,12 @@ MAX_FAILURES: Final = 2
 
 INTERNAL: Final = "internal"
 
+FROM_PARENT: Final = "parent"
+"""`boot.progress_url` of an image that leaves it to its parent who is told: each deployment has a URL."""
+
+MAX_URL: Final = 2048
+
+_URL: Final = re.compile(r"https?://[!-~]+")
 _CODE: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
 _MAX_CODE: Final = 80
 
@@ -102,16 +110,53 @@ class Progress:
 
 
 def http_sender(platform: "Platform", config: "EnclaveConfig") -> Send | None:
-    """Return what posts to `boot.progress_url`, None where there is none."""
-    url = config.boot.progress_url
-    if not url:
+    """Return what posts to `boot.progress_url`, None where there is none.
+
+    Where that is `parent`, the first event asks the parent for a URL: what is told is no secret of anybody's,
+    and goes through the parent in any case.
+    """
+    known = config.boot.progress_url
+    if not known:
         return None
     from shared.net.fetch import HttpClient  # noqa: PLC0415 - loaded where somebody is told
 
     roots = platform.read_measured(config.trust.tls_roots) if config.trust.tls_roots else None
     client = HttpClient(platform.dialer(), ca_roots=roots, timeout=SEND_SECONDS, max_bytes=MAX_ANSWER)
+    url = "" if known == FROM_PARENT else known
 
     def send(body: bytes) -> None:
+        nonlocal url
+        url = url or fetch_progress_url(platform)
         client.request("POST", url, body=body, headers={"content-type": "application/json"})
 
     return send
+
+
+def fetch_progress_url(platform: "Platform") -> str:
+    """Return the URL that the parent offers.
+
+    Raises `ProtocolError`: `init.progress.url` for what is none, `init.progress.oversize`;
+    `UnavailableError`: `init.progress.none` where it offers nothing, and as `read_offer`.
+    """
+    from enclave.init.offers import read_offer  # noqa: PLC0415 - loaded where somebody is told
+    from enclave.tee.nitro import NitroTee  # noqa: PLC0415 - as above
+
+    tee = platform.tee
+    if not isinstance(tee, NitroTee):
+        raise UnavailableError("init.progress.none", "this guest has no parent")
+    raw = read_offer(
+        tee,
+        PROGRESS_PORT,
+        what="a progress url",
+        limit=MAX_URL,
+        seconds=SEND_SECONDS,
+        connect=SEND_SECONDS,
+        code="init.progress",
+    )
+    if not raw.strip():
+        raise UnavailableError("init.progress.none", "the parent offers no progress url")
+    text = raw.decode("ascii", "replace").strip()
+    parts = urlsplit(text) if _URL.fullmatch(text) else None
+    if parts is None or not parts.hostname or parts.username is not None:
+        raise ProtocolError("init.progress.url", "what the parent offers is no url of http or https")
+    return text

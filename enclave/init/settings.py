@@ -6,12 +6,10 @@ from typing import Annotated
 
 import msgspec
 
+from shared.compose.enclave_toml import ENV_PORT
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 from shared.keys.env_encryption import EnvPolicy
-
-ENV_PORT = 9100
-"""The parent's vsock port that offers `.encrypted-env`."""
 
 MAX_PORTS = 64
 
@@ -33,7 +31,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     empty is root. `allowed_envs` are the variables that the app takes from the encrypted environment; where
     it names none, the parent is not asked for one. `env_signer` (Ed25519, hex) and `env_min_version` are
     app-compose's. `proxy_port` is where the app finds the parent's CONNECT proxy on loopback, 0 for nowhere.
-    `progress_url` is told of each step; empty tells nobody. `key_attempts` bounds the wait for a KMS.
+    `progress_url` is told of each step; empty tells nobody, `parent` whom the parent names. `key_attempts`
+    bounds the wait for a KMS.
     """
 
     command: tuple[str, ...] = ()

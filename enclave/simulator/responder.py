@@ -2,7 +2,8 @@
 
 It stands where upstream's guest agent and an app's enclave answer `POST /evidence`: a deployment of any app
 can so be carried to its end. An image with `/etc/dstack/enclave.toml` says what it wants, and there the real
-daemon runs (`enclave.agent`), which asks its KMS. Of all other apps nothing runs but this: the services are
+daemon runs (`enclave.agent`), which asks its KMS; an enclave whose file has a command is booted by
+`enclave.init`, with a stand-in for its app. Of all other apps nothing runs but this: the services are
 named on the console, and an app whose keys a KMS keeps has none, which it records by never saying that its
 boot ended.
 """
@@ -14,13 +15,14 @@ from types import FrameType
 
 from enclave.agent.evidence import evidence_app
 from enclave.devices.host_shared import HostShared
-from enclave.dstack_util.enclave_config import CONFIG_PATH
+from enclave.dstack_util.enclave_config import CONFIG_PATH, load_enclave_config
 from enclave.log import log_event
 from enclave.platform import Platform
 from enclave.serving.attested_tls import build_plain_server, run_server
 from enclave.simulator.compose import GuestCompose, read_compose
 from enclave.simulator.console import serial_console
 from enclave.simulator.gcp_guest import SimulatedGcpTee
+from enclave.tee.nitro import NitroTee
 from shared.errors import ConfigError, DstackError, ExitCode
 from shared.hex import decode_hex_setting
 
@@ -35,9 +37,18 @@ _SHARED = "dstack/.host-shared"
 
 
 def main(argv: list[str] | None = None, platform: Platform | None = None) -> int:
-    """Run until stopped. `--app-id HEX` is for an enclave whose image names none."""
+    """Run until stopped. `--app-id HEX` is for an enclave whose image names none.
+
+    What follows `--` runs in the place of an app that init starts.
+    """
     if platform is None:
         raise ConfigError("simulator.arguments", "the responder runs in simulated guests alone")
+    argv, stand_in = _split(argv or [])
+    if _is_booted_by_init(platform):
+        from enclave.simulator.enclave_boot import main as boot  # noqa: PLC0415 - as below
+
+        serial_console(f"{CONFIG_PATH} names a command: init boots the enclave")
+        return boot(stand_in, platform)
 
     def power_off(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -76,6 +87,18 @@ def _serve(platform: Platform, argv: list[str] | None) -> None:
     serial_console(f"evidence of app {app_id.hex()} is answered on port {port}")
     log_event("responder.ready", evidence_port=port, app_id=app_id.hex())
     run_server(build_plain_server(app), [listener])
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before `--` and behind it."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    return argv[:place], argv[place + 1 :]
+
+
+def _is_booted_by_init(platform: Platform) -> bool:
+    if not isinstance(platform.tee, NitroTee) or not platform.has_measured(CONFIG_PATH):
+        return False
+    return bool(load_enclave_config(platform).boot.command)
 
 
 def _tell_services(compose: GuestCompose) -> None:

@@ -28,6 +28,7 @@ import msgspec
 from functions.builder.blobs import BootBlob, BootBlobs
 from functions.builder.cache import BuildCache, copy_file
 from functions.builder.sources import ImageSource, SourceImage
+from shared.compose.enclave_toml import ENCLAVE_TOML, MAX_ENCLAVE_TOML
 from shared.errors import StorageError
 from shared.measurement.cpio import CpioEntry
 from shared.measurement.eif import EifMeasurement, write_eif
@@ -75,7 +76,10 @@ class BuildInputs(msgspec.Struct, frozen=True):
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What a build found. `argv` and `env` are what the enclave runs; `warnings` what it leaves out."""
+    """What a build found. `argv` and `env` are what the enclave runs; `warnings` what it leaves out.
+
+    `enclave_toml` is the text of `/etc/dstack/enclave.toml` in the image, empty where it has none.
+    """
 
     measurement: EifMeasurement
     inputs: BuildInputs
@@ -83,6 +87,7 @@ class Built(msgspec.Struct, frozen=True):
     env: tuple[str, ...]
     entries: int
     warnings: tuple[str, ...]
+    enclave_toml: str
 
 
 class BuiltImage(msgspec.Struct, frozen=True):
@@ -199,6 +204,7 @@ def _build(source: ImageSource, blobs: BootBlobs, inputs: BuildInputs, work: Pat
         merged = apply_layers(layers)
         attributes, entries = merged.attributes, merged.tree.entries()
         count = len(entries)
+        enclave_toml = _enclave_toml(entries, layers)
         del merged  # a tree of 100,000 files has tens of megabytes
         customer = files.enter_context((work / "customer").open("w+b", buffering=_CHUNK))
         nodes = _ramdisk_nodes(entries, layers)
@@ -219,7 +225,16 @@ def _build(source: ImageSource, blobs: BootBlobs, inputs: BuildInputs, work: Pat
     warnings = image.config.warnings
     if attributes:
         warnings += (f"{attributes} extended attributes are left out: a ramdisk cannot hold them",)
-    return Built(measurement, inputs, argv, env, count, warnings)
+    return Built(measurement, inputs, argv, env, count, warnings, enclave_toml)
+
+
+def _enclave_toml(entries: list[tuple[bytes, Node]], layers: list[BinaryIO]) -> str:
+    """Return the file's text; empty for one that is absent, a link, or larger than any real one."""
+    path = ENCLAVE_TOML.encode()
+    node = next((node for found, node in entries if found == path), None)
+    if node is None or not stat.S_ISREG(node.mode) or node.size > MAX_ENCLAVE_TOML:
+        return ""
+    return b"".join(_Content(node, layers)()).decode(errors="replace")
 
 
 def _unpack_layers(source: ImageSource, image: SourceImage, work: Path, files: ExitStack) -> list[BinaryIO]:

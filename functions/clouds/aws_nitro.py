@@ -1,9 +1,9 @@
 """An app in a Nitro Enclave: an EC2 instance of ours as its parent, run over Systems Manager (deploy 5B).
 
-What a deployment has: an image and the forwarder's bundle in a bucket (`image`, `forwarder`), a security
-group unless the project names its own (`group`, kept over redeploys), the parent `instance`, and on it the
-`enclave`. The instance profile is the operator's, and needs no more than `AmazonSSMManagedInstanceCore` and
-`s3:GetObject` on `eif/*` of the bucket.
+What a deployment has: an image, the forwarder's bundle and the app's ciphertext in a bucket (`image`,
+`forwarder`, `env`), a security group unless the project names its own (`group`, kept over redeploys), the
+parent `instance`, and on it the `enclave`. The instance profile is the operator's, and needs no more than
+`AmazonSSMManagedInstanceCore` and `s3:GetObject` on `eif/*` of the bucket.
 
 The parent's word decides when something is done and what is asked for next. That the enclave is the planned
 one is proved by its evidence, afterwards and by the engine.
@@ -33,7 +33,7 @@ from shared.errors import CloudError, ProtocolError
 GRACE_SECONDS: Final = 60
 """How long a removal waits for an instance that was asked for, and of which nobody knows the id."""
 
-_FILES: Final = frozenset({"image", "forwarder"})
+_FILES: Final = frozenset({"image", "forwarder", "env"})
 
 AwsClients = Callable[[str, str], AwsClient]
 """From a service's name and a region to a client."""

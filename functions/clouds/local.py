@@ -20,7 +20,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from functions.clouds.local_machine import CONFIG_DISK, ENCLAVE_IMAGE, LocalMachine, MachineState
+from functions.clouds.local_machine import (
+    CONFIG_DISK,
+    ENCLAVE_IMAGE,
+    ENV_FILE,
+    PROGRESS_FILE,
+    LocalMachine,
+    MachineState,
+)
 from functions.clouds.local_vendors import LocalVendors, last_lines
 from functions.deploy.cloud import (
     EVIDENCE_PORT,
@@ -30,10 +37,12 @@ from functions.deploy.cloud import (
     Machine,
     Wait,
     Work,
+    progress_egress,
 )
 from functions.deploy.evidence import Verifier
 from functions.deploy.machine_claims import CONFIDENTIAL
 from functions.deploy.record import Deployment
+from shared.compose.env_envelope import MAX_CIPHERTEXT_BYTES
 from shared.compose.findings import Finding, error
 from shared.errors import CloudError
 from shared.measurement.config_disk import config_disk
@@ -61,7 +70,7 @@ class LocalCloud:
 
     `python` runs the simulator, `image_search_paths` is where OS images lie (without a disk of the planned
     image a guest measures what the plan's measurement document names), `tpm` is `swtpm`, `software` or
-    `auto`.
+    `auto`. `stand_in` is an argv that runs in the place of an app that an enclave's init starts.
     """
 
     def __init__(
@@ -71,11 +80,13 @@ class LocalCloud:
         python: str = sys.executable,
         image_search_paths: Sequence[Path] = (),
         tpm: Literal["auto", "swtpm", "software"] = "auto",
+        stand_in: Sequence[str] = (),
     ) -> None:
         self._machines = directory / "machines"
         self._python = python
         self._image_search_paths = tuple(image_search_paths)
         self._tpm = tpm
+        self._stand_in = tuple(stand_in)
         self._http = HttpClient(DirectDialer())
         self.vendors = LocalVendors(directory / "vendors", python)
 
@@ -229,7 +240,11 @@ class LocalCloud:
         if state.platform == "nitro":
             self.vendors.make_nitro()
             self._make_enclave_image(work, machine)
-            pid = machine.boot_enclave(self.vendors.nitro, work.plan.app.app_id, _egress(work))
+            env = work.deployment.files.encrypted_env
+            machine.write_offer(ENV_FILE, work.blobs.get(env, MAX_CIPHERTEXT_BYTES) if env else b"")
+            machine.write_offer(PROGRESS_FILE, work.progress_url.encode())
+            app_id = work.plan.app.app_id
+            pid = machine.boot_enclave(self.vendors.nitro, app_id, _egress(work), self._stand_in)
         else:
             self.vendors.publish()
             if not self.vendors.is_publishing():
@@ -338,8 +353,8 @@ def _can_listen(address: str) -> bool:
 
 
 def _egress(work: Work) -> dict[str, list[int]]:
-    """Return where the enclave may go, by host: `egress` of the plan's machine, `HOST:PORT` each."""
-    allowed: dict[str, list[int]] = {}
+    """Return where the enclave may go, by host: `egress` of the plan, and to whom its progress is told."""
+    allowed = progress_egress(work.progress_url)
     for entry in work.plan.machine.get("egress") or ():
         host, _, port = str(entry).rpartition(":")
         if not host or not port.isascii() or not port.isdigit():

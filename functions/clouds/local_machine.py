@@ -17,6 +17,7 @@ import msgspec
 from functions.clouds.local_process import DetachedProcess, read_events
 from functions.clouds.local_vendors import environment
 from functions.deploy.cloud import EVIDENCE_PORT, FirewallRule
+from shared.compose.enclave_toml import ENV_PORT, PROGRESS_PORT
 from shared.errors import CloudError, StorageError
 from shared.measurement.disk_image import DiskImage
 
@@ -35,6 +36,8 @@ _CHUNK: Final = 1 << 20
 
 CONFIG_DISK: Final = "config.img"
 ENCLAVE_IMAGE: Final = "app.eif"
+ENV_FILE: Final = "encrypted-env"
+PROGRESS_FILE: Final = "progress-url"
 _STATE: Final = "machine.json"
 _FIREWALL: Final = "firewall.json"
 _ENDING: Final = "ending"
@@ -101,6 +104,13 @@ class LocalMachine:
 
         self.write_file(ENCLAVE_IMAGE, copy)
 
+    def write_offer(self, name: str, content: bytes) -> None:
+        """Write what the parent offers to its enclave under a name; nothing takes the file away."""
+        if content:
+            self.write_file(name, lambda file: file.write(content))
+        else:
+            (self.directory / name).unlink(missing_ok=True)
+
     def has_file(self, name: str) -> bool:
         """Tell whether a file of the machine is there, and whole."""
         return (self.directory / name).exists()
@@ -143,10 +153,17 @@ class LocalMachine:
         )
         return self.guest.start(command, environment=environment(), prepare=self._empty_own_disk)
 
-    def boot_enclave(self, authority: Path, app_id: str, egress: Mapping[str, Sequence[int]]) -> int | None:
+    def boot_enclave(
+        self,
+        authority: Path,
+        app_id: str,
+        egress: Mapping[str, Sequence[int]],
+        stand_in: Sequence[str] = (),
+    ) -> int | None:
         """Start the parent's forwarder and the enclave, unless they run; returns the enclave's pid then.
 
-        `egress` is what the enclave may reach through its parent: hosts and their ports.
+        `egress` is what the enclave may reach through its parent: hosts and their ports. `stand_in` runs in
+        the place of an app that init starts: nothing of an image is run.
         """
         state = self._known()
         (self.directory / _VSOCK).mkdir(exist_ok=True)
@@ -160,6 +177,7 @@ class LocalMachine:
             *("run", "--platform", "nitro", "--eif", ENCLAVE_IMAGE, "--writable", _OWN_DISK),
             *("--authority", str(authority), "--vsock", _VSOCK, "--cid", str(ENCLAVE_CID)),
             *("responder", *(("--app-id", app_id) if app_id else ())),
+            *(("--", *stand_in) if stand_in else ()),
         )
         return self.guest.start(command, environment=environment(), prepare=self._empty_own_disk)
 
@@ -243,6 +261,18 @@ name = "egress"
 listen = {_PROXY_PORT}
 peers = [{ENCLAVE_CID}]
 allow = [{allowed}]
+
+[[offer]]
+name = "env"
+listen = {ENV_PORT}
+file = "{ENV_FILE}"
+peers = [{ENCLAVE_CID}]
+
+[[offer]]
+name = "progress"
+listen = {PROGRESS_PORT}
+file = "{PROGRESS_FILE}"
+peers = [{ENCLAVE_CID}]
 """
 
 

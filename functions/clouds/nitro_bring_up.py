@@ -142,6 +142,7 @@ def _bringup_failure(status: ParentStatus, settings: NitroSettings) -> DeniedErr
         "aside: lower nitro_config.memory_mib or cpu_count, or take a larger instance_type",
         "forwarder": fetching,
         "image": fetching,
+        "env": fetching,
         "files": "",
         "enclave": "",
     }

@@ -18,6 +18,7 @@ from functions.clouds.nitro_settings import NitroSettings
 from functions.clouds.nitro_site import Site
 from functions.deploy.cloud import EVIDENCE_PORT, DeniedError, FirewallRule, TransientCloudError, Wait, Work
 from functions.deploy.record import Resource
+from shared.compose.env_envelope import MAX_CIPHERTEXT_BYTES
 from shared.errors import ConfigError
 
 SHOW_SECONDS: Final = 300
@@ -28,15 +29,16 @@ UPLOAD_SECONDS: Final = 600
 
 
 class Files(msgspec.Struct, frozen=True):
-    """What the parent fetches, and the Python that the forwarder is for."""
+    """What the parent fetches, and the Python that the forwarder is for; `env` is the app's ciphertext."""
 
     image: Download
     forwarder: Download
     python: str
+    env: Download | None = None
 
 
 def hand_over(work: Work, site: Site, bundle: ForwarderBundle) -> Files:
-    """Put the enclave's image and the forwarder into the bucket.
+    """Put the enclave's image, the forwarder and the app's encrypted environment into the bucket.
 
     Raises `ConfigError`: `nitro.image.missing`, `nitro.forwarder.arch`; `DeniedError("nitro.memory")` where
     the image is too large for the enclave.
@@ -66,7 +68,21 @@ def hand_over(work: Work, site: Site, bundle: ForwarderBundle) -> Files:
             site.s3, forwarder.bucket, forwarder.key, forwarder.sha256, bundle.content
         )
         work.present(resource)
-    return Files(image, forwarder, bundle.python)
+    return Files(image, forwarder, bundle.python, _hand_over_env(work, site))
+
+
+def _hand_over_env(work: Work, site: Site) -> Download | None:
+    digest = work.deployment.files.encrypted_env
+    if not digest:
+        return None
+    settings = site.settings
+    env = Download(settings.bucket, f"{s3_handover.prefix(work.deployment.uid)}env-{digest}", digest)
+    resource = work.intend("env", env.key, env.bucket, facts={"region": settings.region})
+    if resource.state != "present":
+        content = work.blobs.get(digest, MAX_CIPHERTEXT_BYTES)
+        s3_handover.hand_over_bytes(site.s3, env.bucket, env.key, env.sha256, content)
+        work.present(resource)
+    return env
 
 
 def ensure_groups(work: Work, site: Site) -> tuple[str, ...]:
@@ -111,7 +127,14 @@ def run_parent(
         token=resource.facts["token"],
         ami_id=resource.facts["ami_id"],
         groups=groups,
-        user_data=nitro_parent.user_data(site.settings, files.image, files.forwarder, files.python),
+        user_data=nitro_parent.user_data(
+            site.settings,
+            files.image,
+            files.forwarder,
+            files.python,
+            env=files.env,
+            progress_url=work.progress_url,
+        ),
     )
     started = ec2_instances.run_instance(site.ec2, site.settings, order)
     work.present(resource, instance_id=started.instance_id, since=str(site.clock()))
@@ -120,15 +143,21 @@ def run_parent(
 
 
 def plan_tag(work: Work) -> str:
-    """Return what an instance's tag says of the plan that it was launched by."""
-    return work.plan.plan_id[:32]
+    """Return what an instance's tag says of the plan, and of the environment, that it was launched by."""
+    return _launched(work)[:32]
+
+
+def _launched(work: Work) -> str:
+    """Return what a launch is of: another environment of the same plan is another launch."""
+    plan_id, env = work.plan.plan_id, work.deployment.files.encrypted_env
+    return hashlib.sha256(f"{plan_id}/{env}".encode()).hexdigest() if env else plan_id
 
 
 def _intend(work: Work, site: Site) -> Resource:
     settings, deployment = site.settings, work.deployment
     ami = settings.ami_id or ec2_instances.newest_ami(site.ssm, settings.arch)
     # the record's version makes another token after an instance that ended: EC2 remembers tokens for a day
-    seed = f"{deployment.uid}/{work.plan.plan_id}/{deployment.version}"
+    seed = f"{deployment.uid}/{_launched(work)}/{deployment.version}"
     token = hashlib.sha256(seed.encode()).hexdigest()
     facts = {"token": token, "ami_id": ami, "since": str(site.clock())}
     return work.intend("instance", deployment.name, settings.region, facts=facts)

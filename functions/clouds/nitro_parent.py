@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 
 from functions.clouds.nitro_settings import ENCLAVE_CID, ENCLAVE_NAME, NitroSettings
-from functions.deploy.cloud import EVIDENCE_PORT
+from functions.deploy.cloud import EVIDENCE_PORT, progress_egress
+from shared.compose.enclave_toml import ENV_PORT, PROGRESS_PORT
 from shared.errors import ConfigError
 
 STATE: Final = "/var/lib/dstack"
@@ -30,6 +31,12 @@ ENCLAVE_EVIDENCE_PORT: Final = 8080
 EGRESS_PORT: Final = 3128
 MAX_USER_DATA: Final = 16384
 """EC2's limit, before base64."""
+
+ENCRYPTED_ENV: Final = f"{STATE}/encrypted-env"
+"""The app's ciphertext, which the forwarder offers to the enclave, and which everybody may read."""
+
+PROGRESS_URL: Final = f"{STATE}/progress-url"
+"""Where the enclave may tell how its boot goes, which the forwarder offers to it; blank for nowhere."""
 
 EXIT_OTHER_BYTES: Final = 70
 EXIT_OTHER_PCRS: Final = 71
@@ -56,8 +63,8 @@ def allocator_config(settings: NitroSettings) -> str:
     return f"---\nmemory_mib: {settings.memory_mib}\ncpu_count: {settings.cpu_count}\n"
 
 
-def forwarder_config(settings: NitroSettings) -> str:
-    """Return the forwarder's TOML: the app's ports and the evidence inwards, the allow-list outwards."""
+def forwarder_config(settings: NitroSettings, progress_url: str = "") -> str:
+    """Return the forwarder's TOML: ports and evidence inwards, the allow-list outwards, files on request."""
     lines = ["[limits]", "connections = 2048", f"connections_per_listener = {CONNECTIONS_PER_PORT}"]
     lines += ["head_seconds = 5.0", "connect_seconds = 10.0", "idle_seconds = 300.0", ""]
     rules = [("evidence", EVIDENCE_PORT, ENCLAVE_EVIDENCE_PORT)]
@@ -66,12 +73,17 @@ def forwarder_config(settings: NitroSettings) -> str:
         lines += ["[[inbound]]", f'name = "{name}"', f'listen = "0.0.0.0:{listen}"']
         lines += [f'target = "vsock://{ENCLAVE_CID}:{target}"', ""]
     lines += ["[[outbound]]", 'name = "egress"', f"listen = {EGRESS_PORT}", f"peers = [{ENCLAVE_CID}]"]
-    by_host: dict[str, list[int]] = {}
+    by_host = progress_egress(progress_url)
     for one in settings.egress:
-        by_host.setdefault(one.host, []).append(one.port)
+        if one.port not in by_host.setdefault(one.host, []):
+            by_host[one.host].append(one.port)
     allowed = [f"  {{ host = {json.dumps(host)}, ports = {ports} }}," for host, ports in by_host.items()]
-    lines += ["allow = [", *allowed, "]"]
-    return "\n".join(lines) + "\n"
+    lines += ["allow = [", *allowed, "]", ""]
+    # an enclave that wants variables asks whether there are any: no file means none
+    for name, port, file in (("env", ENV_PORT, ENCRYPTED_ENV), ("progress", PROGRESS_PORT, PROGRESS_URL)):
+        lines += ["[[offer]]", f'name = "{name}"', f"listen = {port}", f'file = "{file}"']
+        lines += [f"peers = [{ENCLAVE_CID}]", ""]
+    return "\n".join(lines)
 
 
 def forwarder_unit(python: str) -> str:
@@ -189,19 +201,29 @@ nitro-cli terminate-enclave --enclave-name {ENCLAVE_NAME}
 """
 
 
-def user_data(settings: NitroSettings, image: Download, forwarder: Download, python: str) -> str:
+def user_data(
+    settings: NitroSettings,
+    image: Download,
+    forwarder: Download,
+    python: str,
+    *,
+    env: Download | None = None,
+    progress_url: str = "",
+) -> str:
     """Return the script that cloud-init runs as root at the first boot; running it again does no harm.
 
-    `python` names the interpreter that the forwarder's bundle is for (`python3.11`). Raises
+    `python` names the interpreter that the forwarder's bundle is for (`python3.11`), `env` the app's
+    encrypted environment, where it has one, `progress_url` where the enclave may tell its progress. Raises
     `ConfigError("nitro.user_data")` for more than EC2 takes.
     """
     files = [
         ("/etc/nitro_enclaves/allocator.yaml", "644", allocator_config(settings)),
-        ("/etc/dstack/forwarder.toml", "644", forwarder_config(settings)),
+        ("/etc/dstack/forwarder.toml", "644", forwarder_config(settings, progress_url)),
         (f"/etc/systemd/system/{FORWARDER_UNIT}", "644", forwarder_unit(python)),
         (f"/etc/systemd/system/{ENCLAVE_UNIT}", "644", enclave_unit()),
         ("/usr/local/lib/dstack/run-enclave", "755", run_script(settings, image)),
         ("/usr/local/lib/dstack/stop-enclave", "755", stop_script()),
+        (PROGRESS_URL, "644", f"{progress_url}\n"),
     ]
     written = "\n".join(
         f"install -D -m {mode} /dev/stdin {path} <<'DSTACK_FILE'\n{text}DSTACK_FILE"
@@ -253,6 +275,9 @@ mv /opt/dstack/forwarder.new /opt/dstack/forwarder
 systemctl enable {FORWARDER_UNIT}
 systemctl restart {FORWARDER_UNIT}
 
+step=env
+{_fetch_env(env)}
+
 step=image
 fetch {shlex.quote(image.url)} {shlex.quote(image.sha256)} {STATE}/app.eif
 
@@ -268,3 +293,9 @@ step=end
             "ports or egress targets",
         )
     return script
+
+
+def _fetch_env(env: Download | None) -> str:
+    if env is None:
+        return f"rm -f {ENCRYPTED_ENV}"
+    return f"fetch {shlex.quote(env.url)} {shlex.quote(env.sha256)} {ENCRYPTED_ENV}"

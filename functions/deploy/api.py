@@ -4,6 +4,9 @@ openapi.yaml describes it. A request is answered in this order: 1. Is there such
 it (401). 3. Does any grant know the caller, before anything of the body is read (403). 4. Is the request one
 (400, 413, 422). 5. May the caller do this with this app (403), before anybody is told whether it exists.
 6. The service's answer.
+
+One path is for guests, which have no token of an issuer: they show the word of their deployment, and what
+they say is kept and decides nothing (`functions.deploy.progress`).
 """
 
 import re
@@ -32,6 +35,7 @@ LOG_PAGE: Final = 256 << 10
 
 _NAME: Final = r"([^/]{1,80})"
 _ROOT: Final = "/v1/deployments"
+_PROGRESS: Final = re.compile(r"/v1/deployments/([^/]{1,80})/progress/([^/]{1,128})")
 _MAX_QUERY: Final = 4096
 _MAX_DIGITS: Final = 10
 
@@ -98,9 +102,15 @@ class DeployApi:
 
     def handle(self, request: HttpRequest, grants: Grants, authenticate: Authenticate) -> Answer:
         """Answer one request; header names come in any case."""
-        facts: dict[str, Any] = {"method": request.method, "path": request.path[:200]}
+        told = _PROGRESS.fullmatch(request.path)
+        # the word of a deployment is for its guests alone
+        path = request.path if told is None else request.path[: told.start(2)]
+        facts: dict[str, Any] = {"method": request.method, "path": path[:200]}
         try:
-            answer = self._route(request, grants, authenticate, facts)
+            if told is None:
+                answer = self._route(request, grants, authenticate, facts)
+            else:
+                answer = self._take_progress(request, told[1], told[2])
         except DstackError as error:
             answer = refused(error)
             facts |= {"code": error.code, "message": error.message}
@@ -134,6 +144,14 @@ class DeployApi:
         if name:
             authorise(name)
         return handler(self, call, grants, authorise)
+
+    def _take_progress(self, request: HttpRequest, name: str, token: str) -> Answer:
+        if request.method != "POST":
+            return _answer_error(405, "deploy.method", "the path takes POST", {"Allow": "POST"})
+        if not _is_json(request.headers):
+            _refuse("type", "the content type is not application/json")
+        self._service.take_progress(name, token, request.body)
+        return Answer(204, None)
 
     # ---- handlers ----
 
@@ -242,6 +260,7 @@ _STATUS: Final = {
     "deploy.request.cursor": 400,
     "gcp.logs.cursor": 400,
     "nitro.logs.cursor": 400,
+    "deploy.progress.rate": 429,
     "deploy.blob": 503,
     "deploy.cloud": 422,
 }
@@ -328,11 +347,16 @@ def _methods(path: str) -> tuple[Mapping[str, tuple[Verb, Callable[..., Answer]]
 
 
 def _json_body(call: _Call) -> bytes:
-    if call.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+    if not _is_json(call.headers):
         _refuse("type", "the content type is not application/json")
     if len(call.body) > MAX_BODY_BYTES:
         _refuse("size", f"the body has more than {MAX_BODY_BYTES} bytes")
     return call.body
+
+
+def _is_json(headers: Mapping[str, str]) -> bool:
+    kind = _lower(headers).get("content-type", "")
+    return kind.partition(";")[0].strip().lower() == "application/json"
 
 
 def _query(text: str) -> dict[str, str]:

@@ -11,16 +11,20 @@ DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what the
 DSTACK_CACHE_DIR   where images are built
 DSTACK_SERVICE_ACCOUNTS   service accounts that projects may give to their machines (gcp-tdx)
 DSTACK_INTERNAL_HOSTS   names of registries and file servers in our own network that projects may name
+DSTACK_PROGRESS_URL   base URL at which guests reach this API to tell how they boot; without it none does
 DSTACK_LOCAL_DIR, DSTACK_LOCAL_PYTHON   where simulated machines are, and what runs them (local)
+DSTACK_LOCAL_APP   a command that runs in the place of an app that a simulated enclave's init starts (local)
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from functions.clouds.making import (
     Clouds,
@@ -124,7 +128,15 @@ class Runtime:
     @cached_property
     def engine(self) -> Engine:
         """What carries deployments forward."""
-        return Engine(self.store, self.blobs, self.clouds, self.tools, clock=self.clock, holder=this_holder())
+        return Engine(
+            self.store,
+            self.blobs,
+            self.clouds,
+            self.tools,
+            clock=self.clock,
+            holder=this_holder(),
+            progress_url=self._progress_url(),
+        )
 
     @cached_property
     def tools(self) -> "Tools":
@@ -163,7 +175,16 @@ class Runtime:
             raise _unset("DSTACK_CLOUDS", "a real cloud: packages leave simulated machines out") from error
         if not (place := self._environ.get("DSTACK_LOCAL_DIR", "")):
             raise _unset("DSTACK_LOCAL_DIR", "a directory for simulated machines")
-        return LocalCloud(Path(place), python=self._environ.get("DSTACK_LOCAL_PYTHON") or sys.executable)
+        python = self._environ.get("DSTACK_LOCAL_PYTHON") or sys.executable
+        return LocalCloud(Path(place), python=python, stand_in=local_app(self._environ))
+
+    def _progress_url(self) -> str:
+        url = self._environ.get("DSTACK_PROGRESS_URL", "").rstrip("/")
+        parts = urlsplit(url)
+        is_here = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost"}
+        if url and not (parts.hostname and not parts.query and (parts.scheme == "https" or is_here)):
+            raise _unset("DSTACK_PROGRESS_URL", "the https url at which guests reach this api")
+        return url
 
     def _chain(self) -> "ChainSettings":
         from functions.deploy.planning import ChainSettings  # noqa: PLC0415
@@ -212,3 +233,11 @@ def service_from_env(environ: Mapping[str, str] = os.environ) -> DeploymentServi
 def engine_from_env(environ: Mapping[str, str] = os.environ) -> Engine:
     """Return the engine of an environment. Raises `ConfigError("deploy.settings")`."""
     return Runtime(environ).engine
+
+
+def local_app(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what runs in the place of simulated enclaves' apps. Raises `ConfigError("deploy.settings")`."""
+    try:
+        return tuple(shlex.split(environ.get("DSTACK_LOCAL_APP", "")))
+    except ValueError as error:
+        raise _unset("DSTACK_LOCAL_APP", "a command line") from error

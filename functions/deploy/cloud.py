@@ -7,6 +7,7 @@ tags, and is taken over if the tags say that it is this deployment's.
 
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -79,6 +80,14 @@ class FirewallRule(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[str, ...]
 
 
+def progress_egress(url: str) -> dict[str, list[int]]:
+    """Return what a guest must be able to reach to tell its progress: a host and its port, or nothing."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return {}
+    return {parts.hostname: [parts.port or (443 if parts.scheme == "https" else 80)]}
+
+
 class Work(Protocol):
     """One deployment in a cloud's hands: what it shall be, and a pen for what becomes of it."""
 
@@ -100,6 +109,11 @@ class Work(Protocol):
     @property
     def blobs(self) -> BlobStore:
         """The blobs that the record names."""
+        ...
+
+    @property
+    def progress_url(self) -> str:
+        """Where the guest may tell how its boot goes, empty where nobody listens. It holds a secret word."""
         ...
 
     def config_files(self) -> dict[str, bytes]:

@@ -60,7 +60,10 @@ class Next(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """`clouds` by their names; `holder` names this runner, and `is_gone` tells of another that it died."""
+    """`clouds` by their names; `holder` names this runner, and `is_gone` tells of another that it died.
+
+    `progress_url` is the base URL at which guests reach the API to tell their progress, or empty.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Engine:
         clock: Callable[[], int],
         holder: str,
         is_gone: Callable[[str], bool] = lambda _: False,
+        progress_url: str = "",
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -80,6 +84,7 @@ class Engine:
         self._clock = clock
         self._holder = holder
         self._is_gone = is_gone
+        self._progress_url = progress_url
 
     def advance(self, name: str, *, early: bool = False) -> Next:
         """Run one step of a deployment, if it is time for one, or with `early` before its time.
@@ -108,7 +113,7 @@ class Engine:
             self._store.replace(claimed, found.version)
         except ConflictError:
             return Next(1, found.step, "another runner was faster")
-        work = LeasedWork(self._store, self._blobs, claimed, self._clock)
+        work = LeasedWork(self._store, self._blobs, claimed, self._clock, listens_at=self._progress_url)
         try:
             return self._run(work)
         except LeaseLostError:
@@ -174,7 +179,7 @@ class Engine:
         refused = error.exit_code is ExitCode.REFUSED
         failure = Failure(
             code=error.code,
-            message=error.message,
+            message=error.message + self._last_word(work.deployment),
             hint=_hint(error),
             step=step,
             at=self._clock(),
@@ -187,6 +192,16 @@ class Engine:
             failure = msgspec.structs.replace(first, message=left, hint=failure.hint)
         rolls_back = step in _IN_CLOUD or (step is Step.START and refused)
         return Outcome(Step.ROLLBACK if rolls_back else Step.FAILED, 0, changes={"failure": failure})
+
+    def _last_word(self, deployment: Deployment) -> str:
+        """Return what the guest said of its failure since the step began, for people: it decides nothing."""
+        if deployment.step not in _IN_CLOUD | {Step.START}:
+            return ""
+        found = self._store.get(deployment.name)  # hints come in while a step runs
+        said = [one for one in found.progress if one.status == "failed" and one.at >= deployment.since]
+        if found.uid != deployment.uid or not said:
+            return ""
+        return f"; the guest said, unverified, that {said[-1].step} failed [{said[-1].code}]"
 
     def _settle(self, work: LeasedWork, outcome: Outcome) -> Next:
         now = self._clock()

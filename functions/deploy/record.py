@@ -174,12 +174,30 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     verdict: dict[str, Any] = {}
 
 
+class ProgressHint(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a guest said of its boot, received `at` (unix seconds).
+
+    Nobody vouches for it: whoever knows the deployment's `progress_token` may have said it. `boot` tells two
+    boots apart, `sequence` counts within one, `code` is an error's, or empty.
+    """
+
+    at: int
+    boot: str
+    sequence: int
+    step: str
+    status: Literal["started", "done", "failed"]
+    code: str = ""
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are unix seconds; `version` grows by one with each write.
 
     `uid` is new each time the name is used and stands in every tag. `since` is when the present step began,
     put off by the time in which nobody carried it forward. `attempt` counts its failures, `due` is when it is
     to be tried next. `launched` is what the machine runs while one is up; `quarantine` is governance's.
+
+    `progress` are the newest hints of guests that know `progress_token`: nothing is ever decided by them, and
+    writing them down changes no other field, `updated_at` included.
     """
 
     name: str
@@ -206,6 +224,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     due: int = 0
     requests: dict[str, str] = {}
+    progress_token: str = ""
+    progress: tuple[ProgressHint, ...] = ()
 
     @property
     def effective_goal(self) -> Goal:

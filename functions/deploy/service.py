@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from functions.deploy.cloud import Cloud, FirewallRule, LogPage, Machine
+from functions.deploy.progress import ProgressDesk
 from functions.deploy.record import (
     MAX_REQUESTS,
     Deployment,
@@ -147,6 +148,10 @@ class DeploymentService:
         """Return the rules of a deployment, as the cloud has them."""
         work = self._look(name)
         return self._cloud(work.deployment).firewall(work)
+
+    def take_progress(self, name: str, token: str, body: bytes) -> None:
+        """Keep what a guest says of its boot. Raises as `ProgressDesk.take`."""
+        ProgressDesk(self._store, self._clock).take(name, token, body)
 
     # ---- what is wanted ----
 

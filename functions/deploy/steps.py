@@ -167,6 +167,7 @@ def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _launch(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Have the cloud make the machine, and hold what it says of it against what was ordered."""
     del tools
+    work.make_progress_token()
     return _machine_up(work, cloud.launch(work), Step.LAUNCH)
 
 

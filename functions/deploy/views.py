@@ -52,6 +52,7 @@ def whole(deployment: Deployment) -> dict[str, Any]:
             for one in deployment.resources
         ],
         "failure": msgspec.to_builtins(deployment.failure),
+        "unverified_progress": msgspec.to_builtins(deployment.progress),
     }
 
 

@@ -1,5 +1,6 @@
 """The engine's hold on one record while a step runs: every change is saved before anything relies on it."""
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from shared.compose.shared_files import ENCRYPTED_ENV
 from shared.errors import StorageError
 from shared.measurement.config_disk import MAX_BYTES
 
+TOKEN_BYTES: Final = 32
+
 _TRIES: Final = 20
 """Of a write that the service's own writes keep overtaking; it makes a handful in a minute."""
 
@@ -23,17 +26,25 @@ class LeaseLostError(ConflictError):
 class LeasedWork:
     """See `functions.deploy.cloud.Work`. Writes the engine's fields, and takes in what the service wrote.
 
-    The service may change `goal` and `requests` at any time. Such a write is read and kept; one by a runner
-    with another lease ends this one's work (`LeaseLostError`).
+    `listens_at` is the base URL of the API that takes guests' progress, empty where there is none. The
+    service may change `goal`, `requests` and `progress` at any time. Such a write is read and kept; one by a
+    runner with another lease ends this one's work (`LeaseLostError`).
     """
 
     def __init__(
-        self, store: DeploymentStore, blobs: BlobStore, deployment: Deployment, clock: Callable[[], int]
+        self,
+        store: DeploymentStore,
+        blobs: BlobStore,
+        deployment: Deployment,
+        clock: Callable[[], int],
+        *,
+        listens_at: str = "",
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._current = deployment
         self._clock = clock
+        self._listens_at = listens_at
         self._plan: Plan | None = None
         self._said: list[Event] = []
 
@@ -60,6 +71,19 @@ class LeasedWork:
         if self._plan is None:
             self._plan = read_plan(self._blobs.get(self._current.planned.plan, MAX_PLAN_BYTES))
         return self._plan
+
+    @property
+    def progress_url(self) -> str:
+        """See `Work`."""
+        name, token = self._current.name, self._current.progress_token
+        if not self._listens_at or not token:
+            return ""
+        return f"{self._listens_at}/v1/deployments/{name}/progress/{token}"
+
+    def make_progress_token(self) -> None:
+        """Draw the word that the deployment's guests show when they tell progress, where somebody listens."""
+        if self._listens_at and not self._current.progress_token:
+            self.save(progress_token=secrets.token_urlsafe(TOKEN_BYTES))
 
     def config_files(self) -> dict[str, bytes]:
         """See `Work`."""

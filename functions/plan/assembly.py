@@ -59,7 +59,8 @@ class Asked(msgspec.Struct, frozen=True):
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A measured image; hashes are raw bytes, `registers` by the names that evidence uses.
 
-    `warnings` says what of the image the build leaves out.
+    `warnings` says what of the image the build leaves out. `enclave_toml` is the text of an enclave's own
+    configuration, empty where its image has none, and None where nobody looked.
     """
 
     os_image_hash: bytes
@@ -67,6 +68,7 @@ class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
     registers: dict[str, bytes]
     inputs: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    enclave_toml: str | None = None
 
 
 class ComposeFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,6 +80,7 @@ class CachedBuilder:
                 "builder": inputs.builder,
             },
             warnings=built.warnings,
+            enclave_toml=built.enclave_toml,
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ import msgspec
 
 from functions.plan.assembly import TEE_VARIANTS, AskChain, ComposeFacts, Facts, ImageFacts, make_plan
 from functions.plan.cloud_image import find_image, read_image
+from functions.plan.enclave_env import enclave_env_findings
 from functions.plan.enclave_image import EnclaveBuilder, enclave_network, measure_enclave
 from functions.plan.model import MAX_PLAN_BYTES, AppIdSource, Deployed, Plan, read_plan
 from functions.plan.project_files import ProjectFiles, read_file, read_project
@@ -87,7 +88,7 @@ def gather_facts(
     app_id = options.app_id or bytes.fromhex(files.project.app_id or "")
     source: AppIdSource = "option" if options.app_id else "app.json"
     if files.project.platform == "nitro":
-        facts = _nitro(files, config, build_enclave)
+        facts = _nitro(files, config, build_enclave, app_id)
     else:
         facts = _cloud(files, config, app_id)
     return msgspec.structs.replace(
@@ -133,17 +134,11 @@ def _deployed(files: ProjectFiles, options: PlanOptions) -> Deployed | None:
 # ---- Nitro enclaves ----
 
 
-def _nitro(files: ProjectFiles, config: GlobalConfig, build: EnclaveBuilder) -> Facts:
+def _nitro(files: ProjectFiles, config: GlobalConfig, build: EnclaveBuilder, app_id: bytes) -> Facts:
     settings = nitro_settings(files.project, config)
     image, findings = measure_enclave(files, settings, build)
     settings = enclave_network(files, settings, config.services.kms_urls)
-    if files.env is not None and files.env.names:
-        findings = (
-            *findings,
-            error(
-                "lint.nitro.env", ".env", "has variables, which no enclave gets: write them into the image"
-            ),
-        )
+    findings += enclave_env_findings(files, image.enclave_toml, app_id)
     return _facts(files, None, image, findings=findings, machine=settings)
 
 

@@ -74,12 +74,14 @@ def test_a_whole_life_by_the_functions_api(
             assert list((tmp_path / "function" / "machines" / "machines").iterdir()) == []
 
 
-def start_function(place: Path, wheel: Path, who: Identities, clock: SharedClock) -> Service:
-    """Start the deploy function as one process with everything on this machine.
+def start_function(
+    place: Path, wheel: Path, who: Identities, clock: SharedClock, **variables: str
+) -> Service:
+    """Start the deploy function as one process with everything on this machine, and these `variables`.
 
     It runs from the built wheel: the packages for clouds leave simulated machines out.
     """
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     source = wheel / "functions" / "deploy" / "gcp.py"
     options = ["--target", "deploy", "--source", str(source), "--host", "127.0.0.1", "--port", "0"]
     command = [sys.executable, "-c", PRELUDE + SERVE, str(wheel), str(wheel), *options]
@@ -98,5 +100,6 @@ def start_function(place: Path, wheel: Path, who: Identities, clock: SharedClock
         "DSTACK_GRANTS": GRANTS.decode(),
         "DSTACK_CACHE_DIR": str(place / "cache"),
         **clock.environment(who.hosts),
+        **variables,
     }
     return Service("dstack-deploy", command, environment, place)

@@ -4,17 +4,23 @@ import http.server
 import json
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
 
 from enclave.dstack_util.enclave_config import EnclaveConfig, Kms
-from enclave.init.progress import MAX_FAILURES, Progress, Send, http_sender
+from enclave.init.progress import MAX_FAILURES, Progress, Send, fetch_progress_url, http_sender
 from enclave.init.settings import Boot
 from enclave.platform import Platform
-from shared.errors import PolicyDenied, UnavailableError
+from enclave.tee.nitro import PARENT_CID, NitroTee
+from enclave.vsock.transport import UnixStandIn
+from shared.compose.enclave_toml import PROGRESS_PORT
+from shared.errors import PolicyDenied, ProtocolError, UnavailableError
 from shared.net.dialer import DirectDialer
+from tests.enclave.vsock.conftest import Server
+from tests.shared.refusal import refuses
 
 APP_ID = bytes.fromhex("75537828f2ce51be7289709686a69cbfdbb714f1")
 
@@ -155,6 +161,63 @@ def test_posts_each_event_to_the_measured_url(tmp_path: Path) -> None:
     ((path, kind, body),) = Anyone.taken
     assert (path, kind) == ("/progress", "application/json")
     assert json.loads(body)["step"] == "kernel"
+
+
+@pytest.fixture
+def offered(tmp_path: Path) -> Iterator[Callable[[bytes], Platform]]:
+    """Return a function that has the parent offer bytes as the progress URL."""
+    servers: list[Server] = []
+
+    def start(content: bytes) -> Platform:
+        listener = UnixStandIn(tmp_path, PARENT_CID).listen(PROGRESS_PORT)
+        servers.append(Server(listener, lambda sock: sock.sendall(content)))
+        tee = NitroTee(nsm=cast("Any", None), vsock=UnixStandIn(tmp_path, 16))
+        return Platform(image=tmp_path, writable=tmp_path, tee=tee)
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_the_parent_may_say_who_is_told(offered: Callable[[bytes], Platform]) -> None:
+    url = "https://api.example.com/v1/deployments/web/progress/word"
+    assert fetch_progress_url(offered(url.encode() + b"\n")) == url
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ftp://example.com/",
+        b"https://",
+        b"https://a b/",
+        b"https://user@example.com/",
+        b"https://a/\r\nX: y",
+        b"\xff",
+        b"file:///etc/passwd",
+    ],
+)
+def test_what_the_parent_offers_must_be_a_url(offered: Callable[[bytes], Platform], content: bytes) -> None:
+    with refuses("init.progress.url", ProtocolError):
+        fetch_progress_url(offered(content))
+
+
+def test_a_parent_without_a_url_is_where_nobody_listens(offered: Callable[[bytes], Platform]) -> None:
+    with refuses("init.progress.none", UnavailableError):
+        fetch_progress_url(offered(b"\n"))
+
+
+def test_a_url_without_an_end_is_not_read_on(offered: Callable[[bytes], Platform]) -> None:
+    with refuses("init.progress.oversize", ProtocolError):
+        fetch_progress_url(offered(b"https://" + b"a" * 100_000))
+
+
+def test_a_parent_that_offers_nothing_stops_no_step(tmp_path: Path) -> None:
+    tee = NitroTee(nsm=cast("Any", None), vsock=UnixStandIn(tmp_path, 16))
+    config = EnclaveConfig(app_id=APP_ID.hex(), kms=Kms(url=""), boot=Boot(progress_url="parent"))
+    send = http_sender(Platform(image=tmp_path, writable=tmp_path, tee=tee), config)
+    assert send is not None
+    with Progress(send).step("kernel"):
+        pass
 
 
 def test_without_a_url_nobody_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from functions.builder.cache import BuildCache
 from functions.builder.sources import OciLayoutSource, SaveTarSource
+from shared.compose.enclave_toml import MAX_ENCLAVE_TOML
 from shared.errors import DstackError, InvalidEvidence, ProtocolError, StorageError
 from shared.measurement.eif import measure_eif, read_eif
 from shared.measurement.eif_registers import extended
@@ -110,6 +111,17 @@ def test_metadata_are_not_measured(tmp_path: Path) -> None:
     one, two = (build(layout, tmp_path / name, name=name) for name in ("one", "two"))
     assert one.measurement.os_image_hash == two.measurement.os_image_hash
     assert one.path.read_bytes() != two.path.read_bytes()
+
+
+def test_what_the_image_says_of_its_enclave_is_found_and_no_link_is_followed(tmp_path: Path) -> None:
+    text = b'app_id = "0x22"\n'
+    places = directory("etc"), directory("etc/dstack")
+    real = build_layers(tmp_path / "a", layer_tar(*places, file("etc/dstack/enclave.toml", text)))
+    assert real.built.enclave_toml == text.decode()
+    link = symlink("etc/dstack/enclave.toml", "/etc/elsewhere")
+    assert not build_layers(tmp_path / "b", layer_tar(*places, link)).built.enclave_toml
+    large = file("etc/dstack/enclave.toml", b"#" * (MAX_ENCLAVE_TOML + 1))
+    assert not build_layers(tmp_path / "c", layer_tar(*places, large)).built.enclave_toml
 
 
 def test_argv_is_docker_s_unless_nitro_cli_s_is_asked_for(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from functions.clouds.nitro_site import recorded_instance
 from functions.deploy.cloud import DeniedError, FirewallRule, Machine, TransientCloudError, Wait
 from functions.deploy.machine_claims import check_machine
 from functions.deploy.record import Files, Lease, Resource, Step
+from functions.deploy.work import LeasedWork
 from shared.compose.findings import Severity
 from shared.errors import CloudError, ConfigError, DstackError, StorageError
 from tests.fakes.aws import REGION
@@ -106,6 +107,72 @@ def test_the_parent_has_what_the_plan_says(nitro: World) -> None:
     parent.file("/var/lib/dstack/bringup.done").unlink()
     assert parent.run(user_data(nitro.order())).exit_code == 0
     assert parent.enclaves() == before
+
+
+CIPHERTEXT = bytes(range(200))
+
+
+def _with_env(nitro: World, content: bytes = CIPHERTEXT) -> str:
+    digest = nitro.blobs.put(content)
+    nitro.change(files=Files(project={}, encrypted_env=digest))
+    return digest
+
+
+def test_the_parent_offers_the_apps_ciphertext_and_nothing_of_it_is_left(nitro: World) -> None:
+    _with_env(nitro)
+    nitro.launch()
+    offers = parse_config(nitro.parent.file("/etc/dstack/forwarder.toml").read_text()).offer
+    (env,) = (one for one in offers if one.name == "env")
+    assert (env.listen, env.peers) == (9100, (16,))
+    assert Path(env.file).read_bytes() == CIPHERTEXT
+    assert nitro.states()["env"] == "present"
+    assert nitro.until_done(nitro.cloud.remove) is None
+    assert nitro.left() == {}
+
+
+def test_an_app_without_variables_is_offered_none(nitro: World) -> None:
+    nitro.launch()
+    assert not nitro.parent.file("/var/lib/dstack/encrypted-env").exists()
+    assert "env" not in nitro.states()
+
+
+def test_another_environment_of_the_same_plan_is_another_launch(quick_nitro: World) -> None:
+    _with_env(quick_nitro)
+    quick_nitro.launch()
+    first = quick_nitro.parent.instance_id
+    _with_env(quick_nitro, CIPHERTEXT[::-1])
+    quick_nitro.launch()
+    assert quick_nitro.parent.instance_id != first
+    assert quick_nitro.order()["ClientToken"] != quick_nitro.fake.orders[0]["ClientToken"]
+
+
+def test_n71_a_ciphertext_that_was_changed_in_the_bucket_reaches_no_enclave(nitro: World) -> None:
+    digest = _with_env(nitro)
+    _one_step(nitro)
+    key = f"eif/{nitro.uid}/env-{digest}"
+    assert nitro.s3.get_object(Bucket=nitro.bucket, Key=key)["Body"].read() == CIPHERTEXT
+    nitro.s3.put_object(Bucket=nitro.bucket, Key=key, Body=CIPHERTEXT[::-1])
+    with refuses("nitro.parent.env", DeniedError):
+        nitro.launch()
+    assert nitro.parent.enclaves() == []
+
+
+def test_the_parent_offers_where_progress_is_told_and_lets_it_through(nitro: World) -> None:
+    nitro.change(progress_token="word")
+    work = LeasedWork(
+        nitro.store,
+        nitro.blobs,
+        nitro.store.get(NAME),
+        lambda: nitro.now,
+        listens_at="https://api.example.com",
+    )
+    nitro.cloud.launch(work)
+    nitro.launch()
+    config = parse_config(nitro.parent.file("/etc/dstack/forwarder.toml").read_text())
+    (offer,) = (one for one in config.offer if one.name == "progress")
+    url = "https://api.example.com/v1/deployments/web/progress/word"
+    assert (offer.listen, Path(offer.file).read_text()) == (9101, f"{url}\n")
+    assert config.outbound[0].allows("api.example.com", 443)
 
 
 def test_a_redeploy_makes_another_instance_and_keeps_the_group(quick_nitro: World) -> None:

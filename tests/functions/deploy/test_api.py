@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -83,6 +84,8 @@ def conforms(method: str, path: str, answer: Answer) -> None:
     """Fail unless the document has this answer: status, headers and body."""
     tail = path.removeprefix(_ROOT).split("/")
     template = _ROOT if len(tail) == 1 else "/".join([_ROOT, "{name}", *tail[2:]])
+    if tail[2:3] == ["progress"] and len(tail) == 4:
+        template = f"{_ROOT}/{{name}}/progress/{{token}}"
     item = OPENAPI["paths"].get(template)
     if item is None:
         assert answer.status == 404
@@ -570,3 +573,52 @@ def test_shows_neither_leases_nor_keys_nor_files(client: Client, bench: Bench) -
     shown = client("GET", WEB).encode() + client("GET", f"{WEB}/events").encode()
     for secret in (b"my-own-key", b"lease-token", b"runner-7", b"nginx"):
         assert secret not in shown
+
+
+# ---- guests ----
+
+
+EVENT = (
+    b'{"version": 1, "boot": "6f2a90d1c4b7e835", "sequence": 8, "step": "keys", "status": "failed",'
+    b' "code": "kms.refused"}'
+)
+
+
+def test_a_guest_tells_with_its_word_alone_and_the_deployment_shows_it_as_unverified(
+    client: Client, bench: Bench
+) -> None:
+    client("POST", _ROOT, body())
+    made, word = bench.store.get("web"), "w" * 43
+    bench.store.replace(msgspec.structs.replace(made, version=2, progress_token=word), 1)
+    client.claims = InvalidEvidence("deploy.token.missing", "nobody asks for one")
+    answer = client("POST", f"{WEB}/progress/{word}", EVENT)
+    assert (answer.status, answer.body, client.lines[-1]["status"]) == (204, None, 204)
+    assert client.lines[-1]["path"] == f"{WEB}/progress/"
+    client.claims = github_claims()
+    shown = client("GET", WEB)
+    assert shown.body is not None
+    assert [one["code"] for one in shown.body["unverified_progress"]] == ["kms.refused"]
+    assert word not in json.dumps(shown.body)
+
+
+def test_a_guest_without_the_word_is_told_the_same_for_every_name(client: Client) -> None:
+    client("POST", _ROOT, body())
+    known, unknown = (client("POST", f"{_ROOT}/{name}/progress/{'v' * 43}", EVENT) for name in ("web", "x"))
+    assert known == unknown
+    assert (known.status, code(known)) == (404, "deploy.progress.unknown")
+
+
+def test_the_guests_path_takes_json_by_post_alone(client: Client) -> None:
+    path = f"{WEB}/progress/{'v' * 43}"
+    asked = client("GET", path)
+    assert (asked.status, asked.headers, code(asked)) == (405, {"Allow": "POST"}, "deploy.method")
+    told = client("POST", path, EVENT, Content_Type="text/plain")
+    assert (told.status, code(told)) == (400, "deploy.request.type")
+
+
+def test_a_flood_of_hints_is_429(client: Client, bench: Bench) -> None:
+    client("POST", _ROOT, body())
+    made, word = bench.store.get("web"), "w" * 43
+    bench.store.replace(msgspec.structs.replace(made, version=2, progress_token=word), 1)
+    statuses = [client("POST", f"{WEB}/progress/{word}", EVENT).status for _ in range(33)]
+    assert statuses == [204] * 32 + [429]

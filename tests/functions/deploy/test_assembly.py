@@ -50,6 +50,10 @@ def test_no_caller_may_choose_a_simulated_machine_in_place_of_a_real_one(tmp_pat
         ("DSTACK_QUEUE", "tasks:only-a-queue", "schedule"),
         ("DSTACK_CLOUDS", "", "clouds"),
         ("DSTACK_CLOUDS", "azure", "clouds"),
+        ("DSTACK_PROGRESS_URL", "http://api.example.com", "engine"),
+        ("DSTACK_PROGRESS_URL", "https://", "engine"),
+        ("DSTACK_PROGRESS_URL", "api.example.com", "engine"),
+        ("DSTACK_PROGRESS_URL", "https://api.example.com/?a=b", "engine"),
     ],
 )
 def test_a_setting_that_is_none_is_named(tmp_path: Path, variable: str, value: str, part: str) -> None:
@@ -67,3 +71,8 @@ def test_a_chain_needs_its_number(tmp_path: Path) -> None:
     settings = {"DSTACK_RPC_URL": "https://rpc.example", "DSTACK_KMS_CONTRACT": "0x" + "11" * 20}
     with refuses("deploy.settings", ConfigError):
         _ = here(tmp_path, **settings).tools
+
+
+def test_a_stand_in_that_is_no_command_line_is_named(tmp_path: Path) -> None:
+    with refuses("deploy.settings", ConfigError):
+        _ = here(tmp_path, DSTACK_LOCAL_APP="an 'open quote").clouds["local"]

@@ -9,7 +9,7 @@ import pytest
 
 from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.deploy.engine import LEASE_SECONDS, MAX_ATTEMPTS, Engine, Next
-from functions.deploy.record import Deployment, Event, Goal, Lease, Step
+from functions.deploy.record import Deployment, Event, Goal, Lease, ProgressHint, Step
 from functions.deploy.steps import ATTESTATION_SECONDS, LAUNCH_SECONDS
 from functions.deploy.store import ConflictError, NotFoundError
 from functions.stores.sqlite import FileBlobs, SqliteStore
@@ -389,6 +389,35 @@ def test_n80_a_machine_that_is_not_the_one_ordered_does_not_stay(
     bench.run()
     assert (bench.step, bench.failure) == (Step.FAILED, code)
     assert ("instance", "web-instance") not in bench.cloud.things
+
+
+def guest_fails(bench: Bench) -> None:
+    """Have the guest say that its boot failed."""
+    told = ProgressHint(
+        at=bench.clock(), boot="00" * 8, sequence=9, step="environment", status="failed", code="env.x"
+    )
+    found = bench.store.get("web")
+    bench.store.replace(
+        msgspec.structs.replace(found, version=found.version + 1, progress=(told,)), found.version
+    )
+
+
+def test_a_failure_tells_what_the_guest_said_of_it(bench: Bench) -> None:
+    bench.run(until=Step.AWAIT_ATTESTATION)
+    guest_fails(bench)
+    bench.tools.attested = InvalidEvidence("evidence.workload", "another workload")
+    bench.run()
+    failure = bench.store.get("web").failure
+    assert failure is not None
+    assert failure.code == "evidence.workload"
+    assert failure.message == "another workload; the guest said, unverified, that environment failed [env.x]"
+
+
+def test_a_guest_that_says_that_it_failed_and_proves_what_it_runs_is_running(bench: Bench) -> None:
+    bench.run(until=Step.AWAIT_ATTESTATION)
+    guest_fails(bench)
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.RUNNING, "")
 
 
 def test_evidence_of_another_workload_ends_the_machine(bench: Bench) -> None:

@@ -27,6 +27,7 @@ from functions.deploy.service import MAX_CURSOR, MAX_KEY, MAX_PAGE
 
 FILE = Path(__file__).resolve().parents[3] / "functions" / "deploy" / "openapi.yaml"
 METHODS = {"get", "put", "post", "delete"}
+PROGRESS = f"{_ROOT}/{{name}}/progress/{{token}}"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_has_every_route_of_the_router_and_no_other(document: dict[str, Any]) ->
         if method in METHODS
     }
     routed = {(_ROOT + path, method) for path, methods in DeployApi.ROUTES.items() for method in methods}
-    assert described == routed
+    assert described == routed | {(PROGRESS, "POST")}
 
 
 def test_says_which_verb_each_route_needs(document: dict[str, Any]) -> None:
@@ -73,9 +74,9 @@ def test_says_which_verb_each_route_needs(document: dict[str, Any]) -> None:
 def test_every_operation_needs_a_token_and_has_a_name_of_its_own(document: dict[str, Any]) -> None:
     operations = [
         operation
-        for item in document["paths"].values()
+        for path, item in document["paths"].items()
         for method, operation in item.items()
-        if method in METHODS
+        if method in METHODS and path != PROGRESS
     ]
     assert document["security"] == [{"oidc": []}]
     assert not any("security" in operation for operation in operations)

@@ -485,7 +485,7 @@ def test_a_service_that_is_no_enclave_is_refused(enclave: Path, compose: str, co
         planned(enclave)
 
 
-def test_variables_never_reach_an_enclave(enclave: Path) -> None:
+def test_variables_never_reach_an_enclave_that_takes_none(enclave: Path) -> None:
     (enclave / ".env").write_text("A=x")
     assert [one.code for one in planned(enclave).findings] == ["lint.nitro.env"]
 
