@@ -71,11 +71,11 @@ class Kms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 def kms_endpoint(url: str) -> KmsEndpoint:
     """Read one URL, with or without `/prpc` (spec kms section 8.2). Raises `ConfigError("image.kms_url")`."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or DEFAULT_KMS_PORT
     except ValueError as error:
-        raise ConfigError("image.kms_url", f"kms url {url!r} has an invalid port") from error
+        raise ConfigError("image.kms_url", f"kms url {url!r} has an invalid host or port") from error
     if parts.scheme != "https" or not parts.hostname:
         raise ConfigError("image.kms_url", f"kms url is {url!r}, expected https://host[:port]")
     path = parts.path.rstrip("/")

@@ -132,17 +132,17 @@ class _CheckedTooLateError(Exception):
 
 
 def _origin(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or 443
     except ValueError as error:
-        raise ConfigError("session.url", "the url has an invalid port") from error
+        raise ConfigError("session.url", "the url has an invalid host or port") from error
     if (
         parts.scheme != "https"
         or not parts.hostname
         or parts.path.strip("/")
         or parts.query
-        or parts.username
+        or "@" in parts.netloc
     ):
         raise ConfigError("session.url", f"url is {url[:200]!r}, expected https://host[:port]")
     return parts.hostname, port

@@ -85,11 +85,14 @@ def client_context(
 
     Raises `ConfigError("ratls.key.mismatch")` when the chain's first certificate is not for `key`.
 
-    It accepts every server certificate whose key the server proves to hold. The caller must pass the leaf to
-    `peer.check_kms_certificate` (or, for the unauthenticated GetTempCaCert, decide not to) before it sends
-    anything on the connection.
+    With a certificate it speaks TLS 1.3 alone: in 1.2 whoever answers gets the certificate before its own can
+    be judged. It accepts every server certificate whose key the server proves to hold. The caller must pass
+    the leaf to `peer.check_kms_certificate` (or, for the unauthenticated GetTempCaCert, decide not to) before
+    it sends anything on the connection.
     """
     context = _context(SSL.TLS_CLIENT_METHOD, key, chain)
+    if key is not None:
+        context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_verify(SSL.VERIFY_PEER, _leave_to_caller)
     context.set_alpn_protos([ALPN_HTTP11])
     return context

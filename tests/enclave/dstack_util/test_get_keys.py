@@ -300,7 +300,9 @@ def test_refuses_to_run_without_a_root_pin(world: World) -> None:
     assert world.refusal().code == "get_keys.root_pin"
 
 
-@pytest.mark.parametrize("url", ["http://kms.test:8000", "kms.test", "https://", "https://kms.test:99999"])
+@pytest.mark.parametrize(
+    "url", ["http://kms.test:8000", "kms.test", "https://", "https://kms.test:99999", "https://[kms.test"]
+)
 def test_refuses_a_kms_url_that_is_not_https(world: World, url: str) -> None:
     world.config["kms"] = f'{{ url = "{url}", root_ca = "/root-ca.pem" }}'
     assert world.refusal().code == "image.kms_url"

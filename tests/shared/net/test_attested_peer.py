@@ -282,7 +282,17 @@ def test_a_certificate_outside_its_time_is_refused(world: World, times: tuple[in
 
 
 @pytest.mark.parametrize(
-    "url", ["http://a", "https://", "https://a/path", "https://a:99999", "https://u@a", "https://a?q"]
+    "url",
+    [
+        "http://a",
+        "https://",
+        "https://a/path",
+        "https://a:99999",
+        "https://u@a",
+        "https://:p@a",
+        "https://a?q",
+        "https://[a",
+    ],
 )
 def test_a_url_that_is_no_origin_is_refused(world: World, url: str) -> None:
     with refuses("session.url", ConfigError):

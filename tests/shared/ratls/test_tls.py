@@ -175,6 +175,14 @@ def test_takes_tls_1_2() -> None:
     assert near.get_protocol_version_name() == "TLSv1.2"
 
 
+def test_n51_a_client_shows_its_certificate_to_no_server_of_tls_1_2() -> None:
+    """There it would be sent before anybody could judge the server."""
+    older = server()
+    older.set_max_proto_version(SSL.TLS1_2_VERSION)
+    with pytest.raises(SSL.Error, match="protocol"):
+        shake(client(client_certificate(KEY, attestation=ENVELOPE, issuer=None, now=NOW)), older)
+
+
 def test_refuses_tls_1_1() -> None:
     older = SSL.Context(SSL.TLS_CLIENT_METHOD)
     older.set_cipher_list(b"ALL:@SECLEVEL=0")
