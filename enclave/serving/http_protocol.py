@@ -6,6 +6,8 @@ from typing import Annotated, Any, cast
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from enclave.serving.ending import ENDING, Ending
+
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _FED_AT_ONCE = 16 * 1024
@@ -113,13 +115,27 @@ class PlainHttpProtocol(BoundedHttpProtocol):
     """The same right on a socket, where TLS does not see to the end of either side.
 
     A client may end its side once its request is sent, and wait for ours to end (the JavaScript SDK of
-    upstream's does): it gets its whole answer, and then the connection is closed.
+    upstream's does): it gets its whole answer, and then the connection is closed. An answer without an end
+    finds in its scope's `state` when to end (`Ending`).
     """
 
     def __init__(self, *, limits: Limits, **uvicorn_arguments: Any) -> None:  # noqa: ANN401 - passed through
         super().__init__(limits=limits, **uvicorn_arguments)
         self._stalled: asyncio.TimerHandle | None = None
         self._peer_finished = False
+        self._ending = Ending()
+
+    def on_message_begin(self) -> None:
+        """Tell the application where it learns that nobody waits."""
+        super().on_message_begin()
+        self.scope["state"][ENDING] = self._ending
+
+    def shutdown(self) -> None:
+        """End answers that have no end; one that nobody reads is cut off."""
+        super().shutdown()
+        if self._ending.is_watched and self.flow.write_paused:
+            self.transport.abort()
+        self._ending.come()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
@@ -129,6 +145,7 @@ class PlainHttpProtocol(BoundedHttpProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps a connection
         """Keep the connection for the answers that are owed; close it where there are none."""
         self._peer_finished = True
+        self._ending.come()
         return self._owes_answer()
 
     def on_response_complete(self) -> None:

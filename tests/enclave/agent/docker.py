@@ -108,7 +108,7 @@ class FakeDocker:
         self.left = threading.Semaphore(0)
         """Released each time that a client closes a connection."""
         self.arrived = threading.Semaphore(0)
-        """Released each time that a request was read."""
+        """Released each time that a request was read, and its answer is settled."""
 
     def answers_list(self, *found: dict[str, Any]) -> None:
         """Answer the list so."""
@@ -140,14 +140,17 @@ class FakeDocker:
             peer.settimeout(PATIENCE)
             head = b""
             while b"\r\n\r\n" not in head:
-                head += peer.recv(1 << 16)
+                data = peer.recv(1 << 16)
+                if not data:
+                    return  # nobody waits any more
+                head += data
             target = head.split(b" ")[1].decode()
             self.asked.append(target)
-            self.arrived.release()
             how = next(
                 (one for path, one in self.answers.items() if target.startswith(path)),
                 refusal("404 Not Found", f"No such container: {target}"),
             )
+            self.arrived.release()
             with suppress(BrokenPipeError, ConnectionResetError):
                 how(peer)
                 peer.shutdown(socket.SHUT_WR)

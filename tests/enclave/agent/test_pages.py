@@ -6,15 +6,16 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
-from enclave.agent import pages
+from enclave.agent import pages, serving
 from enclave.agent.container_listing import ContainerListing
 from enclave.agent.dashboard import TCB_IS_PRIVATE
 from enclave.agent.docker_engine import DockerEngine
@@ -39,6 +40,7 @@ from tests.enclave.agent.test_prometheus import parse
 from tests.enclave.event_log import PATIENCE
 
 PUBLIC = {"public_logs": True, "public_sysinfo": True}
+UNHURRIED = replace(serving.LIMITS, request_seconds=3600.0, stall_seconds=3600.0)
 
 
 class Site:
@@ -358,13 +360,24 @@ class Follower:
             self._read += data
         return self._read
 
+    def forget(self) -> None:
+        """Forget what came so far."""
+        self._read = b""
+
     def _write(self, peer: socket.socket) -> None:
         begin_log(peer)
+        threading.Thread(target=self._await_end, args=(peer,), daemon=True).start()
         while self._go_on.acquire(timeout=PATIENCE):
             piece = self._pieces.pop(0)
             send_chunk(peer, frame(piece) if piece else b"")
             if not piece:
                 return
+
+    def _await_end(self, peer: socket.socket) -> None:
+        """End the log when the agent has let go of it."""
+        with suppress(OSError):
+            peer.recv(1)
+        self.write()
 
 
 def test_a_follower_gets_each_line_when_it_is_written(public: Site) -> None:
@@ -379,7 +392,7 @@ def test_a_follower_gets_each_line_when_it_is_written(public: Site) -> None:
 
 
 def test_a_half_closed_reader_gets_the_whole_log(public: Site) -> None:
-    follower = Follower(public)
+    follower = Follower(public, "text&bare")
     with follower.reader:
         follower.read_until(b"\r\n\r\n")
         follower.reader.shutdown(socket.SHUT_WR)
@@ -388,6 +401,57 @@ def test_a_half_closed_reader_gets_the_whole_log(public: Site) -> None:
         follower.write()
         follower.read_until(b"\r\n0\r\n\r\n")
         assert follower.reader.recv(1) == b""
+
+
+def test_a_follower_that_ended_its_side_waits_for_no_more(public: Site) -> None:
+    """A reader that has closed looks no other, until something is written to it."""
+    follower = Follower(public)
+    with follower.reader:
+        follower.write(b"one\n")
+        follower.read_until(b"one\n")
+        follower.reader.shutdown(socket.SHUT_WR)
+        follower.read_until(b"\r\n0\r\n\r\n")
+        assert follower.reader.recv(1) == b""
+    follower.write()
+
+
+def test_a_follower_that_ended_its_side_before_the_first_line_waits_for_none(public: Site) -> None:
+    follower = Follower(public)
+    with follower.reader:
+        follower.reader.shutdown(socket.SHUT_WR)
+        follower.read_until(b"\r\n0\r\n\r\n")
+    follower.write()
+
+
+def test_a_followed_log_ends_whole_when_the_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nothing else ends it: no time is granted that this test could wait for
+    monkeypatch.setattr(
+        serving, "LIMITS", replace(serving.LIMITS, request_seconds=3600.0, stall_seconds=3600.0)
+    )
+    with sites(tmp_path) as start:
+        follower = Follower(start(**PUBLIC))
+        follower.write(b"one\n")
+        follower.read_until(b"one\n")
+    with follower.reader:
+        follower.read_until(b"\r\n0\r\n\r\n")
+    follower.write()
+
+
+def test_a_server_that_stops_waits_for_no_follower_that_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        serving, "LIMITS", replace(serving.LIMITS, request_seconds=3600.0, stall_seconds=3600.0)
+    )
+    with ExitStack() as held, sites(tmp_path) as start:
+        public = start(**PUBLIC)
+        full = _flood(public)
+        reader = held.enter_context(public.agent.connect("c"))
+        reader.sendall(b"GET /logs/web?text&bare&follow HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert full.acquire(timeout=PATIENCE)
+        # the server has ended, or its thread would have been found alive
 
 
 def test_the_engine_is_let_go_when_its_reader_leaves(public: Site) -> None:
@@ -399,6 +463,7 @@ def test_the_engine_is_let_go_when_its_reader_leaves(public: Site) -> None:
     public.docker.answers_log("web", write_on)
     with public.agent.connect("c") as reader:
         reader.sendall(b"GET /logs/web?follow HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert public.docker.arrived.acquire(timeout=PATIENCE)
         assert reader.recv(1 << 16)
     assert public.docker.left.acquire(timeout=PATIENCE)
 
@@ -416,8 +481,9 @@ def test_the_engine_is_let_go_when_the_reader_of_a_silent_container_is_cut_off(p
     assert public.docker.left.acquire(timeout=PATIENCE)
 
 
-def test_a_reader_that_reads_nothing_stops_the_engine_from_sending(public: Site) -> None:
-    sent, left = threading.Semaphore(0), threading.Event()
+def _flood(site: Site) -> threading.Semaphore:
+    """Have a container write for ever; return what is released when nobody takes it any more."""
+    full = threading.Semaphore(0)
 
     def flood(peer: socket.socket) -> None:
         begin_log(peer)
@@ -426,16 +492,18 @@ def test_a_reader_that_reads_nothing_stops_the_engine_from_sending(public: Site)
             while True:
                 send_chunk(peer, frame(b"x" * 65536))
         except TimeoutError:
-            sent.release()  # nobody takes it any more
-            peer.settimeout(PATIENCE)
-            left.wait(PATIENCE)
+            full.release()
             raise BrokenPipeError from None
 
-    public.docker.answers_log("web", flood)
+    site.docker.answers_log("web", flood)
+    return full
+
+
+def test_a_reader_that_reads_nothing_stops_the_engine_from_sending(public: Site) -> None:
+    full = _flood(public)
     with public.agent.connect("c") as reader:
         reader.sendall(b"GET /logs/web?text&bare&follow HTTP/1.1\r\nhost: a\r\n\r\n")
-        assert sent.acquire(timeout=PATIENCE)
-    left.set()
+        assert full.acquire(timeout=PATIENCE)
 
 
 def test_a_log_of_a_silent_container_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +520,7 @@ def test_a_log_of_a_silent_container_ends(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_there_are_so_many_logs_at_once_and_no_more(public: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_LOGS", 1)
-    follower = Follower(public)
+    follower = Follower(public, "text&bare")  # one that ends by itself
     with follower.reader:
         follower.read_until(b"\r\n\r\n")
         response = public.get("/logs/web")
@@ -461,6 +529,29 @@ def test_there_are_so_many_logs_at_once_and_no_more(public: Site, monkeypatch: p
         follower.write()
         follower.read_until(b"\r\n0\r\n\r\n")
     assert public.log("text&bare", b"hi\n").text == "hi\n"
+
+
+def test_the_followed_log_that_is_silent_for_longest_makes_room(
+    public: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_LOGS", 2)
+    with ExitStack() as readers:
+        followers = []
+        for _ in range(2):
+            followers.append(follower := Follower(public))
+            readers.enter_context(follower.reader)
+            assert public.docker.arrived.acquire(timeout=PATIENCE)  # it gets this one's container
+        first, second = followers
+        for follower in (first, second, first):  # the second one is the silent one in the end
+            follower.write(b"line\n")
+            follower.read_until(b"line\n")
+            follower.forget()
+        assert public.log("text&bare", b"hi\n").text == "hi\n"
+        second.read_until(b"0\r\n\r\n")
+        first.write(b"more\n")
+        first.read_until(b"more\n")
+    first.write()
+    second.write()
 
 
 def test_health_is_that_of_the_containers(public: Site) -> None:
