@@ -109,7 +109,7 @@ solc: node
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. shared/rpc/*.proto
 
-EXTRAS := authorize-aws authorize-gcp verify-aws verify-gcp deploy-aws deploy-gcp enclave cli verifier demo
+EXTRAS := authorize-aws authorize-gcp verify-aws verify-gcp deploy-aws deploy-gcp governance-aws governance-gcp enclave cli verifier demo
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-find-links --no-emit-index-url
 lock: $(UV)

@@ -29,6 +29,7 @@ ENTRIES = (
     "functions.authorize.aws",
     "functions.deploy.aws",
     "functions.deploy.aws_worker",
+    "functions.governance.aws",
     "functions.verify.aws",
     "cli.main",
 )

@@ -23,9 +23,15 @@ _SEVERITIES = {"info": "INFO", "warning": "WARNING", "alarm": "CRITICAL"}
 
 
 @cache
-def parts() -> tuple[GovernanceService, WorkerGate]:
-    """Return what this environment runs on, kept with its connections."""
-    return service_from_env(os.environ, _log), worker_gate(os.environ, variable=QUEUE)
+def service() -> GovernanceService:
+    """Return the service of this environment, kept with its connections."""
+    return service_from_env(os.environ, _log)
+
+
+@cache
+def gate() -> WorkerGate:
+    """Return what lets queue and scheduler in; without a queue of its nobody is."""
+    return worker_gate(os.environ, variable=QUEUE)
 
 
 @functions_framework.http
@@ -34,22 +40,21 @@ def governance(request: flask.Request) -> flask.Response:
     is_internal = request.method == "POST" and request.path in {LOOK, SWEEP}
     body = request.stream.read((MAX_MESSAGE if is_internal else MAX_BODY) + 1)
     try:
-        service, gate = parts()
-        if not is_internal:
-            answer = service.handle(request.method, request.path, dict(request.headers), body)
+        if is_internal:
+            gate().check(dict(request.headers), now())
+            answer = _worked(request, body)
         else:
-            gate.check(dict(request.headers), now())
-            answer = _worked(service, request, body)
+            answer = service().handle(request.method, request.path, dict(request.headers), body)
     except DstackError as error:
         _log(Notice(code=error.code, message=error.message, severity="warning"))
         answer = refused(error)
     return flask.Response(answer.encode(), answer.status, content_type=CONTENT_TYPE)
 
 
-def _worked(service: GovernanceService, request: flask.Request, body: bytes) -> Answer:
+def _worked(request: flask.Request, body: bytes) -> Answer:
     if request.path == SWEEP:
-        return Answer(200, msgspec.to_builtins(service.reconcile()))
-    service.act_or_bury(read_message(body), int(request.headers.get("X-CloudTasks-TaskRetryCount", "0")))
+        return Answer(200, msgspec.to_builtins(service().reconcile()))
+    service().act_or_bury(read_message(body), int(request.headers.get("X-CloudTasks-TaskRetryCount", "0")))
     return Answer(200, {})
 
 

@@ -1,6 +1,7 @@
 """Settings of the governance function, from the environment.
 
-DSTACK_STORE, DSTACK_QUEUE         the deployments' store and the engine's queue, as of the deploy function
+DSTACK_STORE, DSTACK_QUEUE         the deployments' store and the engine's queue, as of the deploy function;
+                                   the queue is poll where a runner looks at the store itself (development)
 DSTACK_GOVERNANCE_STATE            dynamodb:TABLE | firestore:PROJECT/DATABASE | sqlite:PATH
 DSTACK_GOVERNANCE_QUEUE            sqs:URL | tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT | here (development)
 DSTACK_GOVERNANCE_RPC_URLS         endpoints of the chain on distinct hosts, with spaces

@@ -240,3 +240,83 @@ DEPLOY: Final = GcpService(
     permissions=(*_LOOK, *_FIREWALL),
     before=_USES_SHARED,
 )
+
+# The queue holds looks. The function itself bounds its tries: it buries a look that fails too often.
+_GOVERNANCE_SETUP: Final = """
+: "${REGION:?its region, for instance europe-west4}"
+: "${DSTACK_WEBHOOK_SECRETS:?what signs webhooks, as PROVIDER=gcp:projects/P/secrets/S}"
+gcloud tasks queues describe dstack-governance --project="$PROJECT" --location="$REGION" >/dev/null 2>&1 ||
+  gcloud tasks queues create dstack-governance --project="$PROJECT" --location="$REGION" \\
+    --max-attempts=60 --min-backoff=5s --max-backoff=60s --max-concurrent-dispatches=5
+for queue in dstack dstack-governance; do
+  for role in roles/cloudtasks.enqueuer roles/cloudtasks.viewer; do
+    gcloud tasks queues add-iam-policy-binding "$queue" --project="$PROJECT" --location="$REGION" \\
+      --member="$MEMBER" --role="$role" >/dev/null
+  done
+done
+gcloud iam service-accounts add-iam-policy-binding "dstack-tasks@$PROJECT.iam.gserviceaccount.com" \\
+  --project="$PROJECT" --member="$MEMBER" --role=roles/iam.serviceAccountUser >/dev/null
+for entry in $DSTACK_WEBHOOK_SECRETS; do
+  gcloud secrets add-iam-policy-binding "${entry##*/}" --project="$PROJECT" --member="$MEMBER" \\
+    --role=roles/secretmanager.secretAccessor >/dev/null
+done
+gcloud firestore fields ttls update expires --collection-group=governance --database=dstack \\
+  --project="$PROJECT" --enable-ttl --async >/dev/null
+"""
+
+_GOVERNANCE_SWEEP: Final = """
+sweep=create
+if gcloud scheduler jobs describe dstack-governance-sweep --project="$PROJECT" \\
+  --location="$REGION" >/dev/null 2>&1; then
+  sweep=update
+fi
+gcloud scheduler jobs "$sweep" http dstack-governance-sweep --project="$PROJECT" --location="$REGION" \\
+  --schedule="* * * * *" --http-method=POST --uri="${LOOK_URL%/look}/sweep" \\
+  --oidc-service-account-email="$TASKS_ACCOUNT" --oidc-token-audience="$LOOK_URL"
+"""
+
+GOVERNANCE: Final = GcpService(
+    name="dstack-governance",
+    target="governance",
+    public=True,  # a provider shows a signature, the queue a token; the function verifies both
+    memory="512Mi",
+    seconds=60,
+    concurrency=8,
+    instances=5,
+    inputs=(
+        *_DEPLOY_INPUTS[1:],
+        Setting(
+            "LOOK_URL",
+            "what the queue of looks calls",
+            "https://$REGION-$PROJECT.cloudfunctions.net/dstack-governance/internal/look",
+        ),
+    ),
+    settings=(
+        Setting("DSTACK_STORE", "where the deployments' records are kept", "firestore:$PROJECT/dstack"),
+        Setting(
+            "DSTACK_QUEUE",
+            "the deployments' queue, what it calls and as whom",
+            "tasks:projects/$PROJECT/locations/$REGION/queues/dstack|$WORKER_URL|$TASKS_ACCOUNT",
+        ),
+        Setting("DSTACK_GOVERNANCE_STATE", "where it remembers what it saw", "firestore:$PROJECT/dstack"),
+        Setting(
+            "DSTACK_GOVERNANCE_QUEUE",
+            "the queue of looks, what it calls and as whom",
+            "tasks:projects/$PROJECT/locations/$REGION/queues/dstack-governance|$LOOK_URL|$TASKS_ACCOUNT",
+        ),
+        Setting("DSTACK_KMS_CONTRACT", "address of the DstackKms contract, in hex"),
+        Setting("DSTACK_CHAIN_ID", "id of the chain; an endpoint that serves another does not count"),
+        Setting("DSTACK_WEBHOOK_SECRETS", "what signs webhooks, as PROVIDER=gcp:projects/P/secrets/S"),
+        Setting("DSTACK_GOVERNANCE_QUORUM", "how many endpoints must agree, a majority where empty", ""),
+        Setting("DSTACK_GOVERNANCE_NOTIFY_URL", "https URL that is told what operators should know", ""),
+    ),
+    secrets=(
+        Setting(
+            "DSTACK_GOVERNANCE_RPC_URLS",
+            "name of the secret with the URLs of two or more JSON-RPC endpoints, with spaces",
+        ),
+    ),
+    roles=("roles/datastore.user",),
+    before=_GOVERNANCE_SETUP,
+    after=_GOVERNANCE_SWEEP,
+)

@@ -23,7 +23,7 @@ PYTHONS: Final = {
 ARCHITECTURES: Final = {"x86_64": "x86_64", "arm64": "aarch64"}
 """Lambda's names of its architectures, and those of wheels."""
 
-AWS_SERVICES: Final = frozenset({"dynamodb", "ec2", "s3", "sqs", "ssm"})
+AWS_SERVICES: Final = frozenset({"dynamodb", "ec2", "s3", "secretsmanager", "sqs", "ssm"})
 """The APIs that our code makes boto3 clients for. botocore describes 400, in 25 MB."""
 
 
@@ -71,6 +71,7 @@ AWS_FUNCTIONS: Final = (
         budget=60 * MB,
         forwarder=True,
     ),
+    AwsFunction(name="governance", entries=("functions.governance.aws",), budget=30 * MB),
 )
 
 GCP_FUNCTIONS: Final = (
@@ -83,5 +84,11 @@ GCP_FUNCTIONS: Final = (
         entry="functions.deploy.gcp",
         budget=6 * MB,
         services=(gcp_services.DEPLOY_WORKER, gcp_services.DEPLOY),
+    ),
+    GcpFunction(
+        name="governance",
+        entry="functions.governance.gcp",
+        budget=3 * MB,
+        services=(gcp_services.GOVERNANCE,),
     ),
 )

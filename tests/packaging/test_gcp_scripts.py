@@ -23,6 +23,10 @@ GIVEN = {
     "KMS_CONTRACT_ADDR": "0x" + "9f" * 20,
     "ETH_CHAIN_ID": "8453",
     "ETH_RPC_URL_SECRET": "rpc-url",
+    "DSTACK_KMS_CONTRACT": "0x" + "9f" * 20,
+    "DSTACK_CHAIN_ID": "8453",
+    "DSTACK_GOVERNANCE_RPC_URLS_SECRET": "rpc-urls",
+    "DSTACK_WEBHOOK_SECRETS": "plain=gcp:projects/p1/secrets/hook alchemy=gcp:projects/p1/secrets/alchemy",
 }
 FUNCTIONS = {function.name: function for function in GCP_FUNCTIONS}
 GCLOUD = """#!{python}
@@ -110,8 +114,8 @@ def test_the_deploy_functions_settings_follow_from_project_region_and_bucket(
             "DSTACK_GRANTS": "gcs:p1-dstack/grants.json",
             "DSTACK_CONFIG": config,
             "DSTACK_SERVICE_ACCOUNTS": "",
-            "DSTACK_KMS_CONTRACT": "",
-            "DSTACK_CHAIN_ID": "",
+            "DSTACK_KMS_CONTRACT": GIVEN["DSTACK_KMS_CONTRACT"],
+            "DSTACK_CHAIN_ID": "8453",
             "DSTACK_VERIFIER_ATTESTATION__URLS__PCCS": "",
         }
         assert "--set-secrets" not in options
@@ -164,6 +168,30 @@ def test_setup_makes_what_is_not_there(artefacts: Artefacts, tmp_path: Path, exi
     )
     bound = {one.partition("=")[2] for call in ran.calls for one in call if one.startswith("--role=")}
     assert not [role for role in bound if re.search(r"owner|editor|admin", role, re.IGNORECASE)]
+
+
+def test_governance_may_read_its_secrets_and_use_both_queues(artefacts: Artefacts, tmp_path: Path) -> None:
+    ran = run(artefacts, "governance", "setup.sh", tmp_path, **GIVEN)
+    assert (ran.status, ran.error) == (0, "")
+    read = {call[2] for call in ran.calls if call[:2] == ["secrets", "add-iam-policy-binding"]}
+    assert read == {"rpc-urls", "hook", "alchemy"}
+    queues = {call[3] for call in ran.calls if call[:3] == ["tasks", "queues", "add-iam-policy-binding"]}
+    assert queues == {"dstack", "dstack-governance"}
+    assert not [call for call in ran.calls if call[:2] == ["iam", "roles"]]
+
+
+def test_governance_sweeps_each_minute(artefacts: Artefacts, tmp_path: Path) -> None:
+    ran = run(artefacts, "governance", "deploy.sh", tmp_path, **GIVEN)
+    (sweep,) = [call for call in ran.calls if call[:3] == ["scheduler", "jobs", "create"]]
+    look = "https://europe-west4-p1.cloudfunctions.net/dstack-governance/internal/look"
+    assert {
+        "--schedule=* * * * *",
+        f"--uri={look.removesuffix('look')}sweep",
+        f"--oidc-token-audience={look}",
+    } <= set(sweep)
+    settings = dict(pair.split("=", 1) for pair in variables(ran.deployed()["dstack-governance"]))
+    assert settings["DSTACK_GOVERNANCE_QUEUE"].split("|")[1] == look
+    assert settings["DSTACK_WEBHOOK_SECRETS"] == GIVEN["DSTACK_WEBHOOK_SECRETS"]
 
 
 def test_the_api_may_not_make_or_end_machines() -> None:

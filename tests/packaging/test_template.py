@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from functions.authorize.service import _ROUTES
+from functions.governance.service import LAST_TRY, WEBHOOKS
 from functions.packaging.own_code import REPOSITORY
 from functions.packaging.targets import AWS_FUNCTIONS, AWS_SERVICES, MB, PYTHONS
 from tests.packaging.conftest import Artefacts
 
 TEMPLATE = REPOSITORY / "template.yaml"
 CLOUD_CODE = (*(REPOSITORY / "functions" / "clouds").glob("*.py"), REPOSITORY / "functions" / "aws_api.py")
-PUBLIC = ("VerifyFunction", "AuthorizeFunction", "DeployFunction")
+PUBLIC = ("VerifyFunction", "AuthorizeFunction", "DeployFunction", "GovernanceFunction")
 DEPLOY_APIS = ("GitHubDeployApi", "GitLabDeployApi")
 GUESTS = "POST /v1/deployments/{name}/progress/{token}"
 METHODS = {"get", "put", "post", "delete", "patch"}
@@ -227,7 +228,14 @@ class TestRoutes:
         assert deploy == {GUESTS}
         assert set(found.values()) == {"AuthorizeFunction", "VerifyFunction", "DeployFunction"}
 
-    @pytest.mark.parametrize("api", ["PublicApi", *DEPLOY_APIS])
+    def test_webhooks_have_the_routes_that_the_function_answers(
+        self, resources: dict[str, dict[str, Any]]
+    ) -> None:
+        found = routes(resources, "WebhookApi")
+        path = f"{WEBHOOKS}{{provider}}"
+        assert found == {f"GET {path}": "GovernanceFunction", f"POST {path}": "GovernanceFunction"}
+
+    @pytest.mark.parametrize("api", ["PublicApi", "WebhookApi", *DEPLOY_APIS])
     def test_each_route_has_a_throttle(self, resources: dict[str, dict[str, Any]], api: str) -> None:
         properties = resources[api]["Properties"]
         assert set(properties["RouteSettings"]) == set(routes(resources, api))
@@ -239,6 +247,30 @@ class TestRights:
     def test_what_needs_no_rights_has_none(self, resources: dict[str, dict[str, Any]]) -> None:
         for role in ("VerifyRole", "AuthorizeRole"):
             assert [one["Sid"] for one in statements(resources, role)] == ["Log", "Trace"]
+
+    def test_governance_may_change_records_and_no_machine(
+        self, resources: dict[str, dict[str, Any]]
+    ) -> None:
+        beside = {"logs", "xray"}
+        found = {
+            role: {
+                (one.partition(":")[0], str(statement["Resource"]))
+                for statement in statements(resources, role)
+                for one in actions(statement)
+                if one.partition(":")[0] not in beside
+            }
+            for role in ("GovernanceRole", "LookRole", "GovernanceSweepRole")
+        }
+        services = {service for pairs in found.values() for service, _ in pairs}
+        assert services == {"dynamodb", "sqs", "secretsmanager"}
+        assert "dynamodb:PutItem" not in {
+            one
+            for statement in statements(resources, "GovernanceRole")
+            if statement["Resource"] == {"Fn::GetAtt": "Table.Arn"}
+            for one in actions(statement)
+        }
+        [secrets] = [one for one in statements(resources, "GovernanceRole") if one["Sid"] == "Secrets"]
+        assert str(secrets["Resource"]).endswith("secret:dstack/webhooks/*'}")
 
     def test_no_role_has_a_wildcard_for_actions_or_a_managed_policy(
         self, resources: dict[str, dict[str, Any]]
@@ -340,6 +372,28 @@ class TestData:
         denied = resources["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
         assert {"Bool": {"aws:SecureTransport": False}} in [one["Condition"] for one in denied]
         assert {one["Effect"] for one in denied} == {"Deny"}
+
+    def test_a_look_ends_before_its_message_comes_again_and_is_never_lost(
+        self, resources: dict[str, dict[str, Any]]
+    ) -> None:
+        looks = resources["Looks"]["Properties"]
+        assert functions(resources)["LookFunction"]["Timeout"] < looks["VisibilityTimeout"]
+        assert looks["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": "LookDeadLetters.Arn"}
+        assert looks["RedrivePolicy"]["maxReceiveCount"] == LAST_TRY
+        event = functions(resources)["LookFunction"]["Events"]["Looks"]["Properties"]
+        assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+    def test_what_governance_saw_expires(self, resources: dict[str, dict[str, Any]]) -> None:
+        table = resources["GovernanceTable"]["Properties"]
+        assert table["TimeToLiveSpecification"] == {"AttributeName": "expiration", "Enabled": True}
+
+    def test_governance_is_there_with_several_endpoints_alone(
+        self, resources: dict[str, dict[str, Any]]
+    ) -> None:
+        """One endpoint is no quorum, and every sweep would fail."""
+        named = re.compile(r"Governance|Look|Webhook")
+        conditions = {name: one.get("Condition") for name, one in resources.items() if named.search(name)}
+        assert set(conditions.values()) == {"HasQuorum"}
 
     def test_failed_messages_are_kept_and_told_of(self, resources: dict[str, dict[str, Any]]) -> None:
         redrive = resources["Queue"]["Properties"]["RedrivePolicy"]

@@ -1,42 +1,32 @@
 """The entries of both clouds, over a real node, with AWS and Google served on loopback."""
 
-import hashlib
-import hmac
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
 
 from cli.devchain.governance import Governance
-from cli.devchain.launcher import Chain, start_chain
+from cli.devchain.launcher import Chain
 from functions.deploy.oidc import worker_gate
-from functions.deploy.record import Goal, Planned, Running, Step
-from functions.deploy.steps import workload
-from functions.deploy.store import DeploymentStore
-from functions.governance import aws, gcp
+from functions.deploy.record import Goal, Step
+from functions.governance import aws as entry
+from functions.governance import gcp
 from functions.governance.assembly import service_from_env
 from functions.governance.look import Look
-from functions.stores.dynamodb import DynamoDbStore
 from functions.stores.sqlite import SqliteStore
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
-from shared.net.json_rpc import JsonRpc
-from tests.fakes.aws import REGION, AwsServer
-from tests.fakes.aws import make_table as make_store
+from tests.fakes.aws import AwsServer
 from tests.functions.deploy.issuer import Issuer, jwk, rsa_key, sign
-from tests.functions.deploy.memory_cloud import some_deployment
-from tests.functions.governance.test_memory import make_table
+from tests.functions.governance.site import SECRET, Amazon, Site, open_site, signed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SECRET = "a secret of thirty characters."
-COMPOSE, IMAGE, DEVICE = b"\x33" * 32, b"\x44" * 32, b"\x55" * 32
 CONTEXT = SimpleNamespace(
     function_name="governance",
     memory_limit_in_mb=256,
@@ -45,73 +35,10 @@ CONTEXT = SimpleNamespace(
 )
 
 
-class Site:
-    """A chain with one registered app whose compose hash is allowed; each test has an app of its own."""
-
-    def __init__(self, chain: Chain, owner: Governance) -> None:
-        self.chain = chain
-        self.owner = owner
-        self.app_id = owner.deploy_app(device_id=DEVICE, compose_hash=COMPOSE)
-        self.settle()
-
-    def settle(self) -> None:
-        rpc = JsonRpc(self.chain.url, HttpClient(DirectDialer()))
-        for _ in range(4):  # so that the newest change is final
-            rpc.call("evm_mine")
-
-    @property
-    def environment(self) -> dict[str, str]:
-        port = self.chain.url.rpartition(":")[2]
-        return {
-            "DSTACK_GOVERNANCE_RPC_URLS": f"http://127.0.0.1:{port} http://localhost:{port}",
-            "DSTACK_GOVERNANCE_SIMULATED": "true",
-            "DSTACK_KMS_CONTRACT": self.owner.kms.address,
-            "DSTACK_CHAIN_ID": str(self.chain.chain_id),
-        }
-
-    def deploy(self, store: DeploymentStore, step: Step = Step.RUNNING) -> None:
-        planned = Planned(
-            plan_id="1",
-            app_id=self.app_id.hex(),
-            compose_hash=COMPOSE.hex(),
-            os_image_hash=IMAGE.hex(),
-            platform="gcp",
-            plan="",
-        )
-        running = Running(evidence_url="http://192.0.2.7", plan_id="1") if step is Step.RUNNING else None
-        store.create(
-            some_deployment(
-                step=step,
-                planned=planned,
-                running=running,
-                launched=workload(planned) if running else None,
-                settings={"device_id": f"0x{DEVICE.hex()}"},
-            )
-        )
-
-    def remove(self) -> dict[str, Any]:
-        """Remove the compose hash, and return the plain form of its event."""
-        [receipt] = self.owner.settle(self.owner.remove_compose_hash(self.app_id, COMPOSE))
-        logs = [
-            {
-                "address": log["address"],
-                "topics": ["0x" + bytes(topic).hex() for topic in log["topics"]],
-                "blockHash": "0x" + bytes(log["blockHash"]).hex(),
-                "blockNumber": hex(log["blockNumber"]),
-                "logIndex": hex(log["logIndex"]),
-            }
-            for log in receipt["logs"]
-        ]
-        return {"id": str(uuid4()), "chainId": self.chain.chain_id, "logs": logs}
-
-
 @pytest.fixture(scope="module")
 def chain() -> Iterator[tuple[Chain, Governance]]:
-    with start_chain("auto", block_time=0) as started:
-        owner = Governance(started.url, started.accounts[0])
-        owner.deploy()
-        owner.settle(owner.add_os_image(IMAGE))
-        yield started, owner
+    with open_site() as found:
+        yield found
 
 
 @pytest.fixture
@@ -119,51 +46,16 @@ def site(chain: tuple[Chain, Governance]) -> Site:
     return Site(*chain)
 
 
-def signed(document: object) -> tuple[str, dict[str, str]]:
-    body, stamp = json.dumps(document), str(int(time.time()))
-    digest = hmac.new(SECRET.encode(), f"{stamp}.{body}".encode(), hashlib.sha256).hexdigest()
-    return body, {"X-Dstack-Timestamp": stamp, "X-Dstack-Signature": f"sha256={digest}"}
-
-
 # ---- AWS ----
-
-
-class Amazon:
-    """Tables, queues and a secret, and what the environment says of them."""
-
-    def __init__(self, server: AwsServer, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sqs = server.client("sqs")
-        self.engine_queue, self.looks = (
-            self.sqs.create_queue(QueueName=f"q-{uuid4()}")["QueueUrl"] for _ in range(2)
-        )
-        table = make_store(server, f"deployments-{uuid4()}")
-        self.store = DynamoDbStore(table, server.client("dynamodb"))
-        name = f"hooks/{uuid4()}"
-        server.client("secretsmanager").create_secret(Name=name, SecretString=SECRET)
-        environment = site.environment | {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "DSTACK_STORE": f"dynamodb:{table}",
-            "DSTACK_QUEUE": f"sqs:{self.engine_queue}",
-            "DSTACK_GOVERNANCE_STATE": f"dynamodb:{make_table(server.client('dynamodb'))}",
-            "DSTACK_GOVERNANCE_QUEUE": f"sqs:{self.looks}",
-            "DSTACK_WEBHOOK_SECRETS": f"plain=aws:{name}",
-        }
-        for key, value in environment.items():
-            monkeypatch.setenv(key, value)
-        aws.service.cache_clear()
-
-    def take(self, queue: str) -> list[dict[str, Any]]:
-        """Return what waits in a queue, as Lambda's event source hands it over."""
-        found = self.sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
-        return [{"messageId": one["MessageId"], "body": one["Body"], "attributes": {}} for one in found]
 
 
 @pytest.fixture
 def amazon(aws: AwsServer, site: Site, monkeypatch: pytest.MonkeyPatch) -> Amazon:
-    return Amazon(aws, site, monkeypatch)
+    made = Amazon(aws, site)
+    for key, value in made.environment.items():
+        monkeypatch.setenv(key, value)
+    entry.service.cache_clear()
+    return made
 
 
 def post(document: object) -> dict[str, Any]:
@@ -175,7 +67,7 @@ def post(document: object) -> dict[str, Any]:
         "requestContext": {"http": {"method": "POST"}},
         "body": body,
     }
-    answer: dict[str, Any] = aws.handler(event, CONTEXT)  # type: ignore[arg-type]
+    answer: dict[str, Any] = entry.handler(event, CONTEXT)  # type: ignore[arg-type]
     return answer
 
 
@@ -185,7 +77,7 @@ def test_lambda_stops_what_the_contract_does_not_allow_any_more(amazon: Amazon, 
     assert (answer["statusCode"], json.loads(answer["body"])["accepted"]) == (200, 2)
     records = amazon.take(amazon.looks)
     assert json.loads(records[0]["body"])["name"].startswith(f"look:0x{site.app_id.hex()}:")
-    assert aws.work_handler({"Records": records}, CONTEXT) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    assert entry.work_handler({"Records": records}, CONTEXT) == {"batchItemFailures": []}  # type: ignore[arg-type]
     found = amazon.store.get("web")
     assert found.quarantine is not None
     assert found.quarantine.reason == "Compose hash not allowed"
@@ -203,9 +95,9 @@ def test_lambda_takes_a_delivery_once(amazon: Amazon, site: Site) -> None:
 
 def test_lambdas_sweep_finds_what_no_webhook_told(amazon: Amazon, site: Site) -> None:
     site.deploy(amazon.store)
-    aws.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
+    entry.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
     site.remove()
-    report = aws.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
+    report = entry.sweep_handler({}, CONTEXT)  # type: ignore[arg-type]
     assert report["replayed"] == 2
     assert [one["kind"] for one in report["drifts"]] == ["runs_what_is_not_allowed"]
     assert amazon.store.get("web").quarantine is not None
@@ -216,9 +108,9 @@ def test_a_look_that_fails_goes_back_to_the_queue(
 ) -> None:
     site.deploy(amazon.store)
     monkeypatch.setenv("DSTACK_CHAIN_ID", "1")
-    aws.service.cache_clear()
+    entry.service.cache_clear()
     message = {"messageId": "m", "body": json.dumps({"name": Look(None, 0).name})}
-    answer = aws.work_handler({"Records": [message]}, CONTEXT)  # type: ignore[arg-type]
+    answer = entry.work_handler({"Records": [message]}, CONTEXT)  # type: ignore[arg-type]
     assert answer == {"batchItemFailures": [{"itemIdentifier": "m"}]}
     assert amazon.store.get("web").quarantine is None
 
@@ -261,7 +153,8 @@ class Google:
         service = service_from_env(environment, gcp._log)
         http = HttpClient(DirectDialer(), issuer.certificate)
         gate = worker_gate(environment, http, variable="DSTACK_GOVERNANCE_QUEUE")
-        monkeypatch.setattr(gcp, "parts", lambda: (service, gate))
+        monkeypatch.setattr(gcp, "service", lambda: service)
+        monkeypatch.setattr(gcp, "gate", lambda: gate)
         app = Flask("governance")
         app.add_url_rule("/<path:path>", view_func=_governance, methods=["GET", "POST"])
         self.client: FlaskClient = app.test_client()
@@ -329,6 +222,6 @@ def test_a_task_that_failed_too_often_is_buried(google: Google, site: Site, tmp_
     assert (tmp_path / "governance.sqlite").exists()
 
 
-@pytest.mark.parametrize("entry", ["aws.py", "gcp.py"])
-def test_entries_stay_thin(entry: str) -> None:
-    assert len((REPOSITORY / "functions" / "governance" / entry).read_text().splitlines()) < 60
+@pytest.mark.parametrize("name", ["aws.py", "gcp.py"])
+def test_entries_stay_thin(name: str) -> None:
+    assert len((REPOSITORY / "functions" / "governance" / name).read_text().splitlines()) < 60

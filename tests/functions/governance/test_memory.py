@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
-from functions.aws_api import AwsClient
 from functions.google_api.credentials import anonymous_credentials
 from functions.google_api.rest import GoogleSession
 from functions.governance.dynamodb_state import DynamoDbMemory
@@ -18,19 +16,8 @@ from tests.fakes.aws import AwsServer
 from tests.fakes.firestore import Firestore
 from tests.fakes.google_rest import GoogleRest
 from tests.functions.deploy.memory_cloud import Clock
+from tests.functions.governance.site import make_table
 from tests.shared.refusal import refuses
-
-
-def make_table(client: AwsClient) -> str:
-    """Make a table as template.yaml does."""
-    name = f"governance-{uuid4()}"
-    client.create_table(
-        TableName=name,
-        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
-    return name
 
 
 @pytest.fixture
