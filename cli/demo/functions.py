@@ -1,8 +1,9 @@
-"""Starts the demo's cloud function."""
+"""Starts the demo's cloud functions."""
 
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.util import find_spec
 
@@ -18,21 +19,27 @@ POLL_SECONDS = 0.05
 
 def start_authorize(processes: ProcessGroup, *, rpc_url: str, kms_contract: str, chain_id: int) -> str:
     """Start the authorize function under functions-framework; returns its base URL once it answers."""
-    spec = find_spec("functions.authorize.gcp")
+    environment = {"ETH_RPC_URL": rpc_url, "KMS_CONTRACT_ADDR": kms_contract, "ETH_CHAIN_ID": str(chain_id)}
+    url, process = start_function(processes, "authorize", environment)
+    wait_until_ok(url, process)
+    return url
+
+
+def start_function(processes: ProcessGroup, name: str, environment: Mapping[str, str]) -> tuple[str, Process]:
+    """Start a function under functions-framework; returns its base URL, where nothing may answer yet."""
+    spec = find_spec(f"functions.{name}.gcp")
     if spec is None or spec.origin is None:
-        raise ConfigError("demo.function", "the authorize function is not installed")
+        raise ConfigError("demo.function", f"the {name} function is not installed")
     port = _free_port()
     process = processes.start(
-        "authorize",
+        name,
         [
             *(sys.executable, "-m", "functions_framework", "--source", spec.origin),
-            *("--target", "authorize", "--host", LOOPBACK, "--port", str(port)),
+            *("--target", name, "--host", LOOPBACK, "--port", str(port)),
         ],
-        {"ETH_RPC_URL": rpc_url, "KMS_CONTRACT_ADDR": kms_contract, "ETH_CHAIN_ID": str(chain_id)},
+        environment,
     )
-    url = f"http://{LOOPBACK}:{port}"
-    _wait_until_ok(url, process)
-    return url
+    return f"http://{LOOPBACK}:{port}", process
 
 
 def _free_port() -> int:
@@ -41,7 +48,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ok(url: str, process: Process) -> None:
+def wait_until_ok(url: str, process: Process) -> None:
+    """Wait until a function answers; raises what the last attempt met once it cannot any more."""
     http = HttpClient(DirectDialer(), timeout=READY_SECONDS)
     deadline = time.monotonic() + READY_SECONDS
     while True:

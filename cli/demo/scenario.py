@@ -17,6 +17,7 @@ from cli.demo.app_answer import AppAnswer, check_answer
 from cli.demo.deployment import Enclaves
 from cli.demo.functions import start_authorize
 from cli.demo.gcp_guests import GcpGuests
+from cli.demo.governed import GovernedApp, WebhookFunction
 from cli.demo.guests import Guests, Measured
 from cli.demo.images import AppImage, KmsImage
 from cli.demo.kms_operator import Audit, KmsOperator, KmsRoots
@@ -91,13 +92,14 @@ class Scenario:
         chain, governance = self._start_chain(stack)
         guests = self._start_hardware(processes)
         authorize_url = self._start_authorize(processes, chain, governance)
+        function = self._start_governance(processes, chain, governance)
         kms = self._build_kms(guests, chain, governance, authorize_url)
         kms_address = self._start_kms(guests, governance, kms, chain, authorize_url)
         operator = KmsOperator(self._http, kms_address, guests.verifier)
         roots = self._bootstrap(guests, operator, governance, kms)
         audit = self._audit(operator, roots, kms)
         app = self._build_app(guests, governance, kms_address, audit)
-        self._start_app(guests, app, kms_address)
+        governed = self._start_app(guests, app, kms_address, function)
         evidence = self._challenge(guests, app)
         self._use_sdk(processes, guests, app, audit)
         match guests:
@@ -105,7 +107,8 @@ class Scenario:
                 self._leave_allow_list(guests, chain)
             case _:
                 self._mix_machines(guests, evidence, roots)
-        self._revoke(guests, governance, app)
+        self._stop_by_webhook(function, governed, governance, app)
+        self._revoke(guests, app)
 
     # The chain and the function that reads it
 
@@ -135,6 +138,18 @@ class Scenario:
                 f"the authorize function answers for chain {chain.chain_id}; its word alone releases nothing"
             )
         return url
+
+    def _start_governance(
+        self, processes: ProcessGroup, chain: Chain, governance: Governance
+    ) -> WebhookFunction:
+        """Start what waits for the contracts' events; it is ready long before there is one that matters."""
+        return WebhookFunction(
+            processes,
+            self._work,
+            rpc_url=chain.url,
+            kms_contract=governance.kms.address,
+            chain_id=chain.chain_id,
+        )
 
     # The KMS
 
@@ -220,7 +235,9 @@ class Scenario:
             step.say(f"OS_IMAGE_HASH and compose hash approved and final in block {final}")
         return measured
 
-    def _start_app(self, guests: Guests, app: Measured, kms_address: tuple[str, int]) -> None:
+    def _start_app(
+        self, guests: Guests, app: Measured, kms_address: tuple[str, int], function: WebhookFunction
+    ) -> GovernedApp:
         with self.narrator.step(f"app {_GUEST[self.kind]} -> KMS -> keys") as step:
             agent = guests.start_app(app, kms_address)
             keys = convert_answer(agent.wait_for("agent.keys"), _Keys, what="the agent's report of its keys")
@@ -231,6 +248,15 @@ class Scenario:
                 f"{way}: KMS pinned and attested by the app, app attested by the KMS, "
                 f"decision proven in two blocks; keys are in the {_GUEST[self.kind]}'s memory"
             )
+        return GovernedApp(
+            function,
+            agent,
+            app,
+            platform=self.kind,
+            app_id=self._app_id_bytes(),
+            device_id=guests.device_id,
+            now=self._now,
+        )
 
     def _challenge(self, guests: Guests, app: Measured) -> bytes:
         with self.narrator.step("deployer -> app evidence") as step:
@@ -309,9 +335,24 @@ class Scenario:
             else:
                 raise PolicyDenied("demo.binding.open", "a quote of another machine's vTPM was accepted")
 
-    def _revoke(self, guests: Guests, governance: Governance, app: Measured) -> None:
+    def _stop_by_webhook(
+        self, function: WebhookFunction, governed: GovernedApp, governance: Governance, app: Measured
+    ) -> None:
+        with self.narrator.step("governance -> webhook -> app stopped") as step:
+            [receipt] = governance.settle(
+                governance.remove_compose_hash(self._app_id_bytes(), app.compose_hash)
+            )
+            function.deliver(self._http, receipt, self._now())
+            held = governed.wait_until_stopped().quarantine
+            if held is None or held.reason != REVOKED:
+                raise PolicyDenied("demo.governance.reason", f"expected {REVOKED!r}, got {held}")
+            step.say(
+                "the event came by a signed webhook (a forged one was refused); the governance function read "
+                f"the contract at block {held.block_number}, and the running app was stopped: {held.reason}"
+            )
+
+    def _revoke(self, guests: Guests, app: Measured) -> None:
         with self.narrator.step("governance -> revoke -> refused") as step:
-            governance.settle(governance.remove_compose_hash(self._app_id_bytes(), app.compose_hash))
             again = guests.start_app_again(app)
             code = again.wait_exit()
             # an enclave's init asks for its keys, on Google Cloud the agent does
