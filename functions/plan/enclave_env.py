@@ -11,7 +11,7 @@ from msgspec import UNSET
 from functions.plan.project_files import ProjectFiles
 from shared.compose.enclave_toml import ENCLAVE_TOML, ENV_PORT, EnclaveToml, read_enclave_toml
 from shared.compose.env_file import lint_env_file
-from shared.compose.findings import Finding, error
+from shared.compose.findings import Finding, error, note
 from shared.errors import ConfigError
 
 
@@ -42,6 +42,12 @@ def _undeclared(names: Sequence[str], measured: EnclaveToml) -> Iterator[Finding
     for name in names:
         if name not in measured.boot.allowed_envs:
             yield error("lint.env.undeclared", name, "is in .env and not in the image's boot.allowed_envs")
+    if names and not measured.boot.env_signer:
+        yield note(
+            "lint.env_signer.absent",
+            "boot.allowed_envs",
+            "can be set by whoever runs the parent: name a boot.env_signer",
+        )
     if names and measured.boot.env_port != ENV_PORT:
         yield error(
             "lint.nitro.env_port",

@@ -54,6 +54,11 @@ def test_an_image_that_asks_at_another_port_is_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_who_may_choose_the_variables_is_said(tmp_path: Path) -> None:
+    anybody = IMAGE.replace(f'env_signer = "{SIGNER}"', "")
+    assert codes(tmp_path, anybody) == ["lint.env_signer.absent"]
+
+
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
