@@ -24,11 +24,12 @@ from enclave.devices.host_shared import MAX_SYS_CONFIG
 from enclave.dstack_util.enclave_config import CONFIG_PATH, EnclaveConfig, load_enclave_config
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
 from enclave.dstack_util.host_api import host_of
+from enclave.dstack_util.setup_config import load_trust
 from enclave.dstack_util.sys_config import parse_sys_config
 from enclave.log import log_event, write_error
 from enclave.platform import Platform
 from enclave.tee.evidence import SerialAttestor
-from enclave.tee.peers import TrustSettings, establish_trust
+from enclave.tee.peers import establish_trust
 from shared.attestation.envelope import REPORT_DATA_LENGTH, decode_envelope
 from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.errors import ConfigError, DstackError, ExitCode
@@ -94,14 +95,14 @@ def run(
     attestor = SerialAttestor(platform.tee.attestor(None if image is None else image.app_id_bytes()))
     identity = read_identity(decode_envelope(attestor.attest(bytes(REPORT_DATA_LENGTH))))
     files = read_files(platform, config, needed=image is None)
-    trust = establish_trust(platform, TrustSettings() if image is None else image.trust.settings())
+    trust = establish_trust(platform, load_trust(platform).settings())
     issuer = certificate_issuer(
         keys,
         app_id=identity.app_id,
         attestor=attestor,
         verifier=trust.verifier,
         dialer=platform.dialer(),
-        more_urls=() if image is None else tuple(one.url for one in image.kms.endpoints()),
+        more_urls=files.kms_urls if image is None else tuple(one.url for one in image.kms.endpoints()),
         vm_config=files.vm_config,
     )
     guest = Guest(
@@ -173,7 +174,7 @@ def read_files(platform: Platform, config: AgentConfig, *, needed: bool) -> Gues
     if not host_text:
         return GuestFiles(app_compose or b"")
     host = parse_sys_config(host_text)
-    return GuestFiles(app_compose or b"", host.vm_config, host.host_api_url)
+    return GuestFiles(app_compose or b"", host.vm_config, host.host_api_url, host.kms_urls)
 
 
 def _read(path: Path, limit: int) -> bytes | None:

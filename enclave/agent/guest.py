@@ -43,12 +43,13 @@ class GuestFiles(msgspec.Struct, frozen=True):
     """`app_compose` is the exact text that was measured, empty for a guest without one.
 
     `vm_config` is the host's text; an empty one stands for the one in the guest's evidence. `host_api_url` is
-    where the host says that it listens, empty for nowhere.
+    where the host says that it listens, empty for nowhere, `kms_urls` where it says that KMSes do.
     """
 
     app_compose: bytes = b""
     vm_config: str = ""
     host_api_url: str = ""
+    kms_urls: tuple[str, ...] = ()
 
 
 class Machine(msgspec.Struct, frozen=True):

@@ -45,9 +45,9 @@ def certificate_issuer(
         ca = read_ca(keys.ca_cert, provider.key, "app_keys.ca")
         return LocalIssuer(ca, evidence=evidence, describe=partial(_describe, verifier), now=verifier.now)
     root_pem = keys.ca_cert.encode()
+    endpoints = dict.fromkeys(kms_endpoint(url) for url in (provider.url, *more_urls))
     clients = [
-        KmsClient(kms_endpoint(url), root_pem=root_pem, dialer=dialer, verifier=verifier)
-        for url in dict.fromkeys((provider.url, *more_urls))
+        KmsClient(endpoint, root_pem=root_pem, dialer=dialer, verifier=verifier) for endpoint in endpoints
     ]
     temporary = None
     if provider.tmp_ca_key:

@@ -10,9 +10,10 @@ import pytest
 from cryptography import x509
 
 from enclave.agent.config import AgentConfig
-from enclave.agent.daemon import main, read_files, read_keys
+from enclave.agent.daemon import main, read_files, read_keys, run
 from enclave.platform import Platform
 from shared.errors import ConfigError, ExitCode
+from shared.keys.app_keys_file import parse_app_keys
 from shared.keys.guest_keys import AppKey
 from tests.enclave.agent.whole_agent import APP_ID, K256_KEY, WholeAgent, keys_file, whole_agent
 from tests.enclave.event_log import PATIENCE
@@ -90,6 +91,21 @@ def test_an_enclave_needs_neither_compose_nor_the_hosts_text(platform: Platform)
         (platform.writable / "dstack/.host-shared" / name).unlink()
     files = read_files(platform, AgentConfig(), needed=False)
     assert (files.app_compose, files.vm_config) == (b"", "")
+
+
+def test_the_host_names_further_kmses(platform: Platform) -> None:
+    sys_config = platform.writable / "dstack/.host-shared/.sys-config.json"
+    sys_config.write_text('{"vm_config": "{}", "kms_urls": ["https://a.example", "https://b.example"]}')
+    files = read_files(platform, AgentConfig(), needed=True)
+    assert files.kms_urls == ("https://a.example", "https://b.example")
+
+
+def test_a_guest_believes_whom_its_images_setup_names(platform: Platform) -> None:
+    """A wrong file shows that it is read: no trust of the agent's own stands beside that of the boot."""
+    (platform.image / "etc/dstack").mkdir(parents=True, exist_ok=True)
+    (platform.image / "etc/dstack/setup.toml").write_text("[trusted]\n")
+    with refuses("image.config", ConfigError):
+        run(platform, AgentConfig(), parse_app_keys(keys_file()), None)
 
 
 def test_refuses_a_file_without_a_bound(platform: Platform) -> None:
