@@ -63,7 +63,7 @@ $(DIFFERENTIAL_STAMP): tests/differential/package-lock.json tests/differential/p
 
 $(SAFE_STAMP): tests/safe/package-lock.json tests/safe/package.json
 	@cd tests/safe && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \
-	  echo "npm could not install Safe's contracts; the test of docs/kms-setup.md will skip" >&2; }
+	  echo "npm could not install Safe's contracts; the tests of gov and its pages will skip" >&2; }
 
 $(SDK_STAMP): tests/sdk/package-lock.json tests/sdk/package.json
 	@cd tests/sdk && { npm ci --ignore-scripts --silent && touch node_modules/.installed || \

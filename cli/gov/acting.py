@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -22,8 +22,6 @@ from shared.net.json_rpc import RevertedError
 
 if TYPE_CHECKING:
     from cli.gov.sending import Receipt
-
-_LINE: Final = 200
 
 
 def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoReturn:
@@ -91,8 +89,7 @@ class Told:
                 "notes": list(change.notes),
             }
         )
-        text = change.text
-        self.line(f"call {len(self._calls)}: {text[:_LINE]}{'…' if len(text) > _LINE else ''}")
+        self.line(f"call {len(self._calls)}: {change.text}")
         self.line(f"  to      {checksum_address(change.to)}")
         self.line(f"  sender  {sender_text(seen)}")
         self.line(f"  data    {calldata}")

@@ -26,9 +26,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The call as people write it."""
-        named = zip(self.function.parameters, self.arguments, strict=True)
-        return f"{self.function.name}({', '.join(f'{name}={shown(value)}' for (name, _), value in named)})"
+        """The call as people write it; several arguments each on a line of its own."""
+        named = [
+            f"{name}={calldata.shown(value)}"
+            for (name, _), value in zip(self.function.parameters, self.arguments, strict=True)
+        ]
+        if len(named) < 2:
+            return f"{self.function.name}({''.join(named)})"
+        return f"{self.function.name}(" + "".join(f"\n          {one}" for one in named) + ")"
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,11 +88,6 @@ def look(contracts: Contracts, change: Change, at: Block) -> Seen:
             "gov.no_transfer", f"no transfer of {abi.checksum_address(change.to)} waits to be accepted"
         )
     return Seen(change=change, owner=owner, sender=sender, is_made=_is_made(contracts, change, owner, at))
-
-
-def shown(value: Value) -> str:
-    """Return an argument as people write it, an empty one as nothing."""
-    return calldata.shown(value) if value != b"" else "nothing"
 
 
 def _is_made(contracts: Contracts, change: Change, owner: Owner, at: Block) -> bool:

@@ -41,7 +41,9 @@ class Site:
         self._payer = Governance(self.chain.url, self.chain.accounts[PAYER])
         self._safe: RealSafe
         self._guests: dict[str, Process] = {}
-        (place / "deployer.key").write_text(self.chain.accounts[DEPLOYER].private_key.hex() + "\n")
+        key = place / "deployer.key"
+        key.write_text(self.chain.accounts[DEPLOYER].private_key.hex() + "\n")
+        key.chmod(0o600)
         write_whole_os_image(place / "images")
         self._publisher = self._processes.python(
             "pccs", "enclave.simulator", "pccs", str(place / "authority")
@@ -186,7 +188,7 @@ def test_each_command_gives_what_the_page_shows(transcript: Transcript) -> None:
 
 def test_the_page_goes_all_the_way(transcript: Transcript) -> None:
     typed = "\n".join(command.text for command, _ in transcript)
-    for step in ("GetAttestationInfo", "Bootstrap", "verify", "setKmsInfo", "Finish", "GetMeta", "Onboard"):
+    for step in ("GetAttestationInfo", "Bootstrap", "verify", "set-info", "Finish", "GetMeta", "Onboard"):
         assert step in typed, step
 
 
