@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +35,21 @@ from enclave.dstack_util.sys_config import parse_sys_config
 from enclave.log import log_event, write_error
 from enclave.process import forbid_dumps
 from enclave.simulator.agent_config import SimulatorConfig
-from enclave.simulator.fixture_set import lay_fixture, publish_trust, read_compose_file
+from enclave.simulator.fixture_set import APP_CA, lay_fixture, publish_trust, read_compose_file
+from enclave.simulator.kms_issuer import SimulatedKmsIssuer
 from enclave.simulator.recorded_attestor import RecordedAttestor
+from enclave.simulator.tdx import SimulatedIntel
 from enclave.tee.evidence import certificate_evidence
+from shared.attestation.endorsements import Endorsements
 from shared.attestation.envelope import MAX_ENVELOPE
-from shared.attestation.identity import AppInfo
+from shared.attestation.identity import AppInfo, app_info
+from shared.attestation.trust import TrustAnchors
+from shared.attestation.verify import verify_attestation
 from shared.compose.app_compose import MAX_COMPOSE_BYTES
 from shared.errors import ConfigError, DstackError, ExitCode, UnavailableError
 from shared.keys.app_keys_file import MAX_FILE, AppKeysFile, KmsProvider, parse_app_keys
 from shared.keys.guest_keys import AppKey
+from shared.ratls.certificates import BACKDATE
 from shared.ratls.csr import CsrConfig
 
 STYLE: Final = EvidenceStyle(without_tdx="attestation", whole_log=True, always_envelope=True)
@@ -129,7 +136,7 @@ def open_guest(directory: Path, config: SimulatorConfig) -> tuple[RecordedAttest
         AppKey(keys.k256_key, keys.k256_signature),
         identity,
         attestor,
-        _issuer(keys, identity, attestor),
+        _issuer(directory, keys, identity, attestor, simulator.intel()),
         GuestFiles(app_compose, sys_config.vm_config),
         machine=Machine.read(),
         style=STYLE,
@@ -148,16 +155,49 @@ class _NoIssuer:
         )
 
 
-def _issuer(keys: AppKeysFile, identity: OwnIdentity, attestor: RecordedAttestor) -> CertificateIssuer:
+def _issuer(
+    directory: Path,
+    keys: AppKeysFile,
+    identity: OwnIdentity,
+    attestor: RecordedAttestor,
+    intel: SimulatedIntel | None,
+) -> CertificateIssuer:
     provider = keys.key_provider
     if isinstance(provider, KmsProvider):
         return _NoIssuer()
-    return LocalIssuer(
-        read_ca(keys.ca_cert, provider.key, "app_keys.ca"),
-        evidence=lambda key: certificate_evidence(attestor, key),
-        describe=lambda _envelope, _report_data: unverified_app_info(identity),
-        now=lambda: int(time.time()),
+    ca = read_ca(keys.ca_cert, provider.key, "app_keys.ca")
+    evidence = partial(certificate_evidence, attestor)
+
+    def describe(envelope: bytes, report_data: bytes) -> AppInfo:
+        if intel is None:
+            return unverified_app_info(identity)
+        return verified_app_info(envelope, report_data, intel, int(time.time()))
+
+    def now() -> int:
+        return int(time.time())
+
+    if not (directory / APP_CA).exists():
+        return LocalIssuer(ca, evidence=evidence, describe=describe, now=now)
+    pem = _read(directory / APP_CA, MAX_FILE).decode("ascii", "replace")
+    app_ca = read_ca(pem, pem, "simulator.app_ca")
+    return SimulatedKmsIssuer(
+        app_ca, ca[0], app_id=identity.app_id, evidence=evidence, describe=describe, now=now
     )
+
+
+def verified_app_info(envelope: bytes, report_data: bytes, intel: SimulatedIntel, now: int) -> AppInfo:
+    """Return the app info that a KMS would put into a certificate, from evidence that verifies under `intel`.
+
+    Raises `InvalidEvidence` for a record that does not.
+    """
+    verified = verify_attestation(
+        envelope,
+        now=now,
+        anchors=TrustAnchors.production().with_extra(intel.root_pem, signer="tdx"),
+        report_data=report_data,
+        endorsements=Endorsements(tdx=(intel.collateral(now - BACKDATE),)),
+    )
+    return app_info(verified)
 
 
 def unverified_app_info(identity: OwnIdentity) -> AppInfo:

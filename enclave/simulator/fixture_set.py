@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.simulator.agent_config import CONFIG_FILE, SEED_BYTES, SimulatorConfig
+from enclave.simulator.authority_files import certificate_pem, key_pem
 from enclave.simulator.lite_guest import LiteImage, boot_lite
 from enclave.simulator.tdx import SimulatedIntel
 from enclave.tee.boot_events import identity_events, make_instance_id, provider_events
@@ -24,12 +25,19 @@ from shared.attestation.envelope import REPORT_DATA_LENGTH, encode_envelope
 from shared.compose.app_compose import MAX_COMPOSE_BYTES, compose_hash
 from shared.compose.model import read_app_compose
 from shared.errors import ConfigError, StorageError
-from shared.keys.app_keys import RootKeys, derive_app_keys
+from shared.keys.app_keys import RootKeys, app_ca_scalar, derive_app_keys
 from shared.keys.app_keys_file import AppKeysFile, SeedProvider
 from shared.keys.k256 import public_key
 from shared.keys.kdf import hkdf_sha256, p256_key
 from shared.measurement.vm_config import encode_vm_config
-from shared.ratls.certificates import BACKDATE, CA_LIFETIME, ROOT_CA_NAME, self_signed_ca, spki_der
+from shared.ratls.certificates import (
+    BACKDATE,
+    CA_LIFETIME,
+    ROOT_CA_NAME,
+    app_ca_certificate,
+    self_signed_ca,
+    spki_der,
+)
 
 RECORD: Final = ("appkeys.json", "app-compose.json", "sys-config.json", "attestation.bin")
 """What a directory must have to be served; upstream's `sdk/simulator` has them."""
@@ -37,6 +45,9 @@ RECORD: Final = ("appkeys.json", "app-compose.json", "sys-config.json", "attesta
 ROOT: Final = "root.pem"
 COLLATERAL: Final = "collateral.json"
 EXPECTED: Final = "expected.json"
+
+APP_CA: Final = "app-ca.pem"
+"""The CA that the simulated KMS gave this app, certificate and key; upstream's fixture has none."""
 
 APP_COMPOSE: Final = (
     b'{"docker_compose_file":"services: {}","kms_enabled":true,"manifest_version":2,'
@@ -64,8 +75,8 @@ class Expected(msgspec.Struct, frozen=True):
 def make_fixture(app_compose: bytes, *, seed: bytes, now: int) -> dict[str, bytes]:
     """Return the files by name: the guest, its keys and everything below them follow from 32 bytes.
 
-    `now` (unix seconds) begins the CA. Its key is the simulated KMS's root: there is no KMS to ask, so the
-    guest signs its certificates under that root itself. Raises `ProtocolError("compose.*")`.
+    `now` (unix seconds) begins the CAs. There is no KMS to ask, so the guest has its app's CA beside it, and
+    signs as the KMS of that root would. Raises `ProtocolError("compose.*")`.
     """
     compose, digest = read_app_compose(app_compose), compose_hash(app_compose)
     roots = RootKeys(_part(seed, b"kms ca"), _part(seed, b"kms k256"))
@@ -87,7 +98,8 @@ def make_fixture(app_compose: bytes, *, seed: bytes, now: int) -> dict[str, byte
     )
     attest = boot_lite(image, SimulatedIntel.from_seed(intel_seed), compose_hash=digest, events=events)
     ca = self_signed_ca(ca_key, ROOT_CA_NAME, 1, now - BACKDATE, now + CA_LIFETIME)
-    ca_pem = ca_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    app_ca_key = p256_key(app_ca_scalar(roots, app_id))
+    app_ca = app_ca_certificate(app_ca_key, app_id=app_id, issuer=(ca, ca_key))
     file = AppKeysFile(
         disk_crypt_key=keys.disk_crypt_key,
         env_crypt_key=keys.env_crypt_key,
@@ -95,7 +107,7 @@ def make_fixture(app_compose: bytes, *, seed: bytes, now: int) -> dict[str, byte
         k256_signature=keys.k256_signature,
         gateway_app_id="any",
         ca_cert=ca.public_bytes(Encoding.PEM).decode(),
-        key_provider=SeedProvider(kind="None", key=ca_pem),
+        key_provider=SeedProvider(kind="None", key=key_pem(ca_key).decode()),
     )
     expected = Expected(
         app_id=app_id.hex(),
@@ -110,6 +122,7 @@ def make_fixture(app_compose: bytes, *, seed: bytes, now: int) -> dict[str, byte
         "app-compose.json": app_compose,
         "sys-config.json": _json({"kms_urls": [], "vm_config": encode_vm_config(image.config)}),
         "attestation.bin": encode_envelope(attest(bytes(REPORT_DATA_LENGTH))),
+        APP_CA: certificate_pem(app_ca) + key_pem(app_ca_key),
         EXPECTED: _json(msgspec.structs.asdict(expected)),
         CONFIG_FILE: _CONFIG.format(seed=intel_seed.hex()).encode(),
     }

@@ -134,12 +134,10 @@ def test_upstreams_guest_has_the_accounts_of_the_specification(recorded: Agent) 
 
 def test_get_tls_key_chains_to_the_root_ca(client: DstackClient, expected: dict[str, str]) -> None:
     made = client.get_tls_key(subject="app", alt_names=["app.example"], usage_server_auth=True)
-    leaf, ca = (x509.load_pem_x509_certificate(pem.encode()) for pem in made.certificate_chain)
-    assert ca.public_key() == load_public(expected["kms_ca_root"])
-    verified = (
-        PolicyBuilder().store(Store([ca])).build_server_verifier(x509.DNSName("app.example")).verify(leaf, [])
-    )
-    assert verified[0] == leaf
+    leaf, app_ca, root = (x509.load_pem_x509_certificate(pem.encode()) for pem in made.certificate_chain)
+    assert root.public_key() == load_public(expected["kms_ca_root"])
+    verifier = PolicyBuilder().store(Store([root])).build_server_verifier(x509.DNSName("app.example"))
+    assert verifier.verify(leaf, [app_ca])[0] == leaf
     key = load_pem_private_key(made.key.encode(), password=None)
     assert leaf.public_key() == key.public_key()
 
@@ -288,7 +286,7 @@ def test_the_asynchronous_client_gets_the_same(made: Agent, client: DstackClient
 def test_tappd_derives_one_tls_key_for_a_path(tappd: TappdClient) -> None:
     first, second = tappd.derive_key("/", "test"), tappd.derive_key("/", "test")
     assert first.key == second.key
-    assert len(first.certificate_chain) == 2
+    assert len(first.certificate_chain) == 3
 
 
 @pytest.mark.filterwarnings(OLD)

@@ -10,15 +10,20 @@ import httpx
 import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from enclave.agent.dashboard import SIMULATED
-from enclave.simulator.agent import main, open_guest, run, stay_on
+from enclave.agent.guest import Guest
+from enclave.simulator.agent import main, open_guest, run, stay_on, verified_app_info
 from enclave.simulator.agent_config import SimulatorConfig
 from enclave.simulator.fixture_set import lay_fixture
 from shared.attestation.envelope import decode_envelope
+from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.errors import ConfigError, UnavailableError
 from shared.keys.app_keys_file import KmsProvider, parse_app_keys
+from shared.ratls.app_peer import SERVER, check_app_chain
 from shared.ratls.csr import CsrConfig
+from shared.ratls.extensions import APP_ID, read_extensions, unwrap
 from tests.sdk.simulated_agent import copy_fixture, running
 from tests.shared.refusal import refuses
 
@@ -118,7 +123,61 @@ def test_a_new_guest_runs_the_given_app(tmp_path: Path) -> None:
         assert ask(tmp_path / "guest/dstack.sock", "/Info").json()["app_name"] == "mine"
 
 
+def _issued(place: Path, **asked: bool) -> tuple[Guest, list[bytes]]:
+    _, guest = open_guest(place, SimulatorConfig.of_directory(place))
+    made = guest.tls_key(CsrConfig(subject="app", **asked))
+    ders = [x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER) for pem in made.chain]
+    return guest, ders
+
+
+def test_a_peer_takes_its_certificates_for_those_of_a_kms(place: Path) -> None:
+    guest, chain = _issued(place, usage_server_auth=True, ext_quote=True)
+    root = parse_app_keys((place / "appkeys.json").read_bytes()).ca_cert.encode()
+    found = check_app_chain(chain, root_ca_pem=root, now=int(time.time()), role=SERVER)
+    assert (len(chain), found.app_id) == (3, guest.identity.app_id)
+
+
+def test_the_evidence_in_them_verifies_over_their_key(place: Path) -> None:
+    _, chain = _issued(place, ext_quote=True)
+    root = parse_app_keys((place / "appkeys.json").read_bytes()).ca_cert.encode()
+    found = check_app_chain(chain, root_ca_pem=root, now=int(time.time()), role=None)
+    intel = SimulatorConfig.of_directory(place).default.core.simulator.intel()
+    assert found.envelope is not None
+    assert intel is not None
+    over = report_data(RATLS_CERT, found.key)
+    assert verified_app_info(found.envelope, over, intel, int(time.time())).app_id == found.app_id
+
+
+def test_their_root_is_the_key_provider_that_a_relying_party_expects(place: Path) -> None:
+    root = x509.load_der_x509_certificate(_issued(place)[1][2]).public_key()
+    spki = root.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert json.loads((place / "expected.json").read_text())["kms_ca_root"] == spki.hex()
+
+
+def test_their_app_info_is_what_evidence_shows(place: Path) -> None:
+    guest, chain = _issued(place, ext_app_info=True)
+    extensions = x509.load_der_x509_certificate(chain[0]).extensions
+    info = extensions.get_extension_for_oid(x509.ObjectIdentifier("1.3.6.1.4.1.62397.1.9"))
+    assert guest.identity.mr_aggregated in info.value.value  # type: ignore[attr-defined]
+
+
+def test_a_guest_without_an_app_ca_signs_as_upstreams_does(place: Path) -> None:
+    """What a directory of upstream's has: the CA of its keys file, and a leaf that names no app."""
+    (place / "app-ca.pem").unlink()
+    _, chain = _issued(place)
+    extensions = read_extensions(x509.load_der_x509_certificate(chain[0]))
+    assert (len(chain), unwrap(extensions, APP_ID)) == (2, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"])
+def test_refuses_an_app_ca_that_is_none(place: Path, content: bytes) -> None:
+    (place / "app-ca.pem").write_bytes(content)
+    with refuses("simulator.app_ca", ConfigError):
+        open_guest(place, SimulatorConfig.of_directory(place))
+
+
 def test_certificates_can_name_the_app_though_nobody_verified_it(place: Path) -> None:
+    (place / "dstack.toml").unlink()  # with the seed that signs quotes
     _, guest = open_guest(place, SimulatorConfig.of_directory(place))
     made = guest.tls_key(CsrConfig(subject="app", ext_app_info=True))
     leaf = x509.load_pem_x509_certificate(made.chain[0].encode())
