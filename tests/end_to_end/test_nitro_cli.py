@@ -1,18 +1,30 @@
 """An enclave on AWS from `new` to `remove`, by the commands that a user types."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shared.keys.env_encryption import EnvPolicy, decrypt_env
 from tests.end_to_end.aws_site import PROFILE, AwsSite, aws_site
 from tests.end_to_end.commands import become, run, shown
 from tests.fakes.guests import Roots
 from tests.fakes.nitro_aws import NitroAws
+from tests.functions.deploy.kms_stand_in import KmsStandIn, serving
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
 
 APP_ID = "22" * 20
+ENCLAVE_TOML = f"""
+app_id = "0x{APP_ID}"
+key_epoch = 3
+[kms]
+url = "https://kms.example.com"
+[boot]
+command = ["/app"]
+allowed_envs = ["TOKEN"]
+"""
 COMPOSE = "services:\n  web:\n    image: demo-web\n    ports: ['8443:443']\n"
 
 
@@ -64,6 +76,34 @@ def test_a_whole_life(site: AwsSite) -> None:
     assert shown("dstack-cloud -C web stop")["status"] == "stopped"
     assert shown("dstack-cloud -C web start")["status"] == "running"
 
+    assert shown("dstack-cloud -C web remove --yes")["status"] == "removed"
+    assert site.left(deployed["uid"]) == {}
+
+
+def test_a_variable_is_sealed_for_the_images_key_epoch_and_offered_by_the_parent(
+    site: AwsSite, tmp_path: Path
+) -> None:
+    project = tmp_path / "web"
+    with serving(KmsStandIn(seed=7, timestamp=int(time.time())), tmp_path) as kms:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"services": {"kms_urls": [kms.url]}}))
+        whitelist = {"trusted_signers": [kms.signer.hex()]}
+        (tmp_path / "kms-whitelist.json").write_text(json.dumps(whitelist))
+        places = directory("etc"), directory("etc/dstack")
+        measured = file("etc/dstack/enclave.toml", ENCLAVE_TOML.encode())
+        Layout(layer_tar(*places, measured, file("app", b"#!/bin/sh\n", mode=0o755))).write(project / "new")
+        document = json.loads((project / "app.json").read_text())
+        document["nitro_config"]["image"] = "new"
+        (project / "app.json").write_text(json.dumps(document))
+        (project / ".env").write_text("TOKEN=hunter2\n")
+        deployed = shown("dstack-cloud -C web deploy")
+    assert (deployed["status"], deployed["env_names"]) == ("running", ["TOKEN"])
+    (parent,) = (one for one in site.aws.parents.values() if one.enclaves())
+    offered = parent.file("/var/lib/dstack/encrypted-env").read_bytes()
+    key = kms.private_key(bytes.fromhex(APP_ID), epoch=3)
+    policy = EnvPolicy(allowed=frozenset({"TOKEN"}))
+    opened = decrypt_env(offered, key, policy=policy, app_id=bytes.fromhex(APP_ID))
+    assert opened.values == {"TOKEN": "hunter2"}
     assert shown("dstack-cloud -C web remove --yes")["status"] == "removed"
     assert site.left(deployed["uid"]) == {}
 
