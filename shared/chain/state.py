@@ -3,9 +3,9 @@
 import msgspec
 
 from shared.chain import rlp, trie
-from shared.keccak import keccak256
 
-EMPTY_CODE_HASH = keccak256()
+EMPTY_CODE_HASH = bytes.fromhex("c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470")
+"""Keccak-256 of nothing: to compute it here would load a library on import."""
 
 
 class Account(msgspec.Struct, frozen=True):

@@ -24,7 +24,8 @@ _KEY_NIBBLES = 64
 _FULL_BRANCH, _SIXTEEN_HASHES, _EMPTY = b"\xf9\x02\x11", b"\xa0" * 16, 0x80
 _HASHES = Struct("3x" + "x32s" * 16 + "x")
 
-EMPTY_ROOT = keccak256(rlp.encode(b""))
+# Keccak-256 of the encoding of nothing: to compute it here would load a library on import.
+EMPTY_ROOT = bytes.fromhex("56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421")
 
 
 class NodeSet:

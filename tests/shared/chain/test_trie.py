@@ -8,13 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trie.hexary import HexaryTrie
 
-from shared.chain import rlp, trie
+from shared.chain import rlp, state, trie
 from shared.chain.state import State
 from shared.errors import InvalidEvidence
 from shared.keccak import keccak256
 from tests.shared.refusal import refuses
 
 ACCOUNTS = ("kms", "app", "kms_implementation", "app_implementation")
+
+
+def test_the_hashes_of_nothing_are_what_they_are_called() -> None:
+    assert keccak256(rlp.encode(b"")) == trie.EMPTY_ROOT
+    assert keccak256() == state.EMPTY_CODE_HASH
 
 
 def unhex(text: str) -> bytes:
