@@ -17,6 +17,7 @@ from functions.governance.look import Look
 from functions.governance.notice import Notice, Notify
 from functions.governance.state import Cursor, Memory
 from shared.chain.header import BlockRef
+from shared.errors import DstackError
 
 RANGE: Final = 500
 """Blocks in one eth_getLogs; providers take 500 to 10,000."""
@@ -66,8 +67,19 @@ class Reconciler:
         self._first_block = first_block
 
     def run(self) -> Report:
-        """Replay logs, then judge all deployments. Raises what `Governor.look` and the chain raise."""
-        replayed, number = self._replay()
+        """Replay logs, then judge all deployments, also where no logs are to be had.
+
+        Raises what `Governor.look`, the chain and the queue raise; operators are told before.
+        """
+        failure: DstackError | None = None
+        replayed = number = 0
+        try:
+            replayed, number = self._replay()
+        except DstackError as error:
+            failure = error
+            self._notify(
+                Notice(code=error.code, message=f"no logs are read: {error.message}", severity="alarm")
+            )
         drifts = self._governor.look()
         for drift in drifts:
             self._notify(
@@ -78,6 +90,8 @@ class Reconciler:
                     facts=msgspec.to_builtins(drift),
                 )
             )
+        if failure is not None:
+            raise failure
         return Report(replayed=replayed, cursor=number, drifts=tuple(drifts))
 
     def _replay(self) -> tuple[int, int]:

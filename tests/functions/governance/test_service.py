@@ -414,6 +414,18 @@ def test_a_final_block_that_is_gone_is_told(running: World) -> None:
     assert "governance.cursor.orphaned" in running.codes()
 
 
+def test_endpoints_that_show_no_logs_save_nothing(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UnavailableError("governance.quorum.too_few", "0 of 2 endpoints answer")
+
+    running.chain.mine(remove=A)
+    monkeypatch.setattr(running.chain, "logs", refuse)
+    with refuses("governance.quorum.too_few", UnavailableError):
+        running.service.reconcile()
+    assert running.get().quarantine is not None
+    assert running.memory.cursor() is None
+
+
 def test_a_sweep_of_nothing_is_quiet(running: World) -> None:
     assert running.service.reconcile().drifts == ()
     assert running.notices == []

@@ -1,0 +1,135 @@
+"""The whole function over anvil, with blocks that are really replaced."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.devchain.governance import Governance
+from cli.devchain.launcher import Chain, find_anvil, start_chain
+from functions.deploy.record import Step
+from functions.governance.assembly import service_from_env
+from functions.governance.notice import Notice
+from functions.governance.service import GovernanceService
+from functions.stores.sqlite import SqliteStore
+from shared.errors import InvalidEvidence, UnavailableError
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import JsonRpc
+from tests.functions.governance.site import COMPOSE, IMAGE, Site
+from tests.shared.refusal import refuses
+
+pytestmark = pytest.mark.skipif(find_anvil() is None, reason="anvil is absent: install node and npm")
+
+
+@pytest.fixture
+def chain() -> Iterator[Chain]:
+    with start_chain("anvil", block_time=0) as started:
+        yield started
+
+
+@pytest.fixture
+def site(chain: Chain) -> Site:
+    owner = Governance(chain.url, chain.accounts[0])
+    owner.deploy()
+    owner.settle(owner.add_os_image(IMAGE))
+    return Site(chain, owner)
+
+
+@pytest.fixture
+def rpc(chain: Chain) -> JsonRpc:
+    return JsonRpc(chain.url, HttpClient(DirectDialer()))
+
+
+class Running:
+    """The function on this machine; `queued` are looks that it asked for."""
+
+    def __init__(self, site: Site, directory: Path, monkeypatch: pytest.MonkeyPatch, urls: str = "") -> None:
+        self.store = SqliteStore(directory / "deployments.sqlite")
+        self.queued: list[str] = []
+        self.notices: list[Notice] = []
+        environment = site.environment | {
+            "DSTACK_STORE": f"sqlite:{directory / 'deployments.sqlite'}",
+            "DSTACK_QUEUE": "poll",
+            "DSTACK_GOVERNANCE_STATE": f"sqlite:{directory / 'governance.sqlite'}",
+            "DSTACK_GOVERNANCE_QUEUE": "sqs:http://unused",
+            "DSTACK_WEBHOOK_SECRETS": "plain=env:X",
+        }
+        if urls:
+            environment["DSTACK_GOVERNANCE_RPC_URLS"] = urls
+        monkeypatch.setattr(
+            "functions.governance.assembly.open_queue",
+            lambda _environ, _variable="": lambda name, _seconds: self.queued.append(name),
+        )
+        self.service: GovernanceService = service_from_env(environment, self.notices.append)
+
+
+@pytest.fixture
+def running(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
+    return Running(site, tmp_path, monkeypatch)
+
+
+def test_a_stop_whose_block_is_orphaned_is_undone(site: Site, running: Running, rpc: JsonRpc) -> None:
+    site.deploy(running.store)
+    before = rpc.call("evm_snapshot")
+    site.remove()
+    running.service.reconcile()
+    held = running.store.get("web").quarantine
+    assert held is not None
+    # the block with the removal, and what was built on it, give way to others
+    assert rpc.call("evm_revert", [before]) is True
+    rpc.call("evm_increaseTime", [5])
+    for _ in range(4):
+        rpc.call("evm_mine")
+    [drift] = running.service.reconcile().drifts
+    assert (drift.kind, drift.acted) == ("stopped_what_is_allowed", True)
+    assert running.store.get("web").quarantine is None
+    assert "its block is orphaned" in running.notices[-2].message
+
+
+def test_a_grant_that_a_reorganisation_takes_back_resumes_nothing(
+    site: Site, running: Running, rpc: JsonRpc
+) -> None:
+    site.remove()
+    site.settle()
+    site.deploy(running.store, Step.AWAIT_APPROVAL)
+    before = rpc.call("evm_snapshot")
+    site.owner.settle(site.owner.add_compose_hash(site.app_id, COMPOSE))
+    assert running.service.reconcile().drifts == ()  # at the head alone
+    assert rpc.call("evm_revert", [before]) is True
+    rpc.call("evm_increaseTime", [5])
+    site.settle()
+    assert running.service.reconcile().drifts == ()
+    again = Governance(site.chain.url, site.chain.accounts[0], kms=bytes.fromhex(site.owner.kms.address[2:]))
+    again.settle(again.add_compose_hash(site.app_id, COMPOSE))
+    site.settle()
+    [drift] = running.service.reconcile().drifts
+    assert drift.kind == "waits_for_what_is_allowed"
+
+
+def test_n57_nodes_of_two_chains_stop_nothing(
+    site: Site, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_chain("anvil", block_time=0) as other:
+        port = other.url.rpartition(":")[2]
+        running = Running(site, tmp_path, monkeypatch, f"{chain.url} http://localhost:{port}")
+        site.deploy(running.store)
+        site.remove()
+        # nodes that started in the same second have their first block in common, where no contract is yet
+        for attempt in (running.service.reconcile, lambda: running.service.act("look:all:0")):
+            with pytest.raises(UnavailableError) as caught:
+                attempt()
+            assert caught.value.code in {"quorum.disagreement", "governance.quorum.too_few"}
+    assert running.store.get("web").quarantine is None
+    assert {one.severity for one in running.notices} == {"alarm"}
+
+
+def test_n57_a_final_block_that_goes_back_is_told(site: Site, running: Running, rpc: JsonRpc) -> None:
+    site.deploy(running.store)
+    before = rpc.call("evm_snapshot")
+    site.settle()
+    running.service.reconcile()
+    assert rpc.call("evm_revert", [before]) is True
+    with refuses("quorum.finalized.regressed", InvalidEvidence):
+        running.service.act("look:all:0")
+    assert running.notices[-1].severity == "alarm"
