@@ -34,9 +34,15 @@ class Site:
     def __init__(self, chain: Chain, place: Path) -> None:
         self.chain = chain
         self.place = place
-        self.owner = Governance(chain.url, chain.accounts[OWNER])
-        self.deployed = self.owner.deploy()
-        self.kms = self.owner.kms.address
+        owner = Governance(chain.url, chain.accounts[OWNER])
+        self.deployed = owner.deploy()
+        self.kms = owner.kms.address
+
+    @property
+    def owner(self) -> Governance:
+        """The owner with a wallet of its own, which takes the nonces as they are now."""
+        kms = bytes.fromhex(self.kms[2:])
+        return Governance(self.chain.url, self.chain.accounts[OWNER], kms=kms)
 
     def key_file(self, account: int = OWNER) -> Path:
         path = self.place / f"{account}.key"

@@ -10,7 +10,7 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from cli.gov.safe_batch import checksum
 from shared.errors import PolicyDenied
-from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Site
+from tests.cli.gov.conftest import OTHER, PAYER, Site
 from tests.cli.gov.test_gov_changes import refused
 from tests.docs.console_page import call
 from tests.safe.real_safe import RealSafe, need_safe
@@ -33,8 +33,6 @@ class SafeSite(Site):
         output, code = call(["gov", "deploy", "--rpc", self.chain.url, *options])
         assert code == 0, output
         self.kms = json.loads(output)["proxy"]
-        kms = bytes.fromhex(self.kms[2:])
-        self.owner = Governance(self.chain.url, self.chain.accounts[OWNER], kms=kms)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,28 @@ def test_uses_an_app_implementation_that_is_there(site: Site) -> None:
     assert ("[gov.deploy.app]" in output, code) == (True, 2)
 
 
+def test_a_deployment_that_was_interrupted_goes_on(site: Site) -> None:
+    if site.chain.engine != "anvil":
+        pytest.skip("only anvil can be told to mine nothing")
+    payer = site.chain.accounts[OTHER].address
+    node = site.owner.web3.provider
+    before = site.owner.web3.eth.get_transaction_count(payer)
+    options = ["--rpc", site.chain.url, "--send", "--key-file", str(site.key_file(OTHER)), "--timeout", "1"]
+    words = ["gov", "deploy", "--owner", site.kms, *options, "--json"]
+    node.make_request("evm_setAutomine", [False])
+    try:
+        ends = []
+        for _ in range(4):
+            output, code = call(words)
+            ends.append(code)
+            node.make_request("evm_mine", [])
+    finally:
+        node.make_request("evm_setAutomine", [True])
+    assert ends == [6, 6, 6, 0]
+    assert site.owner.web3.eth.get_transaction_count(payer) == before + 3
+    assert json.loads(output)["owner"] == site.kms
+
+
 def test_upgrades_to_a_known_build(site: Site) -> None:
     new = deploy(site, "--only", "DstackKms")["DstackKms"]
     ran = site.send("upgrade", "--to", new)

@@ -309,7 +309,7 @@ def test_long_ranges_are_asked_for_in_parts(fork: Fork, monkeypatch: pytest.Monk
         {"data": None},
     ],
 )
-def test_n57_logs_that_were_not_asked_for_are_refused(fork: Fork, change: dict[str, object]) -> None:
+def test_logs_that_were_not_asked_for_are_refused(fork: Fork, change: dict[str, object]) -> None:
     fork.grow(A)
     fork.logs[fork.blocks[1]][0] |= change
     fork.most = 1
@@ -317,7 +317,7 @@ def test_n57_logs_that_were_not_asked_for_are_refused(fork: Fork, change: dict[s
         read_logs(Contracts(fork, KMS), {KMS}, EVENTS, 0, 1)
 
 
-def test_n57_a_log_twice_is_refused(fork: Fork) -> None:
+def test_a_log_twice_is_refused(fork: Fork) -> None:
     fork.grow(A, B)
     fork.logs[fork.blocks[1]][1]["logIndex"] = "0x0"
     with refuses("rpc.malformed", ProtocolError):

@@ -1,0 +1,153 @@
+"""Endpoints that answer what cannot be: `gov` refuses it by name, and prints none of it raw."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cli.gov import deploy
+from cli.gov.chain import Block, Contracts
+from cli.gov.change import Change, look
+from cli.gov.code import Code
+from shared.chain import calldata
+from shared.chain.abi_values import decode_values, encode_values
+from shared.errors import DstackError, ProtocolError
+from shared.net.json_rpc import Call, RevertedError
+from tests.cli.gov.conftest import OWNER, Site
+from tests.cli.gov.test_gov_changes import refused
+from tests.docs.console_page import call
+from tests.shared.refusal import refuses
+
+KMS = b"\xaa" * 20
+AT = Block(chain_id=1, number=5, hash=b"\1" * 32, time=0)
+WORD = "0x" + "00" * 31 + "01"
+
+
+class Liar:
+    """An endpoint whose answers are given by method, and for views by selector."""
+
+    host, secure = "node.example", True
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers: dict[str, Any] = {
+            "eth_chainId": "0x1",
+            "eth_getBlockByNumber": {"number": "0x5", "hash": "0x" + "01" * 32, "timestamp": "0x1"},
+            "eth_getCode": "0x60",
+            "eth_getStorageAt": "0x" + "00" * 32,
+        } | answers
+
+    def batch(self, calls: Sequence[Call]) -> list[object]:
+        return [self._one(method, params) for method, params in calls]
+
+    def _one(self, method: str, params: Sequence[Any]) -> object:
+        if method != "eth_call":
+            return self.answers[method]
+        found = self.answers.get(params[0]["data"][2:10])
+        if found is None:
+            raise RevertedError("reverted", b"")
+        return found
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("eth_chainId", None),
+        ("eth_chainId", "0x" + "1" * 70),
+        ("eth_getBlockByNumber", None),
+        ("eth_getBlockByNumber", {}),
+        ("eth_getBlockByNumber", {"number": "5", "hash": WORD, "timestamp": "0x1"}),
+        ("eth_getBlockByNumber", {"number": "0x5", "hash": "0x01", "timestamp": "0x1"}),
+    ],
+)
+def test_a_block_that_is_none_is_refused(method: str, answer: object) -> None:
+    with refuses("rpc.malformed", ProtocolError):
+        Contracts(Liar(**{method: answer}), KMS).pin()
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ({"eth_getCode": None}, "rpc.malformed"),
+        ({}, "rpc.reverted"),
+        ({"8da5cb5b": WORD, "e30c3978": "0x"}, "abi.malformed"),
+        ({"8da5cb5b": "0x" + "ff" * 32, "e30c3978": WORD}, "abi.malformed"),
+        ({"8da5cb5b": WORD, "e30c3978": WORD, "9a4e1d18": "0x" + "00" * 31 + "02"}, "abi.malformed"),
+    ],
+)
+def test_a_contract_that_answers_something_else_is_refused(answers: dict[str, object], code: str) -> None:
+    change = Change(to=KMS, function=calldata.ADD_OS_IMAGE_HASH, arguments=(b"\1" * 32,))
+    with pytest.raises(DstackError) as caught:
+        look(Contracts(Liar(**answers), KMS), change, AT)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        "0x",
+        WORD,
+        "0x" + (32).to_bytes(32, "big").hex() + "ff" * 32,
+        "0x" + (32).to_bytes(32, "big").hex() + (1).to_bytes(32, "big").hex() + "ff" * 32,
+        "0x" + (32).to_bytes(32, "big").hex() + (0).to_bytes(32, "big").hex(),
+    ],
+)
+def test_an_owner_that_only_looks_like_a_safe_is_none(owners: str) -> None:
+    liar = Liar(**{"8da5cb5b": WORD, "e30c3978": WORD, "e75235b8": WORD, "a0e67e2b": owners})
+    owner = Contracts(liar, KMS).owner(KMS, AT)
+    assert (owner.threshold, owner.signers, owner.has_code) == (0, (), True)
+
+
+def test_a_safe_that_needs_more_signers_than_it_has_is_none() -> None:
+    owners = "0x" + (32).to_bytes(32, "big").hex() + (0).to_bytes(32, "big").hex()
+    liar = Liar(**{"8da5cb5b": WORD, "e30c3978": WORD, "e75235b8": "0x" + "ff" * 32, "a0e67e2b": owners})
+    assert Contracts(liar, KMS).owner(KMS, AT).threshold == 0
+
+
+def test_a_gateway_that_writes_on_the_terminal_is_shown_as_text(site: Site) -> None:
+    site.owner.settle(site.owner.set_gateway_app_id("\x1b[2Jgateway"))
+    output = site.gov("status").output
+    assert "\x1b" not in output
+    assert r"'\x1b[2Jgateway'" in output
+    since = site.gov("image", "list", "--json").json["block"]["number"]
+    assert "\x1b" not in site.gov("watch", "--from-block", str(since), "--no-follow").output
+    site.owner.settle(site.owner.set_gateway_app_id(""))
+
+
+def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        deploy, "implementation_code", lambda *_: Code(address=bytes(20), code_hash=bytes(32))
+    )
+    options = ["--rpc", site.chain.url, "--send", "--key-file", str(site.key_file(OWNER))]
+    output, code = call(["gov", "deploy", "--only", "DstackApp", *options])
+    assert ("[gov.deploy.code]" in output, code) == (True, 1)
+
+
+def test_an_app_needs_an_owner(site: Site) -> None:
+    refused(site.gov("app", "deploy", "--owner", "0x" + "00" * 20), "gov.app.deploy", 2)
+    both = ["--owner", site.address(OWNER), "--device-id", "11" * 32, "--allow-any-device"]
+    refused(site.gov("app", "deploy", *both), "gov.option", 2)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "values"),
+    [
+        (("bool",), (1,)),
+        (("address",), (b"\1" * 21,)),
+        (("bytes32",), ("1",)),
+        (("uint64",), (True,)),
+        (("uint64",), (1 << 64,)),
+        (("string",), (b"",)),
+        (("bytes",), ("",)),
+        (("(bytes,bytes,bytes,bytes)",), ((b"",),)),
+        ((), (b"",)),
+    ],
+)
+def test_no_value_is_written_as_another_type(kinds: Any, values: Any) -> None:
+    with refuses("abi.argument", ProtocolError):
+        encode_values(kinds, values)
+
+
+@pytest.mark.parametrize("raw", ["", "00" * 31, "ff" * 32, "00" * 31 + "20" + "ff" * 32, "00" * 64])
+def test_no_bytes_are_read_as_a_string_that_they_are_not(raw: str) -> None:
+    with refuses("abi.malformed", ProtocolError):
+        decode_values(("string",), bytes.fromhex(raw))
