@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from cli.addresses import read_address
 from cli.places import cache_path, config_path, project_option
 from functions.plan.assembly import AskChain
 from functions.plan.project_files import read_config
 from functions.plan.service import AGAINST_STATE, PlanOptions, plan_deployment
-from shared.chain.abi import checksum_address
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
@@ -129,20 +129,8 @@ def _builder() -> "EnclaveBuilder":
 
 
 def address_option(text: str | None, option: str) -> bytes | None:
-    """Read an address. One in mixed case must have the case of EIP-55, which tells of most typing errors.
-
-    Raises `ConfigError("plan.option")`.
-    """
-    raw = _hex(text, option, 20)
-    if text is None or raw is None:
-        return None
-    digits = text.removeprefix("0x")
-    if digits not in {digits.lower(), digits.upper(), checksum_address(raw)[2:]}:
-        raise ConfigError(
-            "plan.option",
-            f"{option} is not in the case of {checksum_address(raw)}: was it copied wrong?",
-        )
-    return raw
+    """Read an address that may be absent, as `read_address` does. Raises `ConfigError("plan.option")`."""
+    return None if text is None else read_address(text, option, code="plan.option")
 
 
 def _hex(text: str | None, option: str, length: int) -> bytes | None:

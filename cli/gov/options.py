@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from shared.chain.abi import checksum_address
+from cli.addresses import read_address
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
@@ -154,19 +154,10 @@ def endpoint_of(where: Where) -> Any:  # noqa: ANN401 - a type of what loads lat
 
 
 def address(text: str, option: str) -> bytes:
-    """Read an address. One in mixed case must have the case of EIP-55, which tells of most typing errors.
-
-    Raises `ConfigError("gov.option")`.
-    """
+    """Read an address, as `read_address` does. Raises `ConfigError("gov.option")`, also for an empty one."""
     if not text:
         raise ConfigError("gov.option", f"{option} is missing, expected an address")
-    raw = decode_hex_setting(text, what=option, length=20, code="gov.option")
-    digits = text.removeprefix("0x")
-    if digits not in {digits.lower(), digits.upper(), checksum_address(raw)[2:]}:
-        raise ConfigError(
-            "gov.option", f"{option} is not in the case of {checksum_address(raw)}: was it copied wrong?"
-        )
-    return raw
+    return read_address(text, option, code="gov.option")
 
 
 def hash32(text: str, option: str) -> bytes:

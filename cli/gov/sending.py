@@ -63,12 +63,12 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What was signed for one call: all under one nonce, each as (fee, bytes as 0x hex)."""
+    """What was signed for one call: all under one nonce, each as (fee, tip, bytes as 0x hex)."""
 
     chain_id: int
     sender: str
     nonce: int
-    signed: tuple[tuple[int, str], ...]
+    signed: tuple[tuple[int, int, str], ...]
 
 
 class Outbox:
@@ -207,8 +207,7 @@ class Sender:
         at: Block,
         before: Entry | None = None,
     ) -> Entry:
-        least = before.signed[-1][0] * _REPLACEMENT[0] // _REPLACEMENT[1] + 1 if before else 0
-        fee, tip = self._fees(least)
+        fee, tip = self._fees(before.signed[-1][:2] if before else (0, 0))
         transaction = Transaction(
             chain_id=at.chain_id,
             nonce=nonce,
@@ -223,14 +222,14 @@ class Sender:
             chain_id=at.chain_id,
             sender=self._name,
             nonce=nonce,
-            signed=((*before.signed, (fee, raw)) if before else ((fee, raw),)),
+            signed=(*(before.signed if before else ()), (fee, tip, raw)),
         )
         self._outbox.write(path, entry)
         return entry
 
     def _hand_in(self, entry: Entry) -> None:
         """Give the newest form to the endpoint, which may have it already."""
-        raw = entry.signed[-1][1]
+        raw = entry.signed[-1][2]
         expected = keccak256(decode_hex(raw, what="the transaction"))
         try:
             answer = self._endpoint.batch([("eth_sendRawTransaction", [raw])])[0]
@@ -300,22 +299,23 @@ class Sender:
         )
         return mined, pending
 
-    def _fees(self, least: int) -> tuple[int, int]:
-        """Return the highest fee and the tip, in wei per gas."""
+    def _fees(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Return the highest fee and the tip, in wei per gas: enough to take the place of `before`."""
         head, told = self._endpoint.batch(
             [("eth_getBlockByNumber", ["latest", False]), ("eth_maxPriorityFeePerGas", [])]
         )
         base = fields(head, what="the newest block").get("baseFeePerGas")
         if base is None:
             raise ConfigError("gov.fee", "the chain has no base fee, so no transaction of ours can be sent")
-        tip = quantity(told, what="the priority fee")
-        fee = max(least, 2 * quantity(base, what="the base fee") + tip)
+        least_fee, least_tip = (one * _REPLACEMENT[0] // _REPLACEMENT[1] + (one > 0) for one in before)
+        tip = max(least_tip, quantity(told, what="the priority fee"))
+        fee = max(least_fee, 2 * quantity(base, what="the base fee") + tip)
         if fee > self._max_fee:
             raise ConfigError(
                 "gov.fee",
                 f"the chain asks for up to {fee / GWEI:g} gwei a gas, more than {self._max_fee / GWEI:g}",
             )
-        return fee, max(tip, min(fee, least // 2))
+        return fee, tip
 
     def _gas(self, to: bytes | None, calldata: bytes) -> int:
         call = {"from": as_hex(self._account.address), "data": as_hex(calldata)}
@@ -338,7 +338,7 @@ class Sender:
 
 
 def _hashes(entry: Entry) -> list[bytes]:
-    return [keccak256(decode_hex(raw, what="the transaction")) for _, raw in entry.signed]
+    return [keccak256(decode_hex(raw, what="the transaction")) for *_, raw in entry.signed]
 
 
 def _made_app(logs: object, to: object) -> bytes | None:

@@ -214,7 +214,10 @@ def test_what_is_too_cheap_by_now_is_signed_again_under_the_same_nonce(desk: Des
     node.mines = True
     desk.send()
     assert len(node.taken) == 2
-    assert {rlp.decode_list(raw[1:])[1] for raw in node.taken} == {b"\5"}
+    forms = [rlp.decode_list(raw[1:]) for raw in node.taken]
+    assert {form[1] for form in forms} == {b"\5"}
+    fees = [[int.from_bytes(one, "big") for one in form[2:4] if isinstance(one, bytes)] for form in forms]
+    assert all(later * 100 >= earlier * 110 for earlier, later in zip(*fees, strict=True))
 
 
 def test_the_first_of_two_forms_counts_where_it_was_mined(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from web3 import Web3
 
 from cli.devchain.artifacts import artifact
 from shared.chain import calldata
@@ -42,6 +43,22 @@ def test_the_contracts_have_each_function(function: Function) -> None:
 def test_decoding_gives_back_what_was_encoded(function: Function, data: st.DataObject) -> None:
     arguments = tuple(data.draw(VALUES[kind]) for kind in function.kinds)
     assert decode_call(encode_call(function, *arguments)) == (function, arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (calldata.SET_KMS_INFO, ((b"\2" * 33, b"\3" * 91, b"", b"x"),)),
+        (calldata.SET_GATEWAY_APP_ID, ("any \u00e9",)),
+        (calldata.UPGRADE_TO_AND_CALL, (b"\1" * 20, b"\2" * 33)),
+        (calldata.DEPLOY_AND_REGISTER_APP, (b"\1" * 20, True, False, True, b"\2" * 32, b"\3" * 32)),
+        (calldata.ACCEPT_OWNERSHIP, ()),
+    ],
+    ids=lambda one: one.name if isinstance(one, Function) else "",
+)
+def test_writes_the_bytes_that_web3_writes(function: Function, arguments: tuple[object, ...]) -> None:
+    contract = Web3().eth.contract(abi=artifact("DstackKms").abi)
+    assert encode_call(function, *arguments).hex() == contract.encode_abi(function.signature, arguments)[2:]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [(), (b"x" * 31,), (True,), (b"x" * 32, b"x" * 32), (b"x" * 20,)])
