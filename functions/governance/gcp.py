@@ -1,8 +1,6 @@
 """Google Cloud Functions entry of webhooks, queue and schedule: `functions-framework --target=governance`."""
 
-import json
 import os
-import sys
 from functools import cache
 
 import flask
@@ -14,18 +12,18 @@ from functions.deploy.worker import MAX_MESSAGE
 from functions.governance.assembly import QUEUE, now, service_from_env
 from functions.governance.look import read_message
 from functions.governance.notice import Notice
+from functions.governance.notifier import tell_cloud_logging
 from functions.governance.providers import MAX_BODY
 from functions.governance.service import CONTENT_TYPE, Answer, GovernanceService, refused
 from shared.errors import DstackError
 
 LOOK, SWEEP = "/internal/look", "/internal/sweep"
-_SEVERITIES = {"info": "INFO", "warning": "WARNING", "alarm": "CRITICAL"}
 
 
 @cache
 def service() -> GovernanceService:
     """Return the service of this environment, kept with its connections."""
-    return service_from_env(os.environ, _log)
+    return service_from_env(os.environ, tell_cloud_logging)
 
 
 @cache
@@ -46,7 +44,7 @@ def governance(request: flask.Request) -> flask.Response:
         else:
             answer = service().handle(request.method, request.path, dict(request.headers), body)
     except DstackError as error:
-        _log(Notice(code=error.code, message=error.message, severity="warning"))
+        tell_cloud_logging(Notice(code=error.code, message=error.message, severity="warning"))
         answer = refused(error)
     return flask.Response(answer.encode(), answer.status, content_type=CONTENT_TYPE)
 
@@ -56,8 +54,3 @@ def _worked(request: flask.Request, body: bytes) -> Answer:
         return Answer(200, msgspec.to_builtins(service().reconcile()))
     service().act_or_bury(read_message(body), int(request.headers.get("X-CloudTasks-TaskRetryCount", "0")))
     return Answer(200, {})
-
-
-def _log(notice: Notice) -> None:
-    line = msgspec.to_builtins(notice) | {"severity": _SEVERITIES[notice.severity]}
-    sys.stderr.write(json.dumps(line) + "\n")

@@ -1,6 +1,7 @@
 """Tells operators: a line of the log, and a POST to their own hook where they named one."""
 
 import contextlib
+import sys
 from typing import Final
 
 import msgspec
@@ -11,6 +12,15 @@ from shared.net.fetch import HttpClient
 
 HOOK_SECONDS: Final = 3.0
 """A hook that is down must not take the time in which a machine is stopped."""
+
+
+_SEVERITIES: Final = {"info": "INFO", "warning": "WARNING", "alarm": "CRITICAL"}
+
+
+def tell_cloud_logging(notice: Notice) -> None:
+    """Write a notice as Cloud Logging reads it from standard error."""
+    fields = msgspec.to_builtins(notice) | {"severity": _SEVERITIES[notice.severity]}
+    sys.stderr.write(msgspec.json.encode(fields).decode() + "\n")
 
 
 class Notifier:

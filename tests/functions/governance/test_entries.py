@@ -19,6 +19,7 @@ from functions.governance import aws as entry
 from functions.governance import gcp
 from functions.governance.assembly import service_from_env
 from functions.governance.look import Look
+from functions.governance.notifier import tell_cloud_logging
 from functions.stores.sqlite import SqliteStore
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
@@ -150,7 +151,7 @@ class Google:
 
         monkeypatch.setattr("functions.governance.assembly.open_queue", open_queue)
         monkeypatch.setattr("functions.deploy.oidc.GOOGLE", issuer.url)
-        service = service_from_env(environment, gcp._log)
+        service = service_from_env(environment, tell_cloud_logging)
         http = HttpClient(DirectDialer(), issuer.certificate)
         gate = worker_gate(environment, http, variable="DSTACK_GOVERNANCE_QUEUE")
         monkeypatch.setattr(gcp, "service", lambda: service)
