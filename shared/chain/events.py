@@ -5,7 +5,7 @@ it is none of ours.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -13,9 +13,6 @@ from shared.chain.abi_values import Kind, Value, decode_values
 from shared.chain.calldata import Target
 from shared.errors import ProtocolError
 from shared.keccak import keccak256
-
-Urgency = Literal["alarm", "revocation", "grant", "discovery", "audit"]
-"""What a listener does about it (contracts section 3): the first two at once."""
 
 POLICIES: Final = (
     *("kms-aggregated-mr", "kms-device", "os-image", "gateway-app-id", "registered-app"),
@@ -31,7 +28,6 @@ class Event(msgspec.Struct, frozen=True):
     name: str
     target: Target
     parameters: tuple[tuple[str, Kind], ...]
-    urgency: Urgency
     indexed: int = 0
 
     @property
@@ -55,8 +51,8 @@ class Decoded(msgspec.Struct, frozen=True):
 def _pair(name: str, target: Target, parameter: str) -> tuple[Event, Event]:
     parameters: tuple[tuple[str, Kind], ...] = ((parameter, "bytes32"),)
     return (
-        Event(f"{name}Added", target, parameters, "grant"),
-        Event(f"{name}Removed", target, parameters, "revocation"),
+        Event(f"{name}Added", target, parameters),
+        Event(f"{name}Removed", target, parameters),
     )
 
 
@@ -65,38 +61,33 @@ KMS_DEVICE_ADDED, KMS_DEVICE_REMOVED = _pair("KmsDevice", "kms", "deviceId")
 OS_IMAGE_ADDED, OS_IMAGE_REMOVED = _pair("OsImageHash", "kms", "osImageHash")
 COMPOSE_HASH_ADDED, COMPOSE_HASH_REMOVED = _pair("ComposeHash", "app", "composeHash")
 DEVICE_ADDED, DEVICE_REMOVED = _pair("Device", "app", "deviceId")
-APP_REGISTERED: Final = Event("AppRegistered", "kms", (("appId", "address"),), "grant")
+APP_REGISTERED: Final = Event("AppRegistered", "kms", (("appId", "address"),))
 APP_DEPLOYED_VIA_FACTORY: Final = Event(
-    "AppDeployedViaFactory", "kms", (("appId", "address"), ("deployer", "address")), "discovery", 2
+    "AppDeployedViaFactory", "kms", (("appId", "address"), ("deployer", "address")), 2
 )
-KMS_INFO_SET: Final = Event("KmsInfoSet", "kms", (("k256Pubkey", "bytes"),), "grant")
-GATEWAY_APP_ID_SET: Final = Event("GatewayAppIdSet", "kms", (("gatewayAppId", "string"),), "grant")
-APP_IMPLEMENTATION_SET: Final = Event(
-    "AppImplementationSet", "kms", (("implementation", "address"),), "alarm"
-)
-# a revocation where the flag is false, or where it is true: whoever cares looks at it
-ALLOW_ANY_DEVICE_SET: Final = Event("AllowAnyDeviceSet", "app", (("allowAny", "bool"),), "revocation")
-REQUIRE_TCB_SET: Final = Event("RequireTcbUpToDateSet", "app", (("requireUpToDate", "bool"),), "revocation")
-UPGRADES_DISABLED: Final = Event("UpgradesDisabled", "app", (), "alarm")
+KMS_INFO_SET: Final = Event("KmsInfoSet", "kms", (("k256Pubkey", "bytes"),))
+GATEWAY_APP_ID_SET: Final = Event("GatewayAppIdSet", "kms", (("gatewayAppId", "string"),))
+APP_IMPLEMENTATION_SET: Final = Event("AppImplementationSet", "kms", (("implementation", "address"),))
+ALLOW_ANY_DEVICE_SET: Final = Event("AllowAnyDeviceSet", "app", (("allowAny", "bool"),))
+REQUIRE_TCB_SET: Final = Event("RequireTcbUpToDateSet", "app", (("requireUpToDate", "bool"),))
+UPGRADES_DISABLED: Final = Event("UpgradesDisabled", "app", ())
 POLICY_CHANGED: Final = Event(
     "PolicyChanged",
     "both",
     (("actor", "address"), ("policy", "bytes32"), ("value", "bytes32"), ("enabled", "bool")),
-    "audit",
     3,
 )
-INITIALIZED: Final = Event("Initialized", "both", (("version", "uint64"),), "discovery")
+INITIALIZED: Final = Event("Initialized", "both", (("version", "uint64"),))
 OWNERSHIP_TRANSFER_STARTED: Final = Event(
     "OwnershipTransferStarted",
     "both",
     (("previousOwner", "address"), ("newOwner", "address")),
-    "alarm",
     2,
 )
 OWNERSHIP_TRANSFERRED: Final = Event(
-    "OwnershipTransferred", "both", (("previousOwner", "address"), ("newOwner", "address")), "alarm", 2
+    "OwnershipTransferred", "both", (("previousOwner", "address"), ("newOwner", "address")), 2
 )
-UPGRADED: Final = Event("Upgraded", "both", (("implementation", "address"),), "alarm", 1)
+UPGRADED: Final = Event("Upgraded", "both", (("implementation", "address"),), 1)
 
 EVENTS: Final = (
     *(KMS_MR_ADDED, KMS_MR_REMOVED, KMS_DEVICE_ADDED, KMS_DEVICE_REMOVED, OS_IMAGE_ADDED, OS_IMAGE_REMOVED),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cli.devchain.artifacts import artifact
+from functions.governance import events as governance_events
 from shared.chain import events
-from shared.chain.events import EVENTS, POLICIES, Event, decode_event, policy_name, topic_of
+from shared.chain.events import EVENTS, POLICIES, Event, decode_event, policy_name, topic_of, topics_of
 from shared.errors import ProtocolError
 from shared.keccak import keccak256
 from tests.shared.refusal import refuses
@@ -36,6 +37,10 @@ def test_no_event_of_the_contracts_is_missing() -> None:
         if one["type"] == "event"
     }
     assert names == {event.name for event in EVENTS}
+
+
+def test_the_governance_function_knows_the_same_events() -> None:
+    assert set(governance_events.EVENTS) == set(topics_of(EVENTS))
 
 
 def test_decodes_every_log_of_upstreams_contracts(shared_data: Callable[[str], Path]) -> None:
