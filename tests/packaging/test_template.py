@@ -248,9 +248,7 @@ class TestRights:
         for role in ("VerifyRole", "AuthorizeRole"):
             assert [one["Sid"] for one in statements(resources, role)] == ["Log", "Trace"]
 
-    def test_governance_may_change_records_and_no_machine(
-        self, resources: dict[str, dict[str, Any]]
-    ) -> None:
+    def test_governance_may_change_records_and_no_machine(self, resources: dict[str, dict[str, Any]]) -> None:
         beside = {"logs", "xray"}
         found = {
             role: {
