@@ -80,18 +80,19 @@ class Tools:
         files does.
         """
         vsock: VsockTransport | None
-        if self._platform is None:  # a cloud where no daemon of ours runs is told nothing either
-            variant, vsock, root = str(detect_platform()), AfVsock(), Path("/")
+        if self._platform is None or not self._is_simulated:
+            # a cloud where no daemon of ours runs is told nothing either
+            variant, vsock = str(detect_platform()), AfVsock()
+            files = Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
         else:
             tee = self._platform.tee
-            variant, vsock, root = tee.variant, tee.vsock, self._platform.writable
+            variant, vsock = tee.variant, tee.vsock
+            files = self._platform.writable_path(str(DEFAULT_DIRECTORY))
         if variant in (TDX, SEV_SNP) and not url:
-            url = self._host_url(root)
+            url = self._host_url(files / SYS_CONFIG)
         return host_api_of(variant, url, vsock)
 
-    def _host_url(self, root: Path) -> str:
-        directory = Path(os.environ.get(DIRECTORY_VARIABLE) or root / DEFAULT_DIRECTORY.relative_to("/"))
-        path = directory / SYS_CONFIG
+    def _host_url(self, path: Path) -> str:
         if not path.exists():
             return ""
         return parse_sys_config(self.read_file(path, MAX_BYTES[SYS_CONFIG])).host_api_url

@@ -145,6 +145,25 @@ def test_a_command_tells_the_host_that_the_files_name(tdx: TdxMachine, host: Hos
     assert host.told() == [("boot.progress", "setting up docker")]
 
 
+def test_the_directory_of_the_machine_below_says_nothing(
+    tdx: TdxMachine, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    session = Session(tdx.start(sys_config={"host_api_url": URL}))
+    assert session("notify-host", "-e", "boot.progress", "-d", "done") == 0
+    assert host.told() == [("boot.progress", "done")]
+
+
+def test_a_real_guest_looks_where_its_boot_left_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".sys-config.json").write_text('{"vm_config": "", "host_api_url": "ftp://host"}')
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    monkeypatch.setattr("enclave.dstack_util.tools.detect_platform", lambda: TeePlatform.TDX)
+    with refuses("host_api.url", ConfigError):
+        Tools(None).host_api("")
+
+
 def test_or_the_one_that_it_is_given(tdx: TdxMachine, host: Host) -> None:
     assert Session(tdx.start())("notify-host", "-u", URL, "-e", "boot.error", "-d", "no disk") == 0
     assert host.told() == [("boot.error", "no disk")]
