@@ -1,9 +1,10 @@
-"""`tpm-quote` and `tpm-verify`: the vTPM's half of a Google Cloud guest's evidence, alone."""
+"""`tpm-quote`, `tpm-verify`, `vtpm-attest`: the vTPM's half of a Google Cloud guest's evidence, alone."""
 
 import argparse
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,7 +13,9 @@ from enclave.dstack_util.tools import Tools
 from enclave.tee.gcp import GcpTee
 from enclave.tee.peers import establish_trust
 from shared.attestation.ak_chain import verify_ak_chain
-from shared.attestation.envelope import PcrValue
+from shared.attestation.envelope import GcpTdxQuote, PcrValue, decode_envelope
+from shared.attestation.gcp import precheck_gcp
+from shared.attestation.image import claimed_config
 from shared.attestation.tpm_quote import (
     BANK_NAME,
     check_registers,
@@ -23,10 +26,12 @@ from shared.attestation.tpm_quote import (
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, InvalidEvidence
 from shared.hex import decode_hex
+from shared.measurement.images import check_gcp_image
 
 MAX_FILE = 1024 * 1024
 
 _QUALIFYING = 32
+_IMAGE_PCR = 2
 
 
 class _Pcr(msgspec.Struct, frozen=True):
@@ -60,6 +65,13 @@ def add(commands: Any) -> None:  # noqa: ANN401 - argparse names no type for it
     verify.add_argument("--root-ca", type=Path, required=True, help="pem: the root, and the issuers below it")
     verify.add_argument("-q", "--quote", type=Path, required=True)
     verify.set_defaults(run=_verify)
+    attest = commands.add_parser("vtpm-attest", help="quote over a nonce, and verify that at once")
+    attest.add_argument("--root-ca", type=Path, required=True, help="pem: the root, and the issuers below it")
+    attest.add_argument("--nonce", required=True, metavar="HEX")
+    attest.add_argument("--expected-os-hash", metavar="HEX", help="the os image hash that must have booted")
+    attest.add_argument("--key-algo", choices=("rsa", "ecc"))
+    attest.add_argument("--format", choices=("text", "json"), default="text")
+    attest.set_defaults(run=_attest)
 
 
 def _quote(arguments: argparse.Namespace, tools: Tools) -> None:
@@ -70,18 +82,61 @@ def _quote(arguments: argparse.Namespace, tools: Tools) -> None:
         raise ConfigError(
             "tpm_quote.data", f"--data has {len(data)} bytes, expected {_QUALIFYING} where it is not hashed"
         )
+    file = _quoted(_google(tools), arguments.key, data)
+    tools.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n", arguments.output)
+
+
+def _google(tools: Tools) -> GcpTee:
     tee = tools.platform.tee
     if not isinstance(tee, GcpTee):
         raise ConfigError("tpm_quote.platform", "this guest has no vtpm with google's attestation key")
-    made = tee.vtpm(arguments.key).quote(data)
-    file = _QuoteFile(
+    return tee
+
+
+def _quoted(tee: GcpTee, key: Literal["auto", "ecc", "rsa"], data: bytes) -> _QuoteFile:
+    made = tee.vtpm(key).quote(data)
+    return _QuoteFile(
         message=made.quoted.message.hex(),
         signature=made.quoted.signature.hex(),
         pcr_values=tuple(_Pcr(index, BANK_NAME, value.hex()) for index, value in made.values.items()),
         ak_cert=made.certificate.hex(),
         qualifying_data=data.hex(),
     )
-    tools.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n", arguments.output)
+
+
+def _attest(arguments: argparse.Namespace, tools: Tools) -> None:
+    """Quote over the nonce's SHA-256 and verify it; with an expected hash, the image that booted too."""
+    tee = _google(tools)
+    nonce = decode_hex(arguments.nonce, what="--nonce")
+    file = _quoted(tee, arguments.key_algo or "auto", hashlib.sha256(nonce).digest())
+    registers = _verified(file, arguments.root_ca, tools)
+    image = b""
+    if arguments.expected_os_hash is not None:
+        image = decode_hex(arguments.expected_os_hash, what="--expected-os-hash", length=32)
+        _check_booted(tee, image, registers)
+    shown = {f"PCR{index}": value.hex() for index, value in registers.items()}
+    if image:
+        shown["os_image_hash"] = image.hex()
+    if arguments.format == "json":
+        document = {"verified": True, "nonce": nonce.hex(), **shown}
+        tools.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        return
+    lines = ["verified", f"nonce: {nonce.hex()}", *(f"{name}: {value}" for name, value in shown.items())]
+    tools.write("\n".join(lines).encode() + b"\n")
+
+
+def _check_booted(tee: GcpTee, expected: bytes, registers: Mapping[int, bytes]) -> None:
+    """Raise `InvalidEvidence` unless the image of this hash is what PCR2's log, replayed, says was booted."""
+    attestation = decode_envelope(tee.attestor(None).attest(bytes(64)))
+    if not isinstance(attestation.quote, GcpTdxQuote):  # pragma: no cover - what such a guest makes
+        raise InvalidEvidence("vtpm_attest.image", "this guest's evidence has no vtpm in it")
+    checked = precheck_gcp(attestation.quote, attestation.runtime_events)
+    config = claimed_config(attestation)
+    check_gcp_image(config, checked.pcr2_events)
+    if config.os_image_hash != expected or checked.pcrs[_IMAGE_PCR] != registers[_IMAGE_PCR]:
+        raise InvalidEvidence(
+            "vtpm_attest.image", f"image {config.os_image_hash.hex()} was booted, expected {expected.hex()}"
+        )
 
 
 def _verify(arguments: argparse.Namespace, tools: Tools) -> None:
@@ -90,7 +145,13 @@ def _verify(arguments: argparse.Namespace, tools: Tools) -> None:
         file = msgspec.json.decode(tools.read_file(arguments.quote, MAX_FILE), type=_QuoteFile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError("tpm_verify.file", f"{arguments.quote} is not what tpm-quote writes") from error
-    roots, issuers = _split(tools.read_file(arguments.root_ca, MAX_FILE))
+    registers = _verified(file, arguments.root_ca, tools)
+    lines = [f"PCR{index}: {value.hex()}" for index, value in registers.items()]
+    tools.write("\n".join(["verified", f"data: {file.qualifying_data}", *lines]).encode() + b"\n")
+
+
+def _verified(file: _QuoteFile, root_ca: Path, tools: Tools) -> Mapping[int, bytes]:
+    roots, issuers = _split(tools.read_file(root_ca, MAX_FILE))
     trust = establish_trust(tools.platform, load_trust(tools.platform).settings())
     nobody = TrustAnchors(nitro=(), tdx=(), gcp_tpm=())
     anchors = nobody.with_extra(roots, signer="gcp_tpm").gcp_tpm
@@ -104,8 +165,7 @@ def _verify(arguments: argparse.Namespace, tools: Tools) -> None:
     values = tuple(
         PcrValue(one.index, one.algorithm, decode_hex(one.value, what="pcr value")) for one in file.pcr_values
     )
-    lines = [f"PCR{index}: {value.hex()}" for index, value in check_registers(attest, values).items()]
-    tools.write("\n".join(["verified", f"data: {file.qualifying_data}", *lines]).encode() + b"\n")
+    return check_registers(attest, values)
 
 
 def _split(pem: bytes) -> tuple[bytes, tuple[bytes, ...]]:

@@ -332,6 +332,25 @@ def test_refuses_an_altered_tpm_quote(
     assert refusal(capsys) == code
 
 
+@pytest.mark.parametrize("words", [(), ("--format", "json")])
+def test_quotes_over_a_nonce_and_verifies_that(here: Session, gcp: Machines, words: tuple[str, ...]) -> None:
+    test_quotes_the_tpm_and_verifies_it(here, gcp)
+    assert here("vtpm-attest", "--root-ca", "roots.pem", "--nonce", "0102", *words) == 0
+    assert b"0102" in here.out
+    assert b"PCR14" in here.out
+
+
+def test_tells_whether_an_image_was_booted(here: Session, gcp: Machines, capsys) -> None:
+    test_quotes_the_tpm_and_verifies_it(here, gcp)
+    common = ("vtpm-attest", "--root-ca", "roots.pem", "--nonce", "01", "--key-algo", "ecc")
+    assert here(*common, "--expected-os-hash", "ab" * 32) == 1
+    told = capsys.readouterr().err
+    assert "[vtpm_attest.image]" in told
+    booted = told.partition("image ")[2].partition(" ")[0]
+    assert here(*common, "--expected-os-hash", booted) == 0
+    assert f"os_image_hash: {booted}".encode() in here.out
+
+
 def test_verifies_under_no_other_root(here: Session, gcp: Machines, capsys) -> None:
     test_quotes_the_tpm_and_verifies_it(here, gcp)
     Path("intel.pem").write_bytes(gcp.vendors.authority.intel.root_pem)
