@@ -11,7 +11,7 @@ from tests.docs.references import REPOSITORY, all_tests, has_symbol, is_error_co
 LEDGER = (REPOSITORY / "docs" / "security-ledger.md").read_text()
 REQUIRED = tuple(
     f"N-{number:02}"
-    for number in (*range(1, 26), *range(30, 40), 50, 51, 52, *range(54, 61), 62)  # N-40, 41, 53 are told
+    for number in (*range(1, 26), *range(30, 40), 50, 51, 52, *range(54, 63))  # N-40, 41, 53 are told
 )
 SECTIONS = {
     section[:4]: section
