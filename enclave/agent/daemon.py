@@ -20,6 +20,7 @@ from enclave.agent.pages import Observed
 from enclave.agent.serving import agent_parts, open_sockets, raise_open_files, serve
 from enclave.agent.sockets import tcp_address
 from enclave.agent.views import guest_views
+from enclave.bounded_file import read_bounded
 from enclave.devices.host_shared import MAX_SYS_CONFIG
 from enclave.dstack_util.enclave_config import CONFIG_PATH, EnclaveConfig, load_enclave_config
 from enclave.dstack_util.get_keys import KeyBundle, get_keys
@@ -150,7 +151,7 @@ def log_keys(bundle: KeyBundle) -> None:
 def read_keys(platform: Platform, config: AgentConfig) -> AppKeysFile:
     """Read the keys file that the guest's boot wrote. Raises `ConfigError`: `agent.file`, `app_keys.*`."""
     path = platform.writable_path(config.core.keys_file)
-    raw = _read(path, MAX_FILE)
+    raw = read_bounded(path, MAX_FILE, code="agent.file")
     if raw is None:
         raise ConfigError(
             "agent.file",
@@ -166,8 +167,8 @@ def read_files(platform: Platform, config: AgentConfig, *, needed: bool) -> Gues
     """
     compose, sys_config = config.core.compose_file, config.core.sys_config_file
     where = platform.image if platform.has_measured(compose) else platform.writable
-    app_compose = _read(where / compose.lstrip("/"), MAX_COMPOSE_BYTES)
-    host_text = _read(platform.writable_path(sys_config), MAX_SYS_CONFIG)
+    app_compose = read_bounded(where / compose.lstrip("/"), MAX_COMPOSE_BYTES, code="agent.file")
+    host_text = read_bounded(platform.writable_path(sys_config), MAX_SYS_CONFIG, code="agent.file")
     if needed and (app_compose is None or host_text is None):
         missing = compose if app_compose is None else sys_config
         raise ConfigError("agent.file", f"there is no {missing}, which the guest's boot leaves")
@@ -175,19 +176,6 @@ def read_files(platform: Platform, config: AgentConfig, *, needed: bool) -> Gues
         return GuestFiles(app_compose or b"")
     host = parse_sys_config(host_text)
     return GuestFiles(app_compose or b"", host.vm_config, host.host_api_url, host.kms_urls)
-
-
-def _read(path: Path, limit: int) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError("agent.file", f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise ConfigError("agent.file", f"{path} is larger than {limit} bytes")
-    return content
 
 
 def _parser() -> argparse.ArgumentParser:

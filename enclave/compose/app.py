@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from enclave.bounded_file import read_bounded
 from shared.compose.app_compose import MAX_COMPOSE_BYTES, compose_hash
 from shared.compose.env_file import MAX_TOTAL_BYTES
 from shared.compose.model import AppCompose, read_app_compose
@@ -45,7 +46,7 @@ def load_app(work: Path = WORK_DIRECTORY, *, recorded: bytes | None = None) -> A
     compares nothing. Raises `InvalidEvidence("compose.hash")`, `ConfigError`: `compose.file`,
     `compose.environment`; `ProtocolError("compose.*")`.
     """
-    raw = _read(work / "app-compose.json", MAX_COMPOSE_BYTES)
+    raw = read_bounded(work / "app-compose.json", MAX_COMPOSE_BYTES, code="compose.file")
     if raw is None:
         raise ConfigError("compose.file", f"there is no app-compose.json in {work}")
     found = compose_hash(raw)
@@ -54,11 +55,13 @@ def load_app(work: Path = WORK_DIRECTORY, *, recorded: bytes | None = None) -> A
             "compose.hash", f"app-compose.json hashes to {found.hex()}, the guest recorded {recorded.hex()}"
         )
     shared = work / ".host-shared"
-    host = _host_text(_read(shared / ".sys-config.json", _MAX_SYS_CONFIG))
+    host = _host_text(read_bounded(shared / ".sys-config.json", _MAX_SYS_CONFIG, code="compose.file"))
     return App(
         compose=read_app_compose(raw),
         work=work,
-        environment=_environment(_read(shared / ".decrypted-env.json", MAX_ENVIRONMENT)),
+        environment=_environment(
+            read_bounded(shared / ".decrypted-env.json", MAX_ENVIRONMENT, code="compose.file")
+        ),
         pccs_url=_url(host, "pccs_url"),
         host_api_url=_url(host, "host_api_url"),
     )
@@ -88,16 +91,3 @@ def _url(document: Mapping[str, Any], name: str) -> str:
     if not isinstance(url, str) or len(url) > _MAX_URL or not url.isascii() or not url.isprintable():
         return ""
     return url
-
-
-def _read(path: Path, limit: int) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError("compose.file", f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise ConfigError("compose.file", f"{path} is larger than {limit} bytes")
-    return content

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ConfigError, DstackError, PolicyDenied, UnavailableError
+from shared.errors import ConfigError, DstackError, PolicyDenied, StorageError, UnavailableError
 from tests.enclave.compose.conftest import SECRET, SERVICES, Guest
 from tests.shared.refusal import refuses
 
@@ -267,6 +267,13 @@ def test_without_a_token_nobody_logs_in(guest: Guest) -> None:
 def test_a_login_that_cannot_be_made_ends_the_start(guest: Guest, config: dict[str, str]) -> None:
     with refuses("compose.login.config", ConfigError):
         guest.lifecycle({"TOKEN": SECRET}, docker_config=config).start()
+    assert guest.calls == []
+
+
+def test_credentials_that_cannot_be_kept_end_the_start(guest: Guest) -> None:
+    (guest.directory / "credentials").write_text("in the way")
+    with refuses("compose.login.keep", StorageError):
+        guest.lifecycle({"TOKEN": SECRET}, **LOGIN).start()
     assert guest.calls == []
 
 
