@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cli.gov.chain import Block, Contracts, Owner, as_hex
+from cli.gov.chain import Block, Contracts, Owner, as_hex, head_json, head_text
 from cli.gov.change import Change, Seen, look
 from cli.gov.options import Acting, Where, contracts_of
 from cli.gov.reverts import revert_reason
@@ -63,7 +63,7 @@ class Told:
         self._calls: list[dict[str, Any]] = []
         self._transactions: list[dict[str, Any]] = []
         self._at = at
-        self.line(f"chain {at.chain_id} at block {at.number}")
+        self.line(head_text(at))
 
     def line(self, text: str) -> None:
         """Say something to people."""
@@ -118,8 +118,7 @@ class Told:
         self.line(text)
         if self._as_json:
             told = {
-                "chain_id": self._at.chain_id,
-                "block": {"number": self._at.number, "hash": as_hex(self._at.hash)},
+                **head_json(self._at),
                 "calls": self._calls,
                 "transactions": self._transactions,
                 "exit_code": int(code),

@@ -1,12 +1,14 @@
-"""One endpoint's word on the contracts, each set of answers at one pinned block.
+"""What endpoints say of the contracts, each set of answers at one pinned block.
 
-The endpoint is believed, as by `dstack-cloud plan`: owners compare what they sign, and a KMS wants proofs.
+A single endpoint is believed, as by `dstack-cloud plan`, and that is said: owners compare what they sign, and
+a KMS wants proofs.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from cli.gov.agreed import AgreedEndpoint
 from shared.chain import abi, slots, views
 from shared.chain.abi_values import Kind, decode_values
 from shared.errors import ConfigError, ProtocolError, UnavailableError
@@ -21,12 +23,17 @@ _MAX_SAFE_OWNERS: Final = 100
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """The block that answers are about: `hash` 32 bytes, `time` unix seconds."""
+    """The block that answers are about: `hash` 32 bytes, `time` unix seconds.
+
+    `agreeing` of `asked` endpoints had to say the same.
+    """
 
     chain_id: int
     number: int
     hash: bytes
     time: int
+    asked: int = 1
+    agreeing: int = 1
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +69,10 @@ class Contracts:
                 "gov.chain_id", f"the endpoint is of chain {chain_id}, expected chain {self._chain_id}"
             )
         block = fields(head, what=f"the {tag} block")
+        agreed = self.endpoint if isinstance(self.endpoint, AgreedEndpoint) else None
         return Block(
+            asked=agreed.size if agreed else 1,
+            agreeing=agreed.quorum if agreed else 1,
             chain_id=chain_id,
             number=quantity(block.get("number"), what="the block number"),
             hash=data(block.get("hash"), what="the block hash", length=32),
@@ -141,6 +151,21 @@ class Contracts:
             raise
         wanted = int.from_bytes(threshold, "big")
         return (wanted, signers) if 0 < wanted <= len(signers) else (0, ())
+
+
+def head_text(at: Block) -> str:
+    """Return what block answers are about, and on whose word they rest."""
+    word = "by the word of one endpoint" if at.asked == 1 else f"as {at.agreeing} of {at.asked} endpoints say"
+    return f"chain {at.chain_id} at block {at.number}, {word}"
+
+
+def head_json(at: Block) -> dict[str, Any]:
+    """Return the same for JSON."""
+    return {
+        "chain_id": at.chain_id,
+        "block": {"number": at.number, "hash": as_hex(at.hash), "time": at.time},
+        "endpoints": {"asked": at.asked, "agreeing": at.agreeing},
+    }
 
 
 def as_hex(raw: bytes) -> str:

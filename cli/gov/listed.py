@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.gov.chain import Block, Contracts, as_hex
+from cli.gov.chain import Block, Contracts, head_json, head_text
 from cli.gov.listing import Allowed, allowed_json, read_allowed
 from cli.gov.logs import first_block
 from cli.gov.options import Command, Where, contracts_of, where_options
@@ -80,10 +80,9 @@ def line_of(one: Allowed) -> str:
 
 def print_head(at: Block) -> None:
     """Print what block the answers are about."""
-    click.echo(f"chain {at.chain_id} at block {at.number}")
+    click.echo(head_text(at))
 
 
 def print_json(at: Block, told: dict[str, Any]) -> None:
     """Print one JSON object, with the block that it is about."""
-    block = {"number": at.number, "hash": as_hex(at.hash)}
-    click.echo(json.dumps({"chain_id": at.chain_id, "block": block, **told}, indent=2))
+    click.echo(json.dumps({**head_json(at), **told}, indent=2))

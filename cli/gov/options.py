@@ -46,9 +46,10 @@ _SENDING: Final = (
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
-    """Which contract is meant, and which endpoint is asked."""
+    """Which contract is meant, and which endpoints are asked: `rpc_quorum` of them must agree."""
 
     rpc_urls: tuple[str, ...] = ()
+    rpc_quorum: int | None = None
     kms_contract: str = ""
     chain_id: int | None = None
     as_json: bool = False
@@ -88,11 +89,19 @@ def where_options(command: Command) -> Command:
         Where,
         click.option(
             "--rpc",
+            "--rpc-url",
             "rpc_urls",
             envvar="DSTACK_RPC_URL",
             multiple=True,
             metavar="URL",
-            help="Ask this chain; of several, the first.",
+            help="Ask this chain; of several, on different hosts, most must say the same.",
+        ),
+        click.option(
+            "--rpc-quorum",
+            type=click.IntRange(min=1),
+            envvar="DSTACK_RPC_QUORUM",
+            metavar="K",
+            help="How many endpoints must agree; by default more than half of them.",
         ),
         click.option(
             "--chain-id",
@@ -143,14 +152,20 @@ def contracts_of(where: Where) -> "Contracts":
 
 
 def endpoint_of(where: Where) -> Any:  # noqa: ANN401 - a type of what loads late
-    """Return the endpoint to ask. Raises `ConfigError("gov.option")` where none was given."""
+    """Return the endpoint to ask, or several as one. Raises `ConfigError`: `gov.option`, `gov.rpc`."""
     if not where.rpc_urls:
         raise ConfigError("gov.option", "--rpc is missing: which endpoint shall be asked")
+    from cli.gov.agreed import AgreedEndpoint  # noqa: PLC0415 - the network loads where it is used
     from shared.net.dialer import DirectDialer  # noqa: PLC0415 - as above
     from shared.net.fetch import HttpClient  # noqa: PLC0415
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
-    return JsonRpc(where.rpc_urls[0], HttpClient(DirectDialer()))
+    http = HttpClient(DirectDialer())
+    endpoints = [JsonRpc(url, http) for url in where.rpc_urls]
+    quorum = len(endpoints) // 2 + 1 if where.rpc_quorum is None else where.rpc_quorum
+    if len(endpoints) == quorum == 1:
+        return endpoints[0]
+    return AgreedEndpoint(endpoints, quorum)
 
 
 def address(text: str, option: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from cli.gov.agreed import is_known
 from cli.gov.chain import Block, Contracts, as_hex
 from cli.gov.key_file import Account
 from cli.gov.reverts import revert_reason
@@ -38,8 +39,7 @@ MAX_GAS: Final = 1 << 24
 _GAS_MARGIN: Final = 5, 4
 # What nodes want on top of the fees of a transaction that another one takes the place of.
 _REPLACEMENT: Final = 9, 8
-# What endpoints say of a transaction that they have, and of one that offers too little.
-_KNOWN: Final = ("known", "imported")
+# What endpoints say of a transaction that offers too little.
 _TOO_CHEAP: Final = ("fee", "underpriced")
 
 
@@ -236,7 +236,7 @@ class Sender:
         except UnavailableError as error:
             if error.code not in {"rpc.error", "rpc.reverted"}:
                 return  # it may have come through: the receipt tells
-            if any(word in error.message.lower() for word in _KNOWN):
+            if is_known(error):
                 return
             raise UnavailableError(
                 "gov.refused", f"the transaction was not taken: {error.message}"

@@ -10,7 +10,7 @@ import msgspec
 
 from cli.deploy_options import Chosen, api_options, deployments_of
 from cli.gov.acting import kind_text
-from cli.gov.chain import Block, Contracts, Owner, as_hex
+from cli.gov.chain import Block, Contracts, Owner, head_json, head_text
 from cli.gov.code import Code, code_json, code_of, code_text
 from cli.gov.listed import from_block_option, start_of
 from cli.gov.listing import App, KmsInfo, app_json, owner_json, read_apps, read_kms_info
@@ -122,8 +122,7 @@ def _read(contracts: Contracts, at: Block, from_block: int | None, api: str) -> 
 
 def _json(found: Status) -> dict[str, Any]:
     return {
-        "chain_id": found.at.chain_id,
-        "block": {"number": found.at.number, "hash": as_hex(found.at.hash), "time": found.at.time},
+        **head_json(found.at),
         "finalized": found.finalized,
         "kms": {
             "contract": checksum_address(found.kms),
@@ -143,7 +142,7 @@ def _json(found: Status) -> dict[str, Any]:
 
 def _print(found: Status) -> None:
     at, owner = found.at, found.owner
-    click.echo(f"chain {at.chain_id} at block {at.number}, final up to {found.finalized}")
+    click.echo(f"{head_text(at)}, final up to {found.finalized}")
     click.echo(f"kms contract {checksum_address(found.kms)}")
     click.echo(f"  owner    {checksum_address(owner.address)}, {kind_text(owner)}")
     for signer in owner.signers:
