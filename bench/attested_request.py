@@ -5,18 +5,18 @@ line, the answer. The reference is the sum of the cryptography that the server's
 called directly in the same process, once after each connection: both find the caches as a client leaves
 them. `detail` has the ratio to the same in a tight loop too. Work that ours does and could leave out is not
 in the reference: the second look at the client certificate (OpenSSL takes the first), hashes of contracts'
-code, slots and paths, and of a trie node in the second bundle that has it.
+code, slots and paths.
 
 `attested-proven` is what a fleet's start costs. Each connection comes from an enclave on an instance of its
-own: of its chain the KMS knows root, region and zone. Nothing of policy is remembered: the quorum's
-answers and two proof bundles, for the KMS itself and for the app, are read from memory, parsed and decided
-on. Operations in the reference, once each where no number stands:
+own: of its chain the KMS knows root, region and zone. Nothing of policy is remembered: the quorum's answers
+and the proof bundle, for the KMS itself and for the app, are read from memory, parsed and decided on.
+Operations in the reference, once each where no number stands:
 
 - handshake: ML-KEM-768 encapsulation, X25519 key and exchange, P-256 signature and verification, 21
   HMAC-SHA-384, SHA-384 of some 9 KB, AES-256-GCM of two flights, a request and an answer;
 - evidence: P-256 verification of the client certificate, 3 P-384 verifications (instance, leaf, document),
   SHA-512 of the key, SHA-256 of the registers;
-- policy: Keccak-256 of each trie node and header of the two bundles;
+- policy: Keccak-256 of each trie node and header of the bundle;
 - release: 3 HKDF-SHA-256, 2 P-256 keys with the SHA-256 of each, a secp256k1 key, a Keccak-256, and a
   recoverable signature.
 

@@ -24,7 +24,7 @@ from shared.boot_info import NITRO_ENCLAVE, BootInfo
 from shared.chain import abi, rlp
 from shared.chain.bundle import bundle_from_wire
 from shared.chain.code import code_list
-from shared.chain.decision import ChainPolicy, decide
+from shared.chain.decision import ChainPolicy, Subject, decide_all
 from shared.chain.header import BlockRef, parse_header
 from shared.chain.trie import secure_path
 from shared.keccak import keccak256
@@ -57,19 +57,20 @@ class _Case(msgspec.Struct, frozen=True):
 
 
 def function() -> Result:
-    """Measure what `POST /bootAuth/app?proof=1` costs in Python, its two round trips answered at once."""
+    """Measure what `POST /bootAuth/all?proof=1` costs in Python, its two round trips answered at once."""
     now, app = int(time.time()), _boot_info()
     recorded = [_Recorded(case, app) for case in _cases(app, now)]
     http = _Replaying()
     settings = Settings(rpc_urls=("https://node.example",), kms_contract=KMS, chain_id=CHAIN_ID)
     service = AuthorizeService(settings, [JsonRpc(settings.rpc_urls[0], http)], now=lambda: now)  # type: ignore[arg-type]
-    body = msgspec.json.encode(app.to_wire())
+    questions = [{"kind": kind, "bootInfo": app.to_wire()} for kind in ("kms", "app")]
+    body = msgspec.json.encode({"questions": questions})
     headers = {"content-type": "application/json"}
 
     def ask(one: "_Recorded") -> None:
         http.play(one)
-        answer = service.handle("POST", "/bootAuth/app", one.query, headers, body)
-        if b'"isAllowed":true' not in answer.encode():
+        answer = service.handle("POST", "/bootAuth/all", one.query, headers, body)
+        if answer.encode().count(b'"isAllowed":true') != len(questions):
             raise RuntimeError(f"the bench was refused: {answer.body}")
 
     for one in recorded:  # the first time, answers are made
@@ -78,7 +79,7 @@ def function() -> Result:
     reference = cycle(recorded)
     return compare(
         "authorize-decision",
-        "a proven decision of the authorize function, against decoding and hashing what it was sent",
+        "a request's two proven decisions by the function, against decoding and hashing what it was sent",
         lambda: ask(next(kept)),
         lambda: _decode_and_hash(next(reference)),
         bar=Bar("at most", 3.5),
@@ -95,17 +96,16 @@ def check() -> Result:
 
     def decided(case: _Case) -> None:
         bundle = bundle_from_wire(msgspec.json.decode(case.answer)["proof"])
-        decision = decide(
+        decisions = decide_all(
             bundle,
-            kind="app",
-            boot_info=app,
+            subjects=(Subject("kms", app), Subject("app", app)),
             chain=policy,
             finalized=case.finalized,
             head=case.head,
             now=now,
         )
-        if not decision.is_allowed:
-            raise RuntimeError(f"the bench was refused: {decision.reason}")
+        if not all(decision.is_allowed for decision in decisions):
+            raise RuntimeError(f"the bench was refused: {decisions}")
 
     def hashed(case: _Case) -> None:
         proof = msgspec.json.decode(case.answer)["proof"]
@@ -151,7 +151,7 @@ def _cases(app: BootInfo, now: int) -> list[_Case]:
             BlockRef(int(one["result"]["number"], 16), bytes.fromhex(one["result"]["hash"][2:]))
             for one in (finalized, head)
         ]
-        cases.append(_Case(*refs, served.request("POST", "/bootAuth/app").body))
+        cases.append(_Case(*refs, served.request("POST", "/bootAuth/all?").body))
     return cases
 
 

@@ -140,7 +140,7 @@ def _raw(kms: Kms, front: Front) -> Callable[[], object]:
     if front == "attested":
         parts += [raw_crypto.handshake(), raw_crypto.evidence(2 if kms.chain else 0)]
     if kms.chain:
-        parts.append(raw_crypto.proofs(kms.chain.bundles.values()))
+        parts.append(raw_crypto.proofs(kms.chain.bundle))
 
     def together() -> None:
         for part in parts:

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from shared.boot_info import BootInfo
-from shared.chain import rlp, slots
+from shared.chain import rlp, slots, trie
 from shared.chain.bundle import ProofBundle, Witness
-from shared.chain.facts import Kind, read_view
+from shared.chain.facts import read_views
 from shared.chain.header import BlockRef, parse_header
 from shared.chain.trie import secure_path
 from shared.keccak import keccak256
@@ -38,8 +38,7 @@ _YES = b"\x01"
 class Served:
     """Stands where HTTP does, for the endpoints of a quorum and for the authorize function.
 
-    Each answer about the app is the last about its blocks, where others were prepared: what is remembered of
-    a trie's nodes then serves the two questions of one request alone.
+    Each answer with a proof is the last about its blocks, where others were prepared.
     """
 
     def __init__(self, own: BootInfo, app: BootInfo, now: int) -> None:
@@ -47,13 +46,15 @@ class Served:
         self._number = _FIRST_BLOCK
         self._answers: deque[_Answers] = deque()
         self.prepare(1)
-        self.bundles = self._answers[0].bundles
+        self.bundle = self._answers[0].bundle
 
     def prepare(self, count: int) -> None:
         """Make the blocks of so many requests."""
         for _ in range(count):
             self._number += 1
             self._answers.append(_Answers(_Chain(self._own, self._app, self._now, self._number)))
+        for remembering in (trie._digest, trie._decoded):  # noqa: SLF001 - nodes that only we have seen
+            remembering.cache_clear()
 
     def request(
         self, _method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -61,13 +62,11 @@ class Served:
         """Answer what the KMS asks."""
         del body, headers
         current = self._answers[0]
-        _, _, question = url.partition("/bootAuth/")
-        if not question:
+        if "/bootAuth/all?" not in url:
             return Response(200, {}, current.blocks)
-        kind = question.partition("?")[0]
-        if kind == "app" and len(self._answers) > 1:
+        if len(self._answers) > 1:
             self._answers.popleft()
-        return Response(200, {}, current.by_kind[kind])
+        return Response(200, {}, current.decisions)
 
 
 class _Answers:
@@ -81,13 +80,9 @@ class _Answers:
                 {"jsonrpc": "2.0", "id": 3, "result": _block(chain.head)},
             ]
         )
-        self.bundles = {"kms": chain.bundle("kms", chain.own), "app": chain.bundle("app", chain.app)}
-        self.by_kind = {
-            kind: msgspec.json.encode(
-                {"isAllowed": True, "gatewayAppId": GATEWAY, "reason": "", "proof": bundle.to_wire()}
-            )
-            for kind, bundle in self.bundles.items()
-        }
+        self.bundle = chain.bundle()
+        answer = {"isAllowed": True, "gatewayAppId": GATEWAY, "reason": ""}
+        self.decisions = msgspec.json.encode({"answers": [answer, answer], "proof": self.bundle.to_wire()})
 
 
 class _Chain:
@@ -142,12 +137,12 @@ class _Chain:
             BlockRef(header.number, header.hash) for header in map(parse_header, self._headers)
         )
 
-    def bundle(self, kind: Kind, boot_info: BootInfo) -> ProofBundle:
-        """Return what is needed for one question, and nothing else."""
+    def bundle(self) -> ProofBundle:
+        """Return what is needed for the two questions of a request, and nothing else."""
         witness = Witness(ProofBundle(tuple(self._headers), tuple(self._nodes), self._codes))
         for block in (self.finalized, self.head):
             root = witness.header(block.hash).state_root
-            read_view(witness, root, kms_contract=KMS, kind=kind, boot_info=boot_info)
+            read_views(witness, root, kms_contract=KMS, questions=(("kms", self.own), ("app", self.app)))
         return witness.needed()
 
     def _storage(self, values: Mapping[bytes, bytes], absent: Iterable[bytes] = ()) -> bytes:

@@ -2,7 +2,7 @@
 
 import hmac
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256, sha384, sha512
 
 from coincurve import PrivateKey, PublicKey
@@ -104,12 +104,12 @@ def evidence(certificates: int) -> Callable[[], object]:
     return verdict
 
 
-def proofs(bundles: Iterable[ProofBundle]) -> Callable[[], object]:
-    """Return Keccak-256 of every header and trie node in proof bundles, once where several have the same.
+def proofs(bundle: ProofBundle) -> Callable[[], object]:
+    """Return Keccak-256 of every header and trie node in a proof bundle.
 
     The contracts' code is left out: it is the same for months, so its hashes can be remembered.
     """
-    pieces = list(dict.fromkeys(piece for bundle in bundles for piece in (*bundle.headers, *bundle.nodes)))
+    pieces = (*bundle.headers, *bundle.nodes)
 
     def hashes() -> None:
         for piece in pieces:

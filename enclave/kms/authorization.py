@@ -7,7 +7,7 @@ believes the server. `dev` allows everything and starts only in a simulated encl
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -64,6 +64,9 @@ class ChainInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 Decide = Callable[[Kind, BootInfo], Decision]
 
+Following = Callable[[], chain.Subject]
+"""Tells a request's second question before its first is answered. Raises `DstackError` where it has none."""
+
 
 class Authorizer(Protocol):
     """One mode. Both methods raise `DstackError` when no answer can be had; that is a refusal too."""
@@ -74,8 +77,11 @@ class Authorizer(Protocol):
         """Decide whether this workload may have keys."""
         ...
 
-    def for_one_request(self) -> Decide:
-        """Return what decides the questions of one request, as `authorize` does: all at the same blocks."""
+    def for_one_request(self, following: Following | None = None) -> Decide:
+        """Return what decides the questions of one request, as `authorize` does: all at the same blocks.
+
+        The one that `following` tells may be asked with the first; each has an answer or refusal of its own.
+        """
         ...
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:
@@ -100,6 +106,14 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     proof: Any = None
 
 
+class _Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What our function answers to several questions: one proof for all."""
+
+    answers: tuple[_Answer, ...]
+    code: str = ""
+    proof: Any = None
+
+
 class _Info(msgspec.Struct, frozen=True, kw_only=True):
     """What a webhook must tell of itself."""
 
@@ -112,7 +126,7 @@ class _Info(msgspec.Struct, frozen=True, kw_only=True):
     proof: Any = None
 
 
-AnswerT = TypeVar("AnswerT", _Answer, _Info)
+AnswerT = TypeVar("AnswerT", _Answer, _Answers, _Info)
 
 
 def _decoded(url: str, response: Response, kind: type[AnswerT]) -> AnswerT:
@@ -123,11 +137,20 @@ def _decoded(url: str, response: Response, kind: type[AnswerT]) -> AnswerT:
     try:
         value = decode_json(response.body, what="the answer", code="auth.api", max_bytes=MAX_ANSWER_BYTES)
         answer = msgspec.convert(value, kind)
-        for text in filter(lambda field: isinstance(field, str), msgspec.structs.astuple(answer)):
+        for text in _texts(answer):
             text.encode()  # a lone surrogate has no place in any encoding of ours
     except (msgspec.ValidationError, ProtocolError, UnicodeEncodeError) as error:
         raise ProtocolError("auth.api.malformed", f"failed to decode response from {url}: {error}") from error
     return answer
+
+
+def _texts(answer: _Answer | _Answers | _Info) -> Iterator[str]:
+    for field in msgspec.structs.astuple(answer):
+        if isinstance(field, str):
+            yield field
+    if isinstance(answer, _Answers):
+        for one in answer.answers:
+            yield from _texts(one)
 
 
 def _shown(url: str) -> str:
@@ -138,10 +161,21 @@ def _shown(url: str) -> str:
 
 
 def _ask(http: HttpClient, base: str, kind: Kind, boot_info: BootInfo, query: str = "") -> _Answer:
-    url = f"{base.rstrip('/')}/bootAuth/{kind}"
+    return _post(http, base, kind, boot_info.to_wire(), query, _Answer)
+
+
+def _ask_all(http: HttpClient, base: str, subjects: Sequence[chain.Subject], query: str) -> _Answers:
+    questions = [{"kind": one.kind, "bootInfo": one.boot_info.to_wire()} for one in subjects]
+    return _post(http, base, "all", {"questions": questions}, query, _Answers)
+
+
+def _post(
+    http: HttpClient, base: str, route: str, document: object, query: str, kind: type[AnswerT]
+) -> AnswerT:
+    url = f"{base.rstrip('/')}/bootAuth/{route}"
     headers = {"content-type": "application/json", **USER_AGENT}
-    body = msgspec.json.encode(boot_info.to_wire())
-    return _decoded(url, http.request("POST", url + query, body=body, headers=headers), _Answer)
+    body = msgspec.json.encode(document)
+    return _decoded(url, http.request("POST", url + query, body=body, headers=headers), kind)
 
 
 def _ask_info(http: HttpClient, url: str) -> _Info:
@@ -191,40 +225,68 @@ class ProofAuthorizer:
         """
         return self.for_one_request()(kind, boot_info)
 
-    def for_one_request(self) -> Decide:
+    def for_one_request(self, following: Following | None = None) -> Decide:
         """See `Authorizer`: the blocks are named with the first question that needs them."""
         named: list[tuple[BlockRef, BlockRef]] = []
+        found: dict[chain.Subject, Decision] = {}
 
         def decide(kind: Kind, boot_info: BootInfo) -> Decision:
             remembered = self.recall(kind, boot_info)
             if remembered is not None:
                 return remembered
+            subject = chain.Subject(kind, boot_info)
             if not named:
                 named.append(self._finality.blocks())
-            return self._decide(kind, boot_info, *named[0])
+                found.update(self._decide_together(subject, following, *named[0]))
+            return found.get(subject) or self._decide((subject,), *named[0])[0]
 
         return decide
 
-    def _decide(self, kind: Kind, boot_info: BootInfo, finalized: BlockRef, head: BlockRef) -> Decision:
-        proven, answer = self._prove(kind, boot_info, finalized, head)
-        if proven.is_allowed and not answer.is_allowed:
-            raise PolicyDenied(
-                "auth.proof.disagrees",
-                f"the authorize function refuses ({answer.reason or 'no reason'}) what its proof allows",
+    def _decide_together(
+        self, subject: chain.Subject, following: Following | None, finalized: BlockRef, head: BlockRef
+    ) -> dict[chain.Subject, Decision]:
+        """Return both answers, or none where the two questions have to be asked one by one.
+
+        They have where there is no second one, where one of them is the reason that there is no proof for
+        both, and where the function is an older one.
+        """
+        try:
+            second = following() if following else subject
+        except DstackError:
+            return {}  # for which the request is refused, after its first answer
+        if second == subject or self.recall(second.kind, second.boot_info) is not None:
+            return {}
+        try:
+            decisions = self._decide((subject, second), finalized, head)
+            return dict(zip((subject, second), decisions, strict=True))
+        except DstackError as error:
+            if isinstance(error, UnavailableError) and error.code != "auth.api.status":
+                raise  # nobody answers: to ask again would take the time twice
+            return {}
+
+    def _decide(
+        self, subjects: Sequence[chain.Subject], finalized: BlockRef, head: BlockRef
+    ) -> list[Decision]:
+        decisions = []
+        for subject, proven, answer in self._prove(subjects, finalized, head):
+            if proven.is_allowed and not answer.is_allowed:
+                raise PolicyDenied(
+                    "auth.proof.disagrees",
+                    f"the authorize function refuses ({answer.reason or 'no reason'}) what its proof allows",
+                )
+            decision = Decision(
+                is_allowed=proven.is_allowed,
+                reason=proven.reason,
+                gateway_app_id=proven.gateway_app_id,
+                finalized_block=proven.finalized_number,
+                finalized_hash=finalized.hash,
+                head_block=head.number,
             )
-        decision = Decision(
-            is_allowed=proven.is_allowed,
-            reason=proven.reason,
-            gateway_app_id=proven.gateway_app_id,
-            finalized_block=proven.finalized_number,
-            finalized_hash=finalized.hash,
-            head_block=head.number,
-        )
-        if decision.is_allowed and self._settings.allow_cache:
-            self._remember(
-                (kind, boot_info), min(proven.expires_at, self._now() + self._settings.allow_cache), decision
-            )
-        return decision
+            decisions.append(decision)
+            if decision.is_allowed and self._settings.allow_cache:
+                expires_at = min(proven.expires_at, self._now() + self._settings.allow_cache)
+                self._remember((subject.kind, subject.boot_info), expires_at, decision)
+        return decisions
 
     def info(self) -> ChainInfo:
         """Return the contract's facts as a bundle proves them, or why there are none; a few seconds old."""
@@ -286,23 +348,35 @@ class ProofAuthorizer:
         raise UnavailableError("auth.proof.sources", f"no endpoint proves the contract's state: {why}")
 
     def _prove(
-        self, kind: Kind, boot_info: BootInfo, finalized: BlockRef, head: BlockRef
-    ) -> tuple[chain.Decision, _Answer]:
-        answer = _ask(self._http, self._settings.url, kind, boot_info, _proof_query(finalized, head))
-        if answer.proof is None:
-            why = answer.reason or "the authorize function answered without a proof"
-            raise PolicyDenied("auth.proof.absent", f"{why} [{answer.code}]" if answer.code else why)
-        proven = chain.decide(
-            bundle_from_wire(answer.proof),
-            kind=kind,
-            boot_info=boot_info,
+        self, subjects: Sequence[chain.Subject], finalized: BlockRef, head: BlockRef
+    ) -> list[tuple[chain.Subject, chain.Decision, _Answer]]:
+        answers, proof, code = self._ask(subjects, _proof_query(finalized, head))
+        if proof is None:
+            why = answers[0].reason or "the authorize function answered without a proof"
+            raise PolicyDenied("auth.proof.absent", f"{why} [{code}]" if code else why)
+        proven = chain.decide_all(
+            bundle_from_wire(proof),
+            subjects=subjects,
             chain=self._policy,
             finalized=finalized,
             head=head,
             now=self._now(),
         )
-        self._raise_floor(proven.head_timestamp)
-        return proven, answer
+        self._raise_floor(proven[0].head_timestamp)
+        return list(zip(subjects, proven, answers, strict=True))
+
+    def _ask(self, subjects: Sequence[chain.Subject], query: str) -> tuple[Sequence[_Answer], Any, str]:
+        """Return an answer for each subject, the proof, and the code of why there is none."""
+        url = self._settings.url
+        if len(subjects) == 1:
+            answer = _ask(self._http, url, subjects[0].kind, subjects[0].boot_info, query)
+            return (answer,), answer.proof, answer.code
+        answers = _ask_all(self._http, url, subjects, query)
+        if len(answers.answers) != len(subjects):
+            raise ProtocolError(
+                "auth.api.malformed", f"{len(answers.answers)} answers to {len(subjects)} questions"
+            )
+        return answers.answers, answers.proof, answers.code
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision | None:
         """Return the allow of at most `allow_cache` seconds ago, while its blocks are fresh enough."""
@@ -340,8 +414,9 @@ class WebhookAuthorizer:
             is_allowed=answer.is_allowed, reason=answer.reason, gateway_app_id=answer.gateway_app_id
         )
 
-    def for_one_request(self) -> Decide:
-        """Return the same: the server knows of no blocks."""
+    def for_one_request(self, following: Following | None = None) -> Decide:
+        """Return the same: the server knows of no blocks, and is asked one by one."""
+        del following
         return self.authorize
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> None:
@@ -373,8 +448,9 @@ class DevAuthorizer:
         del kind, boot_info
         return Decision(is_allowed=True, reason="", gateway_app_id=self._gateway_app_id)
 
-    def for_one_request(self) -> Decide:
+    def for_one_request(self, following: Following | None = None) -> Decide:
         """Return the same."""
+        del following
         return self.authorize
 
     def recall(self, kind: Kind, boot_info: BootInfo) -> Decision:

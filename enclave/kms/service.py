@@ -27,6 +27,7 @@ from shared.attestation.identity import (
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
+from shared.chain.decision import Subject
 from shared.chain.facts import Kind
 from shared.chain.rules import ANY_GATEWAY, treat_nitro_as_up_to_date
 from shared.errors import DstackError, InvalidEvidence, PolicyDenied, ProtocolError
@@ -113,7 +114,10 @@ class KmsService:
         was claimed is the measured one; the platform's release gate.
         """
         with Case(self.auth_mode, caller) as case:
-            return self._app_key(request, case, self._authorizer.for_one_request())
+            decide = self._authorizer.for_one_request(
+                lambda: Subject("app", _app_boot_info(_present(caller), request.vm_config))
+            )
+            return self._app_key(request, case, decide)
 
     def get_app_key_promptly(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
@@ -175,15 +179,17 @@ class KmsService:
         return self.get_kms_key(request, caller)
 
     def _check_caller_kms(self, request: pb.GetKmsKeyRequest, case: Case) -> None:
-        decide = self._authorizer.for_one_request()
+        def caller() -> BootInfo:
+            verified = _present(case.verified)
+            return _as_kms(claimed_boot_info(verified, vm_config=request.vm_config), self._core)
+
+        decide = self._authorizer.for_one_request(lambda: Subject("kms", caller()))
         self._check_self(decide, case)
-        verified = _present(case.verified)
-        subject = _as_kms(claimed_boot_info(verified, vm_config=request.vm_config), self._core)
-        case.subject = subject
+        subject = case.subject = caller()
         decision = case.decision = decide("kms", subject)
         if not decision.is_allowed:
             raise PolicyDenied("kms.kms.denied", f"Boot denied: {decision.reason}")
-        check_release_image(verified, vm_config=request.vm_config)
+        check_release_image(_present(case.verified), vm_config=request.vm_config)
         self._check_gate(subject.tee_variant)
 
     def get_app_env_encrypt_pub_key(self, request: pb.AppId) -> pb.PublicKeyResponse:

@@ -64,29 +64,27 @@ class ChainReader:
         self._max_head_age = max_head_age
         self._now = now
 
-    def read(self, calls: Sequence[bytes], request: ProofRequest | None, named: Blocks | None) -> Read:
-        """Call views of the contract at one block, and prove what `request` asks, if anything.
+    def read(self, calls: Sequence[bytes], requests: Sequence[ProofRequest], named: Blocks | None) -> Read:
+        """Call views of the contract at one block, and prove what `requests` ask, if anything.
 
         Raises `PolicyDenied`: `authorize.chain_id`, `authorize.contract`, `authorize.block.stale`,
         `authorize.block.future`, `authorize.quorum.disagreement`; `UnavailableError`:
         `authorize.quorum.too_few` where several endpoints are asked and fewer than the quorum answer; what
         `JsonRpc.batch` raises where there is one; and what `ProofSource.gather` raises.
         """
-        endpoints, blocks = (self._endpoints, named) if named else self._newest(request)
+        endpoints, blocks = (self._endpoints, named) if named else self._newest(with_proof=bool(requests))
         answers = self._at_once.ask(
             endpoints,
-            lambda endpoint: self._ask(
-                endpoint, calls, request if endpoint is endpoints[0] else None, blocks
-            ),
+            lambda endpoint: self._ask(endpoint, calls, requests if endpoint is endpoints[0] else (), blocks),
         )
         agreed = self._agreed(answers)
-        if request is None or agreed.bundle is not None:
+        if not requests or agreed.bundle is not None:
             return agreed
-        return msgspec.structs.replace(agreed, bundle=self._prove(endpoints, request, blocks))
+        return msgspec.structs.replace(agreed, bundle=self._prove(endpoints, requests, blocks))
 
-    def _newest(self, request: ProofRequest | None) -> tuple[tuple[Endpoint, ...], Blocks]:
+    def _newest(self, *, with_proof: bool) -> tuple[tuple[Endpoint, ...], Blocks]:
         """Return the highest block that enough endpoints have reached, and which endpoints those are."""
-        seen = self._at_once.ask(self._endpoints, partial(self._newest_of, finalized=request is not None))
+        seen = self._at_once.ask(self._endpoints, partial(self._newest_of, finalized=with_proof))
         newest = [one for one in seen if isinstance(one, _Newest)]
         self._require_quorum(seen, len(newest))
         head = sorted(newest, key=lambda one: one.number, reverse=True)[self._quorum - 1]
@@ -109,15 +107,15 @@ class ChainReader:
         return _Newest(endpoint, number, digest, *(_number_and_hash(rest[0]) if rest else ()))
 
     def _ask(
-        self, endpoint: Endpoint, calls: Sequence[bytes], request: ProofRequest | None, blocks: Blocks
+        self, endpoint: Endpoint, calls: Sequence[bytes], requests: Sequence[ProofRequest], blocks: Blocks
     ) -> Read:
-        """Ask one endpoint for the views, and to prove a `request`; the views alone where it has no proof."""
+        """Ask one endpoint for the views, and to prove `requests`; the views alone where it has no proof."""
         try:
             views = self._views(calls, blocks[1])
-            if request is None:
+            if not requests:
                 return self._read(endpoint, endpoint.batch(views), None)
             try:
-                bundle, results = ProofSource(endpoint, self._kms).gather_with(request, *blocks, views)
+                bundle, results = ProofSource(endpoint, self._kms).gather_with(requests, *blocks, views)
             except UnavailableError as error:
                 if error.code != "proof.provider.cannot_prove" or len(self._endpoints) == 1:
                     raise
@@ -178,12 +176,14 @@ class ChainReader:
             f"{count} of {len(self._endpoints)} endpoints answer, expected {self._quorum}: {reasons}",
         )
 
-    def _prove(self, endpoints: Sequence[Endpoint], request: ProofRequest, blocks: Blocks) -> ProofBundle:
+    def _prove(
+        self, endpoints: Sequence[Endpoint], requests: Sequence[ProofRequest], blocks: Blocks
+    ) -> ProofBundle:
         """Ask the other endpoints for what the first one could not prove."""
         failure: DstackError | None = None
         for endpoint in endpoints[1:]:
             try:
-                return ProofSource(endpoint, self._kms).gather(request, *blocks)
+                return ProofSource(endpoint, self._kms).gather_with(requests, *blocks, ())[0]
             except DstackError as error:
                 failure = error
         raise failure or UnavailableError(

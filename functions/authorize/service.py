@@ -18,6 +18,8 @@ from functions.authorize.request import INVALID, parse_boot_info
 from functions.authorize.settings import Settings
 from shared.boot_info import BootInfo
 from shared.chain import abi
+from shared.chain.bundle import ProofBundle
+from shared.chain.decision import Subject
 from shared.chain.facts import Kind
 from shared.errors import DstackError, ProtocolError
 from shared.hex import decode_hex
@@ -37,11 +39,14 @@ BACKEND_UNAVAILABLE = "authorization backend unavailable"
 CONTENT_TYPE = "application/json; charset=utf-8"
 
 _SELECTORS = {"app": abi.IS_APP_ALLOWED, "kms": abi.IS_KMS_ALLOWED}
-_ROUTES: dict[tuple[str, str], Literal["info", "app", "kms"]] = {
+_ROUTES: dict[tuple[str, str], Literal["info", "app", "kms", "all"]] = {
     ("GET", "/"): "info",
     ("POST", "/bootAuth/app"): "app",
     ("POST", "/bootAuth/kms"): "kms",
+    ("POST", "/bootAuth/all"): "all",
 }
+# A KMS asks about itself and about who calls it.
+MAX_QUESTIONS = 2
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -101,6 +106,8 @@ class AuthorizeService:
             return self._invalid(error, None) if error.code == INVALID else self._failed(error)
         if route == "info":
             return self._info(wanted)
+        if route == "all":
+            return self._boot_auth_all(document, wanted)
         return self._boot_auth(route, document, wanted)
 
     def _info(self, wanted: _ProofWanted | None) -> Answer:
@@ -108,7 +115,7 @@ class AuthorizeService:
             policy = self._policy()
             read = self._chain.read(
                 (abi.call(abi.GATEWAY_APP_ID), abi.call(abi.APP_IMPLEMENTATION)),
-                ProofRequest() if wanted else None,
+                (ProofRequest(),) if wanted else (),
                 wanted.named if wanted else None,
             )
             address = abi.checksum_address(abi.decode_address(read.results[1]))
@@ -143,24 +150,45 @@ class AuthorizeService:
             answer = _denied(error.message if error.code in DENIALS else BACKEND_UNAVAILABLE)
             return Answer(200, answer if wanted is None else {**answer, "code": error.code})
 
+    def _boot_auth_all(self, document: object, wanted: _ProofWanted | None) -> Answer:
+        """Answer several questions at one block, with one proof; what fails for one of them fails for all."""
+        try:
+            subjects = _subjects(document)
+        except ProtocolError as error:
+            return self._invalid(error, wanted)
+        try:
+            decisions, bundle = self._decisions(subjects, wanted)
+        except DstackError as error:
+            self._report(error.code, error.message)
+            reason = error.message if error.code in DENIALS else BACKEND_UNAVAILABLE
+            return Answer(200, {"answers": [_denied(reason)] * len(subjects), "code": error.code})
+        answer: dict[str, object] = {"answers": decisions}
+        return Answer(200, answer if bundle is None else {**answer, "proof": bundle.to_wire()})
+
     def _decision(self, kind: Kind, boot_info: BootInfo, wanted: _ProofWanted | None) -> dict[str, object]:
+        [decision], bundle = self._decisions((Subject(kind, boot_info),), wanted)
+        return decision if bundle is None else {**decision, "proof": bundle.to_wire()}
+
+    def _decisions(
+        self, subjects: Sequence[Subject], wanted: _ProofWanted | None
+    ) -> tuple[list[dict[str, object]], ProofBundle | None]:
         policy = self._policy()
         if policy is not None:
-            policy.check(boot_info)
+            for subject in subjects:
+                policy.check(subject.boot_info)
+        calls = [abi.boot_info_call(_SELECTORS[one.kind], one.boot_info) for one in subjects]
         read = self._chain.read(
-            (abi.boot_info_call(_SELECTORS[kind], boot_info), abi.call(abi.GATEWAY_APP_ID)),
-            ProofRequest(kind, boot_info) if wanted else None,
+            (*calls, abi.call(abi.GATEWAY_APP_ID)),
+            tuple(ProofRequest(one.kind, one.boot_info) for one in subjects) if wanted else (),
             wanted.named if wanted else None,
         )
-        is_allowed, reason = abi.decode_decision(read.results[0])
-        answer: dict[str, object] = {
-            "isAllowed": is_allowed,
-            "reason": reason,
-            "gatewayAppId": abi.decode_string(read.results[1]),
-        }
-        if read.bundle is not None:
-            answer["proof"] = read.bundle.to_wire()
-        return answer
+        *results, gateway = read.results
+        gateway_app_id = abi.decode_string(gateway)
+        decisions: list[dict[str, object]] = []
+        for result in results:
+            is_allowed, reason = abi.decode_decision(result)
+            decisions.append({"isAllowed": is_allowed, "reason": reason, "gatewayAppId": gateway_app_id})
+        return decisions, read.bundle
 
     def _policy(self) -> PlatformPolicy | None:
         return read_policy(self._settings.policy_file) if self._settings.policy_file else None
@@ -183,6 +211,21 @@ def service_from(settings: Settings, report: Callable[[str, str], None]) -> Auth
 
 def _denied(reason: str) -> dict[str, object]:
     return {"isAllowed": False, "reason": reason, "gatewayAppId": ""}
+
+
+def _subjects(document: object) -> list[Subject]:
+    """Read `{"questions": [{"kind": "kms", "bootInfo": {}}, ...]}`, one or two of them."""
+    questions = document.get("questions") if isinstance(document, dict) else None
+    if not isinstance(questions, list) or not 1 <= len(questions) <= MAX_QUESTIONS:
+        raise ProtocolError(INVALID, f"questions is no list of 1 to {MAX_QUESTIONS}")
+    return [_subject(question) for question in questions]
+
+
+def _subject(question: object) -> Subject:
+    kind = question.get("kind") if isinstance(question, dict) else None
+    if not isinstance(question, dict) or kind not in tuple(_SELECTORS):
+        raise ProtocolError(INVALID, "a question is no object of a kind, app or kms, and a bootInfo")
+    return Subject(kind, parse_boot_info(question.get("bootInfo")))
 
 
 def _decode_body(headers: Mapping[str, str], body: bytes) -> object:

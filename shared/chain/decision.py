@@ -5,12 +5,14 @@ of the right chain named `finalized` and `head`, that `now` comes from a clock t
 the policy comes from measured bytes.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from shared.boot_info import BootInfo
 from shared.chain import code, rules
 from shared.chain.bundle import ProofBundle, Witness
-from shared.chain.facts import Deployed, Kind, Question, ViewFacts, read_view
+from shared.chain.facts import Deployed, Kind, Question, ViewFacts, read_views
 from shared.chain.header import BlockRef, Header
 from shared.errors import InvalidEvidence, PolicyDenied
 
@@ -81,6 +83,13 @@ class KmsRoots(msgspec.Struct, frozen=True):
     expires_at: int
 
 
+class Subject(msgspec.Struct, frozen=True):
+    """Whom a decision is about, and as what it asks."""
+
+    kind: Kind
+    boot_info: BootInfo
+
+
 class Decision(msgspec.Struct, frozen=True):
     """The contracts' answer; `reason` is their exact string, empty when allowed.
 
@@ -113,27 +122,50 @@ def decide(
     the newer word. Raises `InvalidEvidence("proof.*")` where the bundle does not support a decision, and
     `PolicyDenied("proof.zero_hash")` or `PolicyDenied("proof.gateway.any")` for what no contract can allow.
     """
-    _check_boot_info(kind, boot_info)
-    views = _Views(bundle, chain, finalized, head, now, kind=kind, boot_info=boot_info)
-    reasons = [views.reason(view, kind, boot_info.tcb_status) for view in (views.head, views.finalized)]
+    subject = Subject(kind, boot_info)
+    return decide_all(bundle, subjects=(subject,), chain=chain, finalized=finalized, head=head, now=now)[0]
+
+
+def decide_all(
+    bundle: ProofBundle,
+    *,
+    subjects: Sequence[Subject],
+    chain: ChainPolicy,
+    finalized: BlockRef,
+    head: BlockRef,
+    now: int,
+) -> list[Decision]:
+    """Decide about several workloads from one bundle, which holds what all of them need and nothing else.
+
+    Raises what `decide` raises about any of them.
+    """
+    for subject in subjects:
+        _check_boot_info(subject.kind, subject.boot_info)
+    views = _Views(bundle, chain, finalized, head, now, *((one.kind, one.boot_info) for one in subjects))
     facts = views.contract_facts()
-    reason = next((text for text in reasons if text != rules.ALLOWED), rules.ALLOWED)
-    return Decision(
-        is_allowed=reason == rules.ALLOWED,
-        reason=reason,
-        gateway_app_id=facts.gateway_app_id,
-        app_implementation=facts.app_implementation,
-        finalized_number=facts.finalized_number,
-        expires_at=facts.expires_at,
-        head_timestamp=facts.head_timestamp,
-    )
+    decisions = []
+    for subject, (final_view, head_view) in zip(subjects, views.by_question, strict=True):
+        reasons = [views.reason(view, subject) for view in (head_view, final_view)]
+        reason = next((text for text in reasons if text != rules.ALLOWED), rules.ALLOWED)
+        decisions.append(
+            Decision(
+                is_allowed=reason == rules.ALLOWED,
+                reason=reason,
+                gateway_app_id=facts.gateway_app_id,
+                app_implementation=facts.app_implementation,
+                finalized_number=facts.finalized_number,
+                expires_at=facts.expires_at,
+                head_timestamp=facts.head_timestamp,
+            )
+        )
+    return decisions
 
 
 def contract_facts(
     bundle: ProofBundle, *, chain: ChainPolicy, finalized: BlockRef, head: BlockRef, now: int
 ) -> ContractFacts:
     """Prove the KMS contract's facts alone, for GetMeta. Raises as `decide` does."""
-    return _Views(bundle, chain, finalized, head, now, kind=None, boot_info=None).contract_facts()
+    return _Views(bundle, chain, finalized, head, now, (None, None)).contract_facts()
 
 
 def kms_signer(
@@ -145,7 +177,7 @@ def kms_signer(
     without the gateway's wildcard, and `PolicyDenied`: `proof.signer.unsettled` where the views disagree,
     `proof.signer.unset`, `proof.signer.malformed`.
     """
-    views = _Views(bundle, chain, finalized, head, now, kind="signer", boot_info=None)
+    views = _Views(bundle, chain, finalized, head, now, ("signer", None))
     return views.kms_signer()
 
 
@@ -157,12 +189,16 @@ def kms_roots(
     A key that is not set is None; one that is set must be a key. Raises as `kms_signer` does, except for what
     is unset, and `PolicyDenied`: `proof.root_ca.unsettled`, `proof.root_ca.malformed`.
     """
-    views = _Views(bundle, chain, finalized, head, now, kind="roots", boot_info=None)
+    views = _Views(bundle, chain, finalized, head, now, ("roots", None))
     return views.kms_roots()
 
 
 class _Views:
-    """The two views of one bundle: fresh, of the blocks that were named, complete, and of known KMS code."""
+    """The two views of one bundle: fresh, of the blocks that were named, complete, and of known KMS code.
+
+    `by_question` has the finalised and the newest view for each of the `questions`, of which there is one at
+    least; `finalized` and `head` are those for the first.
+    """
 
     def __init__(
         self,
@@ -171,9 +207,7 @@ class _Views:
         finalized: BlockRef,
         head: BlockRef,
         now: int,
-        *,
-        kind: Question | None,
-        boot_info: BootInfo | None,
+        *questions: tuple[Question | None, BootInfo | None],
     ) -> None:
         self._codes = chain.codes
         witness = Witness(bundle)
@@ -187,12 +221,12 @@ class _Views:
                 "proof.header.order", f"head {head.number} is below finalised block {finalized.number}"
             )
         # 2. every fact of a view comes from that view's header
-        self.finalized, self.head = (
-            read_view(
-                witness, header.state_root, kms_contract=chain.kms_contract, kind=kind, boot_info=boot_info
-            )
+        finals, heads = (
+            read_views(witness, header.state_root, kms_contract=chain.kms_contract, questions=questions)
             for header in headers
         )
+        self.by_question = list(zip(finals, heads, strict=True))
+        self.finalized, self.head = self.by_question[0]
         # 3. nothing else is in the bundle
         witness.check_all_used()
         # 4. the KMS contract runs code whose rules we know
@@ -207,9 +241,10 @@ class _Views:
             headers[1].timestamp + chain.max_head_age,
         )
 
-    def reason(self, view: ViewFacts, kind: Kind, tcb_status: str) -> str:
+    def reason(self, view: ViewFacts, subject: Subject) -> str:
         """Return why `view` refuses, or the empty string; an unknown app contract cannot be re-decided."""
-        if kind == "kms":
+        tcb_status = subject.boot_info.tcb_status
+        if subject.kind == "kms":
             return rules.kms(view, tcb_status)
         reason = rules.kms_half_of_app(view)
         if reason != rules.ALLOWED or view.app is None:

@@ -4,6 +4,7 @@ Which accounts and slots are read depends on the question and on what is deploye
 list of known code. So whoever gathers a proof and whoever checks it walk the same path.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -58,17 +59,16 @@ class ViewFacts(msgspec.Struct, frozen=True, kw_only=True):
     ca_pubkey: bytes = b""
 
 
-def read_view(
+def read_views(
     witness: Witness,
     state_root: bytes,
     *,
     kms_contract: bytes,
-    kind: Question | None,
-    boot_info: BootInfo | None,
-) -> ViewFacts:
-    """Read from one state everything that a question of `kind` about `boot_info` needs (None asks neither).
+    questions: Sequence[tuple[Question | None, BootInfo | None]],
+) -> list[ViewFacts]:
+    """Read from one state what each question needs, of a kind and about a boot info (None asks neither).
 
-    A question about the `signer` or the `roots` needs no `boot_info`.
+    A question about the `signer` or the `roots` needs no boot info.
 
     Raises `InvalidEvidence`: `proof.kms.absent` where there is no contract at `kms_contract`, `proof.node.*`,
     `proof.code.missing`, `proof.slot.malformed`, `proof.string.*`.
@@ -85,6 +85,18 @@ def read_view(
         gateway_app_id=slots.string_of(gateway, more),
         app_implementation=slots.address_in(state.slot(kms, slots.KMS_APP_IMPLEMENTATION)),
     )
+    return [_answered(view, witness, state, kms, kind, boot_info) for kind, boot_info in questions]
+
+
+def _answered(
+    view: ViewFacts,
+    witness: Witness,
+    state: State,
+    kms: Account,
+    kind: Question | None,
+    boot_info: BootInfo | None,
+) -> ViewFacts:
+    """Add to what every question needs what this one does."""
     if kind in {"signer", "roots"}:
         view = msgspec.structs.replace(
             view, k256_pubkey=slots.bytes_of(*_dynamic(state, kms, slots.KMS_K256_PUBKEY))
@@ -104,9 +116,7 @@ def read_view(
         return msgspec.structs.replace(
             view,
             os_image_allowed=os_image_allowed,
-            aggregated_mr_allowed=slots.bool_at(
-                state.slot(kms, slots.kms_aggregated_mr(boot_info.mr_aggregated))
-            ),
+            aggregated_mr_allowed=listed(slots.kms_aggregated_mr(boot_info.mr_aggregated)),
             kms_device_allowed=listed(slots.kms_device(boot_info.device_id)),
         )
     return msgspec.structs.replace(
@@ -118,7 +128,7 @@ def read_view(
 
 
 def kms_slots(kind: Question | None, boot_info: BootInfo | None) -> tuple[bytes, ...]:
-    """Return the slots of the KMS proxy that `read_view` reads, without the tails of `dynamic_slots`."""
+    """Return the slots of the KMS proxy that `read_views` reads, without the tails of `dynamic_slots`."""
     always = (slots.ERC1967_IMPLEMENTATION, slots.KMS_APP_IMPLEMENTATION, *dynamic_slots(kind))
     if kind is None or boot_info is None:
         return always
@@ -143,7 +153,7 @@ def dynamic_slots(kind: Question | None) -> tuple[bytes, ...]:
 
 
 def app_slots(boot_info: BootInfo) -> tuple[bytes, ...]:
-    """Return the slots of the app proxy that `read_view` reads."""
+    """Return the slots of the app proxy that `read_views` reads."""
     return (
         slots.ERC1967_IMPLEMENTATION,
         slots.APP_REQUIRE_TCB,

@@ -29,13 +29,14 @@ EMPTY_ROOT = bytes.fromhex("56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc00162
 
 
 class NodeSet:
-    """Untrusted trie nodes, found by hash; it remembers which were read.
+    """Untrusted trie nodes, found by hash; it remembers which were read, and what was looked up.
 
     One node counts once. Raises `InvalidEvidence`: `proof.node.size` for a node that no trie holds,
     `proof.node.duplicate` for one given twice.
     """
 
     def __init__(self, nodes: Iterable[bytes]) -> None:
+        self.answers: dict[tuple[bytes, str], bytes | None] = {}  # of `lookup`, by root and path
         self._raw: dict[bytes, bytes] = {}
         self._read: dict[bytes, list[rlp.Item]] = {}
         for node in nodes:
@@ -67,8 +68,13 @@ class NodeSet:
         return len(self._raw) - len(self._read)
 
 
+@lru_cache(maxsize=512)
 def _decoded(raw: bytes) -> list[rlp.Item]:
-    """Return what `rlp.decode_list` does; a large trie's nodes are mostly full branches, which look alike."""
+    """Return what `rlp.decode_list` does, for nobody to change.
+
+    A large trie's nodes are mostly full branches, which look alike. Bundles for the same blocks have most of
+    their nodes in common.
+    """
     if (
         len(raw) == MAX_NODE_BYTES
         and raw.startswith(_FULL_BRANCH)
@@ -99,6 +105,15 @@ def lookup(nodes: NodeSet, root: bytes, path: str) -> bytes | None:
     """
     if root == EMPTY_ROOT:
         return None
+    question = root, path
+    try:
+        return nodes.answers[question]  # two views of a contract that did not change ask the same
+    except KeyError:
+        answer = nodes.answers[question] = _walk(nodes, root, path)
+        return answer
+
+
+def _walk(nodes: NodeSet, root: bytes, path: str) -> bytes | None:
     node = nodes.read(root)
     at = 0
     while True:

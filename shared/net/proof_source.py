@@ -12,7 +12,7 @@ import msgspec
 from shared.boot_info import BootInfo
 from shared.chain import slots
 from shared.chain.bundle import ProofBundle, Witness
-from shared.chain.facts import Question, app_slots, dynamic_slots, kms_slots, read_view
+from shared.chain.facts import Question, app_slots, dynamic_slots, kms_slots, read_views
 from shared.chain.header import encode_header, parse_header
 from shared.chain.state import State
 from shared.chain.trie import NodeSet
@@ -81,12 +81,12 @@ class ProofSource:
 
         Raises as `gather_with` does.
         """
-        return self.gather_with(request, finalized, head, ())[0]
+        return self.gather_with((request,), finalized, head, ())[0]
 
     def gather_with(
-        self, request: ProofRequest, finalized: bytes, head: bytes, calls: Sequence[Call]
+        self, requests: Sequence[ProofRequest], finalized: bytes, head: bytes, calls: Sequence[Call]
     ) -> tuple[ProofBundle, list[object]]:
-        """Return such a bundle, and the results of `calls`, which go along in the first round trip.
+        """Return one bundle for all `requests`, and the results of `calls`, which go along in the first trip.
 
         Raises `UnavailableError("proof.provider.cannot_prove")` where the provider does not serve proofs of
         one of the blocks (many keep only the newest); `InvalidEvidence` for what the proven state is guilty
@@ -95,9 +95,9 @@ class ProofSource:
         blocks = tuple(dict.fromkeys((finalized, head)))
         raw = _Raw()
         try:
-            results = self._first_round(request, blocks, raw, calls)
-            self._second_round(request, blocks, raw)
-            return self._needed(request, blocks, raw), results
+            results = self._first_round(requests, blocks, raw, calls)
+            self._second_round(requests, blocks, raw)
+            return self._needed(requests, blocks, raw), results
         except InvalidEvidence as error:
             if error.code in _FACTS:
                 raise
@@ -111,12 +111,15 @@ class ProofSource:
             raise self._cannot_prove(error) from error
 
     def _first_round(
-        self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw, others: Sequence[Call]
+        self, requests: Sequence[ProofRequest], blocks: Sequence[bytes], raw: _Raw, others: Sequence[Call]
     ) -> list[object]:
-        """Fetch the headers, and the two proxies with every slot whose key is known; answer the `others`."""
-        targets = [(self._kms, kms_slots(request.kind, request.boot_info))]
-        if request.kind == "app" and request.boot_info is not None:
-            targets.append((request.boot_info.app_id, app_slots(request.boot_info)))
+        """Fetch the headers, and all proxies with every slot whose key is known; answer the `others`."""
+        keys_of: dict[bytes, dict[bytes, None]] = {self._kms: {}}
+        for request in requests:
+            keys_of[self._kms] |= dict.fromkeys(kms_slots(request.kind, request.boot_info))
+        for app in _apps(requests):
+            keys_of.setdefault(app.app_id, {}).update(dict.fromkeys(app_slots(app)))
+        targets = [(address, tuple(keys)) for address, keys in keys_of.items()]
         calls: list[Call] = list(others)
         for block in blocks:
             calls.append(("eth_getBlockByHash", [_hex(block), False]))
@@ -131,18 +134,17 @@ class ProofSource:
                 raw.add_proof(proof)
         return results
 
-    def _second_round(self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw) -> None:
+    def _second_round(self, requests: Sequence[ProofRequest], blocks: Sequence[bytes], raw: _Raw) -> None:
         """Fetch what the proven slots point at: implementations, their code, the tail of a long string."""
-        proxies = [self._kms]
-        if request.kind == "app" and request.boot_info is not None:
-            proxies.append(request.boot_info.app_id)
+        proxies = dict.fromkeys((self._kms, *(app.app_id for app in _apps(requests))))
+        dynamic = tuple(dict.fromkeys(chain.from_iterable(dynamic_slots(one.kind) for one in requests)))
         proofs: dict[tuple[bytes, tuple[bytes, ...], bytes], None] = {}
         codes: dict[bytes, bytes] = {}
         nodes = NodeSet(raw.nodes)
         for block, header in zip(blocks, raw.headers, strict=True):
             state = State(nodes, parse_header(header).state_root)
             for proxy in proxies:
-                implementation, more = self._pointers(request, state, proxy)
+                implementation, more = self._pointers(dynamic, state, proxy)
                 if implementation is not None:
                     proofs[implementation, (), block] = None
                     codes[implementation] = block
@@ -157,9 +159,9 @@ class ProofSource:
             raw.codes[data(answer, what="a contract's code")] = None
 
     def _pointers(
-        self, request: ProofRequest, state: State, proxy: bytes
+        self, dynamic: Sequence[bytes], state: State, proxy: bytes
     ) -> tuple[bytes | None, tuple[bytes, ...]]:
-        """Return where a proxy delegates to, and for the KMS the further slots of its strings."""
+        """Return where a proxy delegates to, and for the KMS the further slots of its `dynamic` ones."""
         account = state.account(proxy)
         if account is None:
             return None, ()
@@ -167,20 +169,16 @@ class ProofSource:
         implementation = word[12:] if any(word) and not any(word[:12]) else None
         if proxy != self._kms:
             return implementation, ()
-        more = (slots.string_slots(state.slot(account, slot), slot) for slot in dynamic_slots(request.kind))
+        more = (slots.string_slots(state.slot(account, slot), slot) for slot in dynamic)
         return implementation, tuple(chain.from_iterable(more))
 
-    def _needed(self, request: ProofRequest, blocks: Sequence[bytes], raw: _Raw) -> ProofBundle:
+    def _needed(self, requests: Sequence[ProofRequest], blocks: Sequence[bytes], raw: _Raw) -> ProofBundle:
         """Walk the views as the KMS will, and keep what that needed."""
         witness = Witness(ProofBundle(tuple(raw.headers), tuple(raw.nodes), tuple(raw.codes)))
+        questions = tuple((one.kind, one.boot_info) for one in requests)
         for block in blocks:
-            read_view(
-                witness,
-                witness.header(block).state_root,
-                kms_contract=self._kms,
-                kind=request.kind,
-                boot_info=request.boot_info,
-            )
+            root = witness.header(block).state_root
+            read_views(witness, root, kms_contract=self._kms, questions=questions)
         return witness.needed()
 
     def _cannot_prove(self, error: DstackError) -> UnavailableError:
@@ -188,6 +186,10 @@ class ProofSource:
             "proof.provider.cannot_prove",
             f"{self._endpoint.host} did not prove the state that was asked for: {error.message}",
         )
+
+
+def _apps(requests: Sequence[ProofRequest]) -> list[BootInfo]:
+    return [one.boot_info for one in requests if one.kind == "app" and one.boot_info is not None]
 
 
 def _proof_call(address: bytes, keys: Sequence[bytes], block: bytes) -> Call:

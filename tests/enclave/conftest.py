@@ -127,7 +127,8 @@ class Policy:
         self.asked.append((kind, boot_info))
         return self.app if kind == "app" else self.kms
 
-    def for_one_request(self) -> Callable[[str, BootInfo], Decision]:
+    def for_one_request(self, following: object = None) -> Callable[[str, BootInfo], Decision]:
+        del following
         return self.authorize
 
     def recall(self, kind: str, boot_info: BootInfo) -> None:

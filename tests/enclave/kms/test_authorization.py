@@ -114,10 +114,12 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[chain.Decision]:
     """Replace the proof check by a list of answers; the last one stays."""
     answers = [_decided()]
 
-    def decide(*_arguments: object, **_options: object) -> chain.Decision:
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+    def decide_all(
+        _bundle: object, *, subjects: tuple[object, ...], **_options: object
+    ) -> list[chain.Decision]:
+        return [answers.pop(0) if len(answers) > 1 else answers[0] for _ in subjects]
 
-    monkeypatch.setattr(authorization.chain, "decide", decide)
+    monkeypatch.setattr(authorization.chain, "decide_all", decide_all)
     return answers
 
 
@@ -148,6 +150,138 @@ def test_the_questions_of_one_request_are_decided_at_the_same_blocks(decided) ->
     assert quorum.asked == 1
     authorizer.for_one_request()("app", BOOT_INFO)
     assert quorum.asked == 2
+
+
+class Routes:
+    """A function that answers each route as a test says: with a document, or with an error."""
+
+    def __init__(self, **answers: object) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def request(self, _method: str, url: str, body: bytes | None = None, headers: object = None) -> Response:
+        del body, headers
+        route = url.partition("/bootAuth/")[2].partition("?")[0]
+        self.asked.append(route)
+        answer = self.answers.get(route)
+        if isinstance(answer, DstackError):
+            raise answer
+        return Response(200 if answer else 404, {}, json.dumps(answer or {"statusCode": 404}).encode())
+
+
+APP = chain.Subject("app", BOOT_INFO)
+
+
+def _all(*answers: dict[str, object], **changes: object) -> dict[str, object]:
+    bare = {"isAllowed": True, "gatewayAppId": "", "reason": ""}
+    return {"answers": answers or (bare, bare), "proof": EMPTY_PROOF, **changes}
+
+
+def test_asks_about_itself_and_the_caller_at_once(decided: list[chain.Decision]) -> None:
+    decided[:] = [_decided(), _decided(is_allowed=False)]
+    http = Routes(all=_all())
+    decide = _proof(http).for_one_request(lambda: APP)  # type: ignore[arg-type]
+    assert decide("kms", BOOT_INFO).is_allowed
+    assert decide("app", BOOT_INFO).reason == "Compose hash not allowed"
+    assert http.asked == ["all"]
+
+
+def test_sends_both_questions_in_the_order_in_which_they_are_decided(decided) -> None:  # noqa: ARG001
+    class Listening(Routes):
+        def request(
+            self, method: str, url: str, body: bytes | None = None, headers: object = None
+        ) -> Response:
+            self.body = json.loads(body or b"")
+            return super().request(method, url, body, headers)
+
+    http = Listening(all=_all())
+    _proof(http).for_one_request(lambda: APP)("kms", BOOT_INFO)  # type: ignore[arg-type]
+    assert [one["kind"] for one in http.body["questions"]] == ["kms", "app"]
+    assert http.body["questions"][1]["bootInfo"] == BOOT_INFO.to_wire()
+
+
+def test_asks_one_by_one_where_the_function_is_an_older_one(decided) -> None:  # noqa: ARG001
+    http = Routes(kms=_answer(), app=_answer())
+    decide = _proof(http).for_one_request(lambda: APP)  # type: ignore[arg-type]
+    assert decide("kms", BOOT_INFO).is_allowed
+    assert decide("app", BOOT_INFO).is_allowed
+    assert http.asked == ["all", "kms", "app"]
+
+
+def test_a_question_that_cannot_be_answered_leaves_the_other_its_answer(decided) -> None:  # noqa: ARG001
+    refused = _all(proof=None, code="rpc.reverted")
+    http = Routes(all=refused, kms=_answer(), app=_answer(proof=None, reason="", code="rpc.reverted"))
+    decide = _proof(http).for_one_request(lambda: APP)  # type: ignore[arg-type]
+    assert decide("kms", BOOT_INFO).is_allowed
+    assert _refusal(lambda: decide("app", BOOT_INFO), PolicyDenied) == "auth.proof.absent"
+
+
+def test_one_that_is_not_decided_together_is_not_counted_as_allowed(decided) -> None:  # noqa: ARG001
+    denied = {"isAllowed": False, "gatewayAppId": "", "reason": "no"}
+    allowed = {"isAllowed": True, "gatewayAppId": "", "reason": ""}
+    http = Routes(all=_all(allowed, denied), kms=_answer(), app=_answer(**denied))
+    decide = _proof(http).for_one_request(lambda: APP)  # type: ignore[arg-type]
+    assert decide("kms", BOOT_INFO).is_allowed
+    assert _refusal(lambda: decide("app", BOOT_INFO), PolicyDenied) == "auth.proof.disagrees"
+
+
+def test_a_dead_function_is_asked_once(decided) -> None:  # noqa: ARG001
+    http = Routes(all=UnavailableError("net.timeout", "no answer in time"), kms=_answer())
+    decide = _proof(http).for_one_request(lambda: APP)  # type: ignore[arg-type]
+    assert _refusal(lambda: decide("kms", BOOT_INFO), UnavailableError) == "net.timeout"
+    assert http.asked == ["all"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_answers_answers_nothing(decided, count: int) -> None:  # noqa: ARG001
+    answers = [{"isAllowed": True, "gatewayAppId": "", "reason": ""}] * count
+    http = Routes(all=_all(answers=answers), kms=_answer(proof=None))
+    authorizer = _proof(http)  # type: ignore[arg-type]
+    decide = authorizer.for_one_request(lambda: APP)
+    assert _refusal(lambda: decide("kms", BOOT_INFO), PolicyDenied) == "auth.proof.absent"
+    with refuses("auth.api.malformed", ProtocolError):
+        authorizer._ask((APP, APP), "")
+
+
+def test_a_lone_surrogate_in_one_of_several_answers_is_malformed() -> None:
+    answers = [{"isAllowed": True, "gatewayAppId": "", "reason": "\ud800"}] * 2
+    with refuses("auth.api.malformed", ProtocolError):
+        _proof(Routes(all=_all(answers=answers)))._ask((APP, APP), "")  # type: ignore[arg-type]
+
+
+def test_a_second_question_that_cannot_be_formed_is_left_out(decided) -> None:  # noqa: ARG001
+    def following() -> chain.Subject:
+        raise PolicyDenied("kms.no_attestation", "No attestation provided")
+
+    http = Routes(kms=_answer())
+    assert _proof(http).for_one_request(following)("kms", BOOT_INFO).is_allowed  # type: ignore[arg-type]
+    assert http.asked == ["kms"]
+
+
+def test_a_first_question_that_is_the_second_is_asked_alone(decided) -> None:  # noqa: ARG001
+    http = Routes(app=_answer())
+    assert _proof(http).for_one_request(lambda: APP)("app", BOOT_INFO).is_allowed  # type: ignore[arg-type]
+    assert http.asked == ["app"]
+
+
+@pytest.mark.parametrize(("remembered", "asked"), [("kms", ["app"]), ("app", ["kms"])])
+def test_what_is_remembered_is_not_asked_with_the_other(decided, remembered, asked) -> None:  # noqa: ARG001
+    http = Routes(kms=_answer(), app=_answer())
+    authorizer = _proof(http, allow_cache=60)  # type: ignore[arg-type]
+    authorizer.authorize(remembered, BOOT_INFO)
+    http.asked.clear()
+    decide = authorizer.for_one_request(lambda: APP)
+    assert decide("kms", BOOT_INFO).is_allowed
+    assert decide("app", BOOT_INFO).is_allowed
+    assert http.asked == asked
+
+
+def test_n58_allows_that_came_together_are_remembered_one_by_one(decided: list[chain.Decision]) -> None:
+    decided[:] = [_decided(), _decided(is_allowed=False)]
+    authorizer = _proof(Routes(all=_all()), allow_cache=60)  # type: ignore[arg-type]
+    authorizer.for_one_request(lambda: APP)("kms", BOOT_INFO)
+    assert authorizer.recall("kms", BOOT_INFO) is not None
+    assert authorizer.recall("app", BOOT_INFO) is None
 
 
 def test_the_clock_may_not_fall_behind_an_accepted_head(decided: list[chain.Decision]) -> None:

@@ -28,7 +28,8 @@ class Remembering:
         del boot_info
         return self.authorize(kind, None) if kind in self.kinds else None
 
-    def for_one_request(self) -> Callable[[str, object], Decision]:
+    def for_one_request(self, following: object = None) -> Callable[[str, object], Decision]:
+        del following
         return self.authorize
 
     def authorize(self, kind: str, boot_info: object) -> Decision:

@@ -15,7 +15,7 @@ from functions.authorize.settings import Settings
 from shared.chain import abi
 from shared.chain.bundle import bundle_from_wire
 from shared.chain.code import code_list
-from shared.chain.decision import ChainPolicy, contract_facts, decide
+from shared.chain.decision import ChainPolicy, Subject, contract_facts, decide, decide_all
 from shared.chain.header import BlockRef, parse_header
 from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call, Endpoint
@@ -100,6 +100,83 @@ def test_the_proof_decides_what_the_answer_says(
         return
     decision = decide(bundle, finalized=finalized, head=head, **arguments)
     assert (decision.is_allowed, decision.reason) == (answer["isAllowed"], answer["reason"])
+
+
+def questions(*pairs: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"questions": [{"kind": kind, "bootInfo": boot_info} for kind, boot_info in pairs]}
+
+
+def test_one_proof_decides_what_the_answers_to_both_questions_say(
+    settings: Settings, service: AuthorizeService, allowed_body: Body
+) -> None:
+    finalized, head = named_blocks(settings)
+    own, app = allowed_body(mrAggregated="77" * 32), allowed_body()
+    query = f"proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+    answer = post(service, questions(("kms", own), ("app", app)), "/bootAuth/all", query).body
+    bundle = bundle_from_wire(answer["proof"])
+    decisions = decide_all(
+        bundle,
+        subjects=(Subject("kms", parse_boot_info(own)), Subject("app", parse_boot_info(app))),
+        chain=ChainPolicy(chain_id=31337, kms_contract=settings.kms_contract, codes=code_list()),
+        finalized=finalized,
+        head=head,
+        now=max(parse_header(raw).timestamp for raw in bundle.headers),
+    )
+    assert [one["isAllowed"] for one in answer["answers"]] == [False, True]  # type: ignore[attr-defined]
+    assert answer["answers"] == [
+        {"isAllowed": one.is_allowed, "reason": one.reason, "gatewayAppId": one.gateway_app_id}
+        for one in decisions
+    ]
+
+
+def test_both_questions_take_the_round_trips_of_one(settings: Settings, allowed_body: Body) -> None:
+    finalized, head = named_blocks(settings)
+    query = f"proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+    recorder = Recorder(rpc(settings.rpc_urls[0]))
+    both = questions(("kms", allowed_body()), ("app", allowed_body()))
+    post(AuthorizeService(settings, [recorder]), both, "/bootAuth/all", query)
+    assert len(recorder.calls) == 2
+
+
+def test_both_questions_are_answered_without_a_proof_too(
+    service: AuthorizeService, allowed_body: Body
+) -> None:
+    answer = post(service, questions(("kms", allowed_body()), ("app", allowed_body())), "/bootAuth/all")
+    alone = [post(service, allowed_body(), f"/bootAuth/{kind}").body for kind in ("kms", "app")]
+    assert answer.body == {"answers": alone}
+
+
+def test_what_fails_for_one_question_fails_for_both(settings: Settings, allowed_body: Body) -> None:
+    spoiling = Spoiling(rpc(settings.rpc_urls[0]), "eth_call", "0x")
+    both = questions(("kms", allowed_body()), ("app", allowed_body()))
+    answer = post(AuthorizeService(settings, [spoiling]), both, "/bootAuth/all")
+    assert (answer.status, answer.body) == (
+        200,
+        {"answers": [DENIED, DENIED], "code": "authorize.contract"},
+    )
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {},
+        [],
+        {"questions": []},
+        {"questions": "app"},
+        {"questions": [None]},
+        {"questions": [{"kind": "app"}]},
+        {"questions": [{"kind": "all", "bootInfo": {}}]},
+        {"questions": [{"kind": ["app"], "bootInfo": {}}]},
+    ],
+)
+def test_malformed_questions_are_refused(service: AuthorizeService, spoilt: object) -> None:
+    answer = post(service, spoilt, "/bootAuth/all", "proof=1")
+    assert (answer.status, answer.body["code"]) == (400, "authorize.request.invalid")
+
+
+def test_three_questions_are_refused(service: AuthorizeService, allowed_body: Body) -> None:
+    answer = post(service, questions(*(("app", allowed_body()),) * 3), "/bootAuth/all", "proof=1")
+    assert (answer.status, answer.body["code"]) == (400, "authorize.request.invalid")
 
 
 def test_the_info_proof_proves_the_contracts_facts(settings: Settings, service: AuthorizeService) -> None:

@@ -1,17 +1,20 @@
 """The whole decision on a real chain: both views, freshness, known code, and what no contract can allow."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from cli.devchain.launcher import Chain
 from shared.boot_info import BootInfo
-from shared.chain.decision import contract_facts
+from shared.chain.decision import Decision, Subject, contract_facts, decide_all
 from shared.chain.facts import Kind
 from shared.chain.header import BlockRef, parse_header
 from shared.chain.rules import treat_nitro_as_up_to_date
 from shared.errors import InvalidEvidence, PolicyDenied
+from shared.net.proof_source import ProofRequest, ProofSource
 from tests.shared.chain.world import COMPOSE, DEVICE, GATEWAY, OS_IMAGE, World
+from tests.shared.refusal import refuses
 
 
 def test_allows_what_both_views_allow(world: World) -> None:
@@ -22,6 +25,42 @@ def test_allows_what_both_views_allow(world: World) -> None:
 def test_allows_a_listed_kms(world: World) -> None:
     decision = world.decide("kms", world.boot())
     assert (decision.is_allowed, decision.reason) == (True, "")
+
+
+def together(world: World, *subjects: Subject, gathered: Sequence[Subject] = ()) -> list[Decision]:
+    """Decide about several at once, from a bundle that is for them unless it is for others."""
+    finalized, head = world.blocks()
+    requests = [ProofRequest(one.kind, one.boot_info) for one in gathered or subjects]
+    bundle, _ = ProofSource(world.rpc, world.kms).gather_with(requests, finalized.hash, head.hash, ())
+    now = max(parse_header(raw).timestamp for raw in bundle.headers)
+    return decide_all(
+        bundle, subjects=subjects, chain=world.policy(), finalized=finalized, head=head, now=now
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"os_image_hash": b"x" * 32}, {"device_id": b"x" * 32}])
+def test_decides_about_several_as_about_each(world: World, changes: dict[str, Any]) -> None:
+    own, app = Subject("kms", world.boot()), Subject("app", world.boot(**changes))
+    expected = [world.decide(one.kind, one.boot_info) for one in (own, app)]
+    assert together(world, own, app) == expected
+
+
+def test_a_bundle_for_several_supports_no_single_decision(world: World) -> None:
+    own, app = Subject("kms", world.boot(mr_aggregated=b"x" * 32)), Subject("app", world.boot())
+    with refuses("proof.bundle.unused"):
+        together(world, app, gathered=(own, app))
+
+
+def test_a_bundle_for_one_does_not_decide_about_another(world: World) -> None:
+    own, app = Subject("kms", world.boot()), Subject("app", world.boot())
+    with refuses("proof.node.missing"):
+        together(world, own, app, gathered=(own,))
+
+
+def test_one_that_no_contract_can_allow_refuses_all(world: World) -> None:
+    own, app = Subject("kms", world.boot()), Subject("app", world.boot(compose_hash=bytes(32)))
+    with refuses("proof.zero_hash", PolicyDenied):
+        together(world, own, app)
 
 
 def test_proves_the_gateway_and_the_app_implementation(world: World) -> None:

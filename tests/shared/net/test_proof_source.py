@@ -22,6 +22,25 @@ def test_takes_two_round_trips(own_world: World) -> None:
     assert relay.batches == 2
 
 
+def test_takes_two_round_trips_for_several_requests(own_world: World) -> None:
+    relay, boot_info = Relay(own_world), own_world.boot()
+    finalized, head = own_world.blocks()
+    requests = [ProofRequest("kms", boot_info), ProofRequest("app", boot_info)]
+    source(own_world, relay).gather_with(requests, finalized.hash, head.hash, ())
+    assert relay.batches == 2
+
+
+def test_a_bundle_for_several_requests_has_each_piece_once(own_world: World) -> None:
+    boot_info, blocks = own_world.boot(), own_world.blocks()
+    requests = [ProofRequest("kms", boot_info), ProofRequest("app", boot_info)]
+    names = [block.hash for block in blocks]
+    both, _ = ProofSource(own_world.rpc, own_world.kms).gather_with(requests, *names, ())
+    alone = [own_world.evidence(kind, boot_info, blocks=blocks).bundle for kind in ("kms", "app")]
+    for name in ("headers", "nodes", "codes"):
+        pieces: tuple[bytes, ...] = getattr(both, name)
+        assert sorted(pieces) == sorted({piece for one in alone for piece in getattr(one, name)})
+
+
 def test_a_gathered_bundle_decides(own_world: World) -> None:
     assert own_world.decide("app", own_world.boot()).is_allowed
     assert own_world.decide("kms", own_world.boot()).is_allowed
