@@ -136,7 +136,7 @@ def _boot_info() -> BootInfo:
         instance_id=b"",
         device_id=b"d" * 32,
         key_provider_info=b"",
-        tcb_status="",
+        tcb_status="UpToDate",
         advisory_ids=(),
     )
 
