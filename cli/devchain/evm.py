@@ -32,6 +32,7 @@ from rlp.sedes import big_endian_int
 from trie.hexary import HexaryTrie
 
 from cli.devchain.accounts import CHAIN_ID
+from shared.chain.create2 import DEPLOYER, DEPLOYER_CODE
 from shared.errors import DstackError, ProtocolError
 from shared.keccak import keccak256
 
@@ -133,6 +134,8 @@ class Evm:
             Address(address): {"balance": wei, "nonce": 0, "code": b"", "storage": {}}
             for address, wei in balances.items()
         }
+        # where most chains have it, and anvil from its first block
+        genesis_state[Address(DEPLOYER)] = {"balance": 0, "nonce": 1, "code": DEPLOYER_CODE, "storage": {}}
         genesis: dict[str, HeaderParams] = {
             "gas_limit": GAS_LIMIT,
             "timestamp": now,

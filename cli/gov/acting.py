@@ -13,7 +13,7 @@ from cli.gov.chain import Block, Contracts, Owner, as_hex, head_json, head_text
 from cli.gov.change import Change, Seen, look
 from cli.gov.options import Acting, Where, contracts_of
 from cli.gov.reverts import revert_reason
-from cli.gov.safe_batch import batch_text, read_batch
+from cli.gov.safe_batch import Sent, batch_text, read_batch
 from cli.places import state_path
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
@@ -44,7 +44,7 @@ def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoRetu
     if acting.dry_run:
         _simulate(contracts, missing, at, told)
     if acting.safe:
-        _write(acting, missing, at)
+        write_batch(acting, [(one.change.to, one.change.calldata) for one in missing], at)
         told.end(ExitCode.NEEDS_APPROVAL, f"NEEDS APPROVAL  {_calls(len(missing))} for the Safe to sign")
     if acting.send:
         _send(contracts, acting, missing, at, told)
@@ -165,9 +165,11 @@ def _simulate(contracts: Contracts, missing: Sequence[Seen], at: Block, told: To
     told.end(ExitCode.CHANGES_PENDING, f"CHANGES PENDING  {_calls(len(missing))}, nothing was sent")
 
 
-def _write(acting: Acting, missing: Sequence[Seen], at: Block) -> None:
-    """Write the file for a Safe, behind what it has where that was asked for."""
-    calls = [(one.change.to, one.change.calldata) for one in missing]
+def write_batch(acting: Acting, calls: Sequence[Sent], at: Block) -> None:
+    """Write the file for a Safe, behind what it has where that was asked for.
+
+    Raises `ConfigError("gov.safe_file")`, `StorageError("gov.safe_file.io")`.
+    """
     if acting.safe == "-":
         click.echo(batch_text(at.chain_id, calls), nl=False)
         return
@@ -175,7 +177,7 @@ def _write(acting: Acting, missing: Sequence[Seen], at: Block) -> None:
     try:
         if acting.append and path.exists():
             before = read_batch(path.read_text(), at.chain_id)
-            calls = before + [one for one in calls if one not in before]
+            calls = [*before, *(one for one in calls if one not in before)]
         elif path.exists() and not acting.append:
             raise ConfigError("gov.safe_file", f"{path} exists: --append adds to it")
         path.write_text(batch_text(at.chain_id, calls))

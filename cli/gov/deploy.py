@@ -2,37 +2,51 @@
 
 import json
 import sys
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
 
 import click
 import msgspec
 
-from cli.devchain.artifacts import artifact
-from cli.gov.acting import kind_text, outbox_place
-from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, as_hex
+from cli.gov.acting import kind_text, outbox_place, write_batch
+from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, head_json, head_text
 from cli.gov.code import code_of, implementation_code
-from cli.gov.options import (
-    Acting,
-    Where,
-    address,
-    endpoint_of,
-    sending_options,
-)
+from cli.gov.creation import Creation, bytecode, creation, creation_json, creations
+from cli.gov.options import Acting, Where, acting_options, address, endpoint_of, hash32
+from cli.gov.simulation import Simulated, simulate_creation
 from shared.chain.abi import checksum_address
-from shared.chain.abi_values import encode_values
-from shared.chain.calldata import INITIALIZE_KMS, encode_call
+from shared.chain.approval import create_address
 from shared.chain.code import APP, KMS, PROXY
+from shared.chain.create2 import DEPLOYER, DEPLOYER_CODE, SALT_BYTES
 from shared.errors import ConfigError, ExitCode, ProtocolError
-from shared.hex import decode_hex
 from shared.keccak import keccak256
 
 _ONLY: Final = {"DstackKms": KMS, "DstackApp": APP}
 
 
 class _Made(msgspec.Struct, frozen=True):
+    """A contract on the chain; `block_number` is None where it was there before."""
+
     name: str
     address: bytes
-    block_number: int
+    block_number: int | None
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What shall be there: `salt` is None where each address follows from its sender's nonce."""
+
+    names: tuple[str, ...]
+    app: bytes | None
+    owner: bytes
+    salt: bytes | None
+
+    def creations(self, sender: bytes, nonce: int) -> list[Creation]:
+        """Return what is created; where that follows from a sender, as if `sender` were it."""
+        if self.salt is not None:
+            return creations(self.names, self.app, self.owner, self.salt)
+        places = {APP: self.app} if self.app else {}
+        places |= {name: create_address(sender, nonce + n) for n, name in enumerate(self.names)}
+        return [creation(name, places, self.owner, None) for name in self.names]
 
 
 @click.command()
@@ -40,22 +54,28 @@ class _Made(msgspec.Struct, frozen=True):
 @click.option("--owner-is-key", is_flag=True, help="Let a single key own it: whoever has the key decides.")
 @click.option("--app-implementation", metavar="ADDR", help="Use this DstackApp, and deploy none.")
 @click.option("--only", type=click.Choice(list(_ONLY)), help="Deploy this implementation alone.")
-@sending_options
+@click.option("--create2", is_flag=True, help="Give contracts addresses that follow from their code alone.")
+@click.option("--salt", metavar="HEX", help="Of 32 bytes, for --create2: another one is another contract.")
+@acting_options
 def deploy(
     owner: str,
     app_implementation: str | None,
     only: str | None,
+    salt: str | None,
     where: Where,
     acting: Acting,
     *,
     owner_is_key: bool,
+    create2: bool,
 ) -> None:
     """Deploy the contracts: DstackApp, DstackKms, and the proxy whose address is the KMS contract's.
 
-    Any account may pay, and owns nothing by it. Without --send it shows what would be created. Repeated after
-    it was interrupted, it goes on with what was sent.
+    Any account may pay, and owns nothing by it. Repeated after it was interrupted, it goes on with what was
+    sent. --create2 has the deterministic deployment proxy create them, so that the addresses are known before
+    and what is there already is not created again; --safe does that, as a Safe can create nothing itself.
 
-    Exit codes: 0 deployed, 2 usage, 3 refused, 4 nothing was sent, 6 timed out.
+    Exit codes: 0 deployed or so already, 2 usage, 3 refused, 4 nothing was sent, 5 a Safe must sign, 6 timed
+    out.
     """
     acting.check()
     contracts = Contracts(endpoint_of(where), ZERO_ADDRESS, where.chain_id)
@@ -64,11 +84,23 @@ def deploy(
     app = address(app_implementation, "--app-implementation") if app_implementation else None
     if app is not None and implementation_code(contracts, app, at).contract != APP:
         raise ConfigError("gov.deploy.app", f"{checksum_address(app)} is no known build of {APP}")
-    names = [_ONLY[only]] if only else [*([] if app else [APP]), KMS, PROXY]
-    if not acting.send:
-        _show(names, at, where)
-    made = _create(contracts, acting, names, app, wanted, at)
-    _report(contracts, made, where)
+    names = (_ONLY[only],) if only else (*(() if app else (APP,)), KMS, PROXY)
+    plan = _Plan(names, app, wanted, _salt(salt, is_wanted=create2 or bool(acting.safe)))
+    if plan.salt is not None:
+        _require_deployer(contracts, at)
+    if acting.send:
+        _report(contracts, _create(contracts, acting, plan, at), where)
+    else:
+        _show(contracts, acting, plan, at, where)
+
+
+def _salt(text: str | None, *, is_wanted: bool) -> bytes | None:
+    """Return the salt, None where addresses shall follow from nonces. Raises `ConfigError("gov.option")`."""
+    if text is None:
+        return bytes(SALT_BYTES) if is_wanted else None
+    if not is_wanted:
+        raise ConfigError("gov.option", "--salt belongs to --create2 or --safe")
+    return hash32(text, "--salt")
 
 
 def _owner(contracts: Contracts, text: str, at: Block, *, may_be_key: bool) -> bytes:
@@ -82,25 +114,108 @@ def _owner(contracts: Contracts, text: str, at: Block, *, may_be_key: bool) -> b
     return owner
 
 
-def _show(names: list[str], at: Block, where: Where) -> None:
-    shown = []
-    for name in names:
-        code = _bytecode(name)
-        shown.append({"contract": name, "bytes": len(code), "creation_hash": as_hex(keccak256(code))})
+def _require_deployer(contracts: Contracts, at: Block) -> None:
+    """Raise `ConfigError("gov.deploy.create2")` where no deployment proxy is, or something else."""
+    code = contracts.code(DEPLOYER, at)
+    if code != DEPLOYER_CODE:
+        found = "other code" if code else "no code"
+        raise ConfigError(
+            "gov.deploy.create2",
+            f"chain {at.chain_id} has {found} at {checksum_address(DEPLOYER)}, expected the deterministic "
+            "deployment proxy: without it --send creates the contracts by a key's nonce",
+        )
+
+
+def _show(contracts: Contracts, acting: Acting, plan: _Plan, at: Block, where: Where) -> NoReturn:
+    """Show what would be created, simulate it, or write it for a Safe; then exit."""
+    wanted = plan.creations(plan.owner, contracts.nonce(plan.owner, at))
+    there = [_is_there(contracts, one, at) for one in wanted]
+    missing = [one for one, is_there in zip(wanted, there, strict=True) if not is_there]
+    told: dict[str, Any] = {
+        **head_json(at),
+        "would_create": [
+            creation_json(one, is_there=is_there) for one, is_there in zip(wanted, there, strict=True)
+        ],
+    }
+    say = _Lines(quiet=where.as_json, err=acting.safe == "-")
+    say(head_text(at))
+    for number, (one, is_there) in enumerate(zip(wanted, there, strict=True), 1):
+        _say_creation(say, number, one, is_there=is_there)
+    if acting.dry_run:
+        simulated = [simulate_creation(contracts, one, plan.owner, at) for one in missing]
+        told["simulated"] = [
+            {"contract": one.name, "gas": found.gas, "why_not": found.why_not}
+            for one, found in zip(missing, simulated, strict=True)
+        ]
+        for one, found in zip(missing, simulated, strict=True):
+            say(_simulated_text(one, found, plan.owner))
+    code, text = (
+        ExitCode.CHANGES_PENDING,
+        "CHANGES PENDING  nothing was sent: --send and --key-file name who pays",
+    )
+    if not missing:
+        code, text = ExitCode.OK, "NOTHING TO DO  the contracts are there already"
+        if wanted[-1].name == PROXY and (proxy := wanted[-1].address) is not None:
+            owner = contracts.owner(proxy, at)
+            told["owner"] = checksum_address(owner.address)
+            say(f"owner      {checksum_address(owner.address)}, {kind_text(owner)}")
+    elif acting.safe:
+        write_batch(acting, [(DEPLOYER, one.calldata) for one in missing], at)
+        code, text = (
+            ExitCode.NEEDS_APPROVAL,
+            f"NEEDS APPROVAL  {len(missing)} to create, for the Safe to sign",
+        )
+    say(text)
     if where.as_json:
-        told = {"chain_id": at.chain_id, "would_create": shown, "exit_code": int(ExitCode.CHANGES_PENDING)}
-        click.echo(json.dumps(told, indent=2))
-    else:
-        click.echo(f"chain {at.chain_id} at block {at.number}")
-        for one in shown:
-            click.echo(f"create {one['contract']:<12} {one['bytes']} bytes, hash {one['creation_hash']}")
-        click.echo("CHANGES PENDING  nothing was sent: --send and --key-file name who pays")
-    sys.exit(ExitCode.CHANGES_PENDING)
+        click.echo(json.dumps({**told, "exit_code": int(code)}, indent=2), err=acting.safe == "-")
+    sys.exit(code)
 
 
-def _create(
-    contracts: Contracts, acting: Acting, names: list[str], app: bytes | None, owner: bytes, at: Block
-) -> list[_Made]:
+class _Lines:
+    """Lines for people; to standard error where the file for a Safe goes to standard output."""
+
+    def __init__(self, *, quiet: bool, err: bool) -> None:
+        self._quiet = quiet
+        self._err = err
+
+    def __call__(self, text: str) -> None:
+        if not self._quiet:
+            click.echo(text, err=self._err)
+
+
+def _say_creation(say: _Lines, number: int, one: Creation, *, is_there: bool) -> None:
+    code = bytecode(one.name)
+    named = one.address is not None
+    say(f"create {number}: {one.text if named or not one.named else _unplaced(one)}")
+    say(f"  code    {len(code)} bytes, hash 0x{keccak256(code).hex()}")
+    if one.arguments and named:
+        say(f"  data    0x{one.arguments.hex()}")
+    if one.address is not None:
+        say(f"  address {checksum_address(one.address)}{', already there' if is_there else ''}")
+
+
+def _unplaced(one: Creation) -> str:
+    """Return a proxy's creation whose arguments follow from who pays."""
+    _, (name, _, call) = one.named
+    given, sign, _ = call.rpartition("=")
+    return f"{one.name}(\n          implementation=the {KMS} above\n          {name}={given}{sign}…))"
+
+
+def _simulated_text(one: Creation, found: Simulated, sender: bytes) -> str:
+    if found.gas is None:
+        return f"NOT simulated: {one.name}: {found.why_not}"
+    return f"simulated {one.name} from {checksum_address(sender)}: it succeeds, with {found.gas} gas"
+
+
+def _is_there(contracts: Contracts, one: Creation, at: Block) -> bool:
+    """Tell whether a contract is there already. Raises `ProtocolError("gov.deploy.code")` for another one."""
+    if one.address is None or not contracts.code(one.address, at):
+        return False
+    _require_known(contracts, one.name, one.address, at, is_new=False)
+    return True
+
+
+def _create(contracts: Contracts, acting: Acting, plan: _Plan, at: Block) -> list[_Made]:
     """Create contracts one after another; each needs the addresses of those before."""
     from cli.gov.key_file import read_key  # noqa: PLC0415 - signing needs more than showing
     from cli.gov.sending import GWEI, Outbox, Sender  # noqa: PLC0415 - as above
@@ -115,46 +230,53 @@ def _create(
         max_fee=acting.max_fee * GWEI,
     )
     made: list[_Made] = []
-    places = {APP: app} if app else {}
-    for name in names:
-        code = _bytecode(name)
-        if name == PROXY:
-            initialization = encode_call(INITIALIZE_KMS, owner, places[APP])
-            code += encode_values(("address", "bytes"), (places[KMS], initialization))
-        receipt = sender.send(None, code, at, once=True)
-        if receipt.contract is None:
+    places = {APP: plan.app} if plan.app else {}
+    for name in plan.names:
+        one = creation(name, places, plan.owner, plan.salt)
+        if one.address is not None and _is_there(contracts, one, at):
+            places[name] = one.address
+            made.append(_Made(name, one.address, None))
+            continue
+        # the state tells of an address that is known, and of no other, whether it was created
+        receipt = sender.send(one.to, one.calldata, at, once=one.address is None)
+        place = one.address or receipt.contract
+        if place is None:
             raise ProtocolError("rpc.malformed", "the receipt names no contract that was made")
-        places[name] = receipt.contract
-        made.append(_Made(name, receipt.contract, receipt.block_number))
+        places[name] = place
+        made.append(_Made(name, place, receipt.block_number))
     sender.done()
     return made
 
 
-def _report(contracts: Contracts, made: list[_Made], where: Where) -> None:
+def _report(contracts: Contracts, made: Sequence[_Made], where: Where) -> None:
     """Show what the chain says was deployed: not what was meant to be."""
     at = contracts.pin()
-    told: dict[str, Any] = {"chain_id": at.chain_id, "block_number": made[-1].block_number}
+    blocks = [one.block_number for one in made if one.block_number is not None]
+    told: dict[str, Any] = {"chain_id": at.chain_id, "block_number": max(blocks, default=None)}
     lines = []
     for one in made:
         label = "proxy" if one.name == PROXY else one.name
-        is_known = (
-            code_of(contracts, one.address, at).is_known
-            if one.name == PROXY
-            else bool(implementation_code(contracts, one.address, at).contract)
-        )
-        if not is_known:
-            raise ProtocolError(
-                "gov.deploy.code", f"{label} is of other code than was sent, says the endpoint"
-            )
+        _require_known(contracts, one.name, one.address, at, is_new=one.block_number is not None)
         told[label] = checksum_address(one.address)
         lines.append(f"{label:<10} {checksum_address(one.address)}")
     if made[-1].name == PROXY:
         owner = contracts.owner(made[-1].address, at)
         told["owner"] = checksum_address(owner.address)
         lines.append(f"owner      {checksum_address(owner.address)}, {kind_text(owner)}")
-    lines.append(f"block      {made[-1].block_number}")
+    lines.append(f"block      {max(blocks)}" if blocks else "NOTHING TO DO  the contracts are there already")
     click.echo(json.dumps(told, indent=2) if where.as_json else "\n".join(lines))
 
 
-def _bytecode(name: str) -> bytes:
-    return decode_hex(artifact(name).bytecode, what=f"the code of {name}")
+def _require_known(contracts: Contracts, name: str, place: bytes, at: Block, *, is_new: bool) -> None:
+    """Raise `ProtocolError("gov.deploy.code")` where what is there is not of the code that was sent.
+
+    What a proxy that was there before runs by now is its owner's business.
+    """
+    if name == PROXY:
+        found = code_of(contracts, place, at)
+        is_known = found.is_known if is_new else found.is_known_proxy
+    else:
+        is_known = bool(implementation_code(contracts, place, at).contract)
+    if not is_known:
+        label = "proxy" if name == PROXY else name
+        raise ProtocolError("gov.deploy.code", f"{label} is of other code than was sent, says the endpoint")

@@ -139,11 +139,6 @@ def acting_options(command: Command) -> Command:
     return where_options(gathered)
 
 
-def sending_options(command: Command) -> Command:
-    """Give a command what `acting_options` does, for what only a key can send."""
-    return where_options(_gathered(command, "acting", Acting, *_SENDING))
-
-
 def contracts_of(where: Where) -> "Contracts":
     """Return what is asked about the contracts. Raises `ConfigError("gov.option")` where one is not named."""
     from cli.gov.chain import Contracts  # noqa: PLC0415 - the network loads where it is used

@@ -18,7 +18,7 @@ from cli.devchain.governance import Governance
 PACKAGE: Final = Path(__file__).parent / "node_modules/@safe-global/safe-smart-account"
 ZERO: Final = "0x" + "00" * 20
 CALL, DELEGATE_CALL = 0, 1
-GAS: Final = 5_000_000
+GAS: Final = 10_000_000
 
 
 def need_safe() -> None:
