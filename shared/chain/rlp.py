@@ -86,8 +86,14 @@ def _item(data: bytes, at: int, end: int, depth: int) -> tuple[Item, int]:
     start, stop = _span(data, at, end, first - 0xC0)
     items: list[Item] = []
     while start < stop:
-        item, start = _item(data, start, stop, depth + 1)
-        items.append(item)
+        length = data[start] - 0x80
+        after = start + 1 + length
+        if 0 <= length < 56 and length != 1 and after <= stop:  # most items, without a call for each
+            items.append(data[start + 1 : after])
+            start = after
+        else:
+            item, start = _item(data, start, stop, depth + 1)
+            items.append(item)
     return items, stop
 
 
