@@ -18,7 +18,7 @@ _MAX_NUMBER: Final = 2**63
 class LogHint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a log is said to be: address of 20 bytes, hashes of 32. `chain_id` is None where nobody says.
 
-    With `removed` its block was dropped.
+    `topic` is its first, of 32 bytes; an anonymous log has none. With `removed` its block was dropped.
     """
 
     address: bytes
@@ -30,9 +30,19 @@ class LogHint(msgspec.Struct, frozen=True, kw_only=True):
     removed: bool = False
 
     def key(self, chain_id: int) -> str:
-        """Return what makes it the same log, whoever delivers it; a dropped one is news of its own."""
+        """Return what makes it the same log, whoever delivers it; a dropped one is news of its own.
+
+        It holds all that a look depends on. So what is taken for the same where it is not, since a provider
+        counts logs within a transaction, or lies about one, has the same look made.
+        """
+        where = f"{self.block_number}:{self.block_hash.hex()}:{self.log_index}"
         end = ":removed" if self.removed else ""
-        return f"log:{chain_id}:{self.block_hash.hex()}:{self.log_index}{end}"
+        return f"log:{chain_id}:{where}:{self.address.hex()}:{self.topic.hex()}{end}"
+
+    @property
+    def opposite(self) -> "LogHint":
+        """The same log as its block is dropped, or is back."""
+        return msgspec.structs.replace(self, removed=not self.removed)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +70,10 @@ def read_log(log: object, *, index: int, **given: Any) -> LogHint:  # noqa: ANN4
         refuse("a log is no object")
     account = log.get("account")
     address = log.get("address", account.get("address") if isinstance(account, dict) else None)
-    topics = log.get("topics", [log.get("topic0")])
-    if not isinstance(topics, list) or not topics:
+    topics = log["topics"] if "topics" in log else [log["topic0"]] if "topic0" in log else None
+    if not isinstance(topics, list):
         refuse("a log has no topics")
+    first = topics[0] if topics else None
     return LogHint(
         address=_bytes(address, 20, "a log's address"),
         block_hash=_bytes(_first(log, given, "blockHash", "block_hash"), 32, "a log's block hash"),
@@ -70,7 +81,7 @@ def read_log(log: object, *, index: int, **given: Any) -> LogHint:  # noqa: ANN4
         log_index=_number(
             _first(log, {"at": index}, "logIndex", "log_index", "index", "at"), "a log's index"
         ),
-        topic=_bytes(topics[0], 32, "a log's first topic"),
+        topic=b"" if first is None else _bytes(first, 32, "a log's first topic"),
         chain_id=given.get("chain_id"),
         removed=log.get("removed") is True,
     )
@@ -92,7 +103,15 @@ def logs_within(document: object) -> Sequence[object]:
 
 def chain_number(value: object) -> int | None:
     """Return a chain id in any spelling, None where there is none."""
-    return None if value in {None, ""} else _number(value, "the chain id")
+    return None if value is None or value == "" else _number(value, "the chain id")
+
+
+def check_texts(document: object) -> None:
+    """Check that every text is one: half a surrogate pair can be spelt. Raises as `object_of`."""
+    try:
+        msgspec.json.encode(document)
+    except UnicodeEncodeError as error:
+        raise ProtocolError("governance.body.shape", "a text of the body has half a character") from error
 
 
 def object_of(value: object, what: str) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def _number(value: object, what: str) -> int:
     number = -1
     if type(value) is int:
         number = value
-    elif isinstance(value, str) and len(value) <= 20 and value.isascii():
+    elif isinstance(value, str) and len(value) <= 20 and value.isascii() and value.isalnum():
         digits = value.removeprefix("0x")
         try:
             number = int(digits, 16 if digits != value else 10)

@@ -52,6 +52,17 @@ class FirestoreMemory:
         self._commit({"update": self._document(name, _once(self._clock() + REMEMBER_SECONDS, is_done=True))})
         return True
 
+    def forget(self, key: str) -> None:
+        """See `Memory`."""
+        name = f"once-{hashlib.sha256(key.encode()).hexdigest()}"
+        found = self._get(name)
+        until, is_done = (0, False) if found is None else _read_once(found)
+        if until <= self._clock():
+            return
+        if not is_done:
+            raise _busy()
+        self._commit({"update": self._document(name, _once(0, is_done=False))})
+
     def cursor(self) -> Cursor | None:
         """See `Memory`."""
         found = self._get(_CURSOR)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from functions.deploy.store import Schedule
-from functions.governance.delivery import Delivery, LogHint
+from functions.governance.delivery import Delivery, LogHint, check_texts
 from functions.governance.events import EVENTS
 from functions.governance.look import Look
 from functions.governance.notice import Notice, Notify
@@ -87,6 +87,7 @@ class Receiver:
         )
         if not isinstance(document, dict):
             raise ProtocolError("governance.body.shape", "the body is no object")
+        check_texts(document)
         delivery = provider.read(document)
         took: list[Received] = []
         key = f"delivery:{name}:{sha256(delivery.id.encode()).hexdigest()}"
@@ -125,6 +126,8 @@ class Receiver:
         if looks.get(hint.address, -1) < at_least:
             self._schedule(Look(hint.address, at_least).name, 0)
             looks[hint.address] = at_least
+        # what drops a log has it counted again when it is back, and the other way round
+        self._memory.forget(hint.opposite.key(self._chain_id))
         self._tell(hint)
 
     def _why_not(self, hint: LogHint, apps: frozenset[bytes]) -> str:

@@ -42,7 +42,7 @@ class SqliteMemory:
                 connection.execute("INSERT INTO once VALUES (?, 0, ?)", (key, now + CLAIM_SECONDS))
         if row is not None:
             if not row[0]:
-                raise UnavailableError("governance.busy", "another process is at the same delivery")
+                raise _busy()
             return False
         try:
             action()
@@ -53,6 +53,15 @@ class SqliteMemory:
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO once VALUES (?, 1, ?)", (key, now + REMEMBER_SECONDS))
         return True
+
+    def forget(self, key: str) -> None:
+        """See `Memory`."""
+        now = self._clock()
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM once WHERE key = ? AND (done OR until <= ?)", (key, now))
+            row = connection.execute("SELECT 1 FROM once WHERE key = ?", (key,)).fetchone()
+        if row is not None:
+            raise _busy()
 
     def cursor(self) -> Cursor | None:
         """See `Memory`."""
@@ -86,3 +95,7 @@ class SqliteMemory:
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise StorageError("governance.state", f"the state at {self._path} failed: {error}") from error
+
+
+def _busy() -> UnavailableError:
+    return UnavailableError("governance.busy", "another process is at the same delivery")

@@ -30,6 +30,10 @@ class Memory(Protocol):
         """
         ...
 
+    def forget(self, key: str) -> None:
+        """Have a thing done again when it comes again. Raises as `do`, while another is at it."""
+        ...
+
     def cursor(self) -> Cursor | None:
         """Return the cursor, None before the first sweep."""
         ...

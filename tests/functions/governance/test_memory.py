@@ -73,6 +73,22 @@ def test_two_at_once_are_told_apart(memory: Memory) -> None:
         memory.do("a", again)
 
 
+def test_what_was_forgotten_is_done_again(memory: Memory) -> None:
+    done: list[int] = []
+    memory.do("a", lambda: done.append(1))
+    memory.forget("a")
+    memory.forget("never done")
+    assert memory.do("a", lambda: done.append(2))
+    assert not memory.do("a", lambda: done.append(3))
+    assert done == [1, 2]
+
+
+def test_what_is_under_way_is_not_forgotten(memory: Memory) -> None:
+    with refuses("governance.busy", UnavailableError):
+        memory.do("a", lambda: memory.forget("a"))
+    assert memory.do("a", lambda: None)
+
+
 def test_one_thing_within_another_is_remembered_too(memory: Memory) -> None:
     def inner() -> None:
         assert memory.do("inner", lambda: None)
@@ -118,6 +134,7 @@ def test_a_claim_of_one_that_died_ends(
     with refuses("governance.busy", UnavailableError):
         made.do("a", lambda: None)
     clock.now += CLAIM_SECONDS + 1
+    made.forget("a")
     assert made.do("a", lambda: None)
 
 

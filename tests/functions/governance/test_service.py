@@ -1,7 +1,10 @@
 """From a delivery to a stopped deployment and back, on a chain in memory."""
 
+import hashlib
+import hmac
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,12 +15,14 @@ from functions.deploy.store import ConflictError
 from functions.governance.chain import View
 from functions.governance.look import Look, read_look
 from functions.governance.providers import MAX_BODY
+from functions.governance.receiver import MAX_DEPTH
 from functions.governance.service import LAST_TRY
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
 from shared.errors import ProtocolError, UnavailableError
 from tests.functions.governance.world import (
     APP,
     CHAIN_ID,
+    COMPOSE_HASH_ADDED,
     KMS,
     OLD_SECRET,
     SECRET,
@@ -292,6 +297,92 @@ def test_a_log_that_two_deliveries_bring_is_looked_at_once(running: World) -> No
     running.post(plain(hint))
     assert running.post(plain(hint, id="2")).body["ignored"] == {"governance.event.seen": 1}
     assert len(running.queue) == 1
+
+
+OTHER_APP = bytes.fromhex("55" * 20)
+
+
+def test_logs_of_two_transactions_that_both_count_from_zero_are_both_looked_at(running: World) -> None:
+    """A provider whose logs have no index has each transaction's first log at 0."""
+    running.chain.mine(add=B)
+    running.deploy(B, "other", app_id=OTHER_APP.hex())
+    second = running.chain.mine(remove=B, app=OTHER_APP)
+    assert second is not None
+    first = msgspec.structs.replace(second, address=APP)
+    running.post(plain(first, id="1"))
+    assert running.post(plain(second, id="2")).body["accepted"] == 1
+    running.drain()
+    assert running.get("other").quarantine is not None
+
+
+@pytest.mark.parametrize("lie", [{"address": KMS}, {"block_number": 2**62}, {"topic": COMPOSE_HASH_ADDED}])
+def test_a_lie_about_a_log_hides_no_true_one(running: World, lie: dict[str, Any]) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(msgspec.structs.replace(hint, **lie), id="a lie"))
+    running.queue.clear()
+    assert running.post(plain(hint, id="the truth")).body["accepted"] == 1
+    running.drain()
+    assert running.get().quarantine is not None
+
+
+def test_a_log_that_was_dropped_and_is_back_is_looked_at_again(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint, id="1"))
+    running.drain()
+    running.chain.reorganise(1)
+    running.chain.mine(fork="other")
+    running.post(plain(msgspec.structs.replace(hint, removed=True), id="2"))
+    running.drain()
+    assert running.get().quarantine is None
+    running.chain.reorganise(1)
+    assert running.chain.mine(remove=A) == hint
+    assert running.post(plain(hint, id="3")).body["accepted"] == 1
+    running.drain()
+    assert running.get().quarantine is not None
+
+
+def test_a_log_that_is_dropped_twice_is_looked_at_twice(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    dropped = msgspec.structs.replace(hint, removed=True)
+    took = [running.post(plain(one, id=str(at))) for at, one in enumerate((hint, dropped, hint, dropped))]
+    assert [one.body["accepted"] for one in took] == [1, 1, 1, 1]
+
+
+def test_an_anonymous_log_beside_a_revocation_is_ignored_with_a_code(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    document = plain(hint)
+    document["logs"].insert(0, document["logs"][0] | {"topics": []})
+    answer = running.post(document)
+    assert (answer.status, answer.body["accepted"]) == (200, 1)
+    assert answer.body["ignored"] == {"governance.event.unknown": 1}
+    running.drain()
+    assert running.get().quarantine is not None
+
+
+def test_half_a_character_is_refused(running: World) -> None:
+    body = b'{"id":"\\ud800","chainId":31337,"logs":[]}'
+    assert running.post(body).body == {"code": "governance.body.shape"}
+
+
+def test_half_a_character_is_refused_of_a_provider_that_gives_no_id(running: World) -> None:
+    body, stamp = b'{"title":"\\ud800","body":""}', str(running.now * 1000)
+    signature = hmac.new(SECRET, body + stamp.encode(), hashlib.sha256).hexdigest()
+    headers = {"X-Timestamp": stamp, "X-Signature": signature}
+    answer = running.service.handle("POST", "/webhooks/openzeppelin", headers, body)
+    assert (answer.status, answer.body) == (400, {"code": "governance.body.shape"})
+
+
+def test_a_body_that_nests_deeply_is_refused(running: World) -> None:
+    filling: object = 1
+    for _ in range(MAX_DEPTH):
+        filling = [filling]
+    document = plain() | {"filling": filling}
+    assert running.post(document).body == {"code": "governance.body.json.depth"}
+    assert running.post(plain() | {"filling": filling[0]}).status == 200  # type: ignore[index]
 
 
 def test_a_body_of_10_mb_is_refused_before_anything_else(running: World) -> None:
