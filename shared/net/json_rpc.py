@@ -17,7 +17,12 @@ Call = tuple[str, Sequence[object]]
 MAX_CONTAINERS = 2000
 # Nodes agree neither on the code nor on the words of a call that the contract itself ended.
 _REVERTED_CODES = frozenset({3, -32015})
-_REVERTED = re.compile(r"revert|invalid opcode|invalid jump|stack underflow", re.IGNORECASE)
+# A contract that burns what gas there is ended it, too: anyone can register such a one as an app.
+_REVERTED = re.compile(
+    r"revert|invalid opcode|invalid jump|stack underflow|stack limit|out of gas|out of bounds"
+    r"|write protection|gas uint64 overflow|evm error",
+    re.IGNORECASE,
+)
 # How much of an endpoint's own words an error repeats.
 _MAX_TEXT = 200
 # A reason string is a sentence; our contracts' longest is below 60 characters.

@@ -10,7 +10,9 @@ from cli.gov.chain import Block, Contracts
 from cli.gov.change import Change, look
 from cli.gov.code import Code
 from shared.chain import calldata
+from shared.chain.abi import checksum_address
 from shared.chain.abi_values import decode_values, encode_values
+from shared.chain.create2 import DEPLOYER
 from shared.errors import DstackError, ProtocolError
 from shared.net.json_rpc import Call, RevertedError
 from tests.cli.gov.conftest import OWNER, Site
@@ -111,6 +113,14 @@ def test_a_gateway_that_writes_on_the_terminal_is_shown_as_text(site: Site) -> N
     since = site.gov("image", "list", "--json").json["block"]["number"]
     assert "\x1b" not in site.gov("watch", "--from-block", str(since), "--no-follow").output
     site.owner.settle(site.owner.set_gateway_app_id(""))
+
+
+def test_an_app_that_burns_all_gas_hides_nothing(site: Site) -> None:
+    app_id = checksum_address(DEPLOYER)  # it makes of any call a contract of endless size
+    assert site.send("app", "register", app_id).code == 0
+    ran = site.gov("status")
+    assert (ran.code, app_id in ran.output) == (0, True)
+    assert app_id in site.gov("app", "list").output
 
 
 def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

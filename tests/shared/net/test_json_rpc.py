@@ -95,6 +95,9 @@ def test_an_error_answer_carries_the_endpoints_text(raw_server: RawServer, batch
         {"code": -32015, "message": "VM execution error."},
         {"code": -32000, "message": "Execution Reverted: no"},
         {"code": -32603, "message": "invalid opcode: opcode 0xfe not defined"},
+        {"code": -32000, "message": "out of gas"},
+        {"code": -32603, "message": "EVM error InvalidOperandOOG"},
+        {"code": -32000, "message": "return data out of bounds"},
     ],
 )
 def test_an_error_of_the_contract_is_told_from_one_of_the_endpoint(
