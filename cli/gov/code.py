@@ -56,8 +56,12 @@ def code_of(contracts: Contracts, proxy: bytes, at: Block) -> Code:
 
 
 def implementation_code(contracts: Contracts, address: bytes, at: Block) -> Code:
-    """Return what is known of an implementation's code."""
-    code = contracts.code(address, at)
+    """Return what is known of the code of an implementation."""
+    return identified(contracts.code(address, at), address)
+
+
+def identified(code: bytes, address: bytes) -> Code:
+    """Return what is known of code that an implementation has at an address."""
     found = Code(address=address, code_hash=keccak256(code))
     for build in KNOWN_BUILDS:
         if build.contract in {KMS, APP} and _is(build, code, address):

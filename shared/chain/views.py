@@ -19,3 +19,7 @@ REQUIRE_TCB_UP_TO_DATE: Final = bytes.fromhex("0aa58c83")
 # of a Safe: `getThreshold()` and `getOwners()`
 SAFE_THRESHOLD: Final = bytes.fromhex("e75235b8")
 SAFE_OWNERS: Final = bytes.fromhex("a0e67e2b")
+# and `nonce()`, `domainSeparator()`, `approvedHashes(address,bytes32)`
+SAFE_NONCE: Final = bytes.fromhex("affed0e0")
+SAFE_DOMAIN_SEPARATOR: Final = bytes.fromhex("f698da25")
+SAFE_APPROVED_HASHES: Final = bytes.fromhex("7d832974")

@@ -19,6 +19,8 @@ PACKAGE: Final = Path(__file__).parent / "node_modules/@safe-global/safe-smart-a
 ZERO: Final = "0x" + "00" * 20
 CALL, DELEGATE_CALL = 0, 1
 GAS: Final = 10_000_000
+Asked = tuple[str, int, bytes, int, int, int, int, str, str]
+"""What a Safe is asked for: the arguments of `getTransactionHash` before the nonce."""
 
 
 def need_safe() -> None:
@@ -59,19 +61,35 @@ class RealSafe:
         document = json.loads(batch.read_text())
         assert document["version"] == "1.0"
         assert document["chainId"] == str(self._payer.web3.eth.chain_id)
-        calls = document["transactions"]
-        packed = b"".join(_packed(one["to"], bytes.fromhex(one["data"][2:])) for one in calls)
-        data = self._multi_send.encode_abi("multiSend", [packed])
-        asked = (self._multi_send.address, 0, HexStr(data), DELEGATE_CALL, 0, 0, 0, ZERO, ZERO)
+        asked = self.batch([(one["to"], bytes.fromhex(one["data"][2:])) for one in document["transactions"]])
         nonce = self.contract.functions.nonce().call()
-        digest = self.contract.functions.getTransactionHash(*asked, nonce).call()
-        signatures = b"".join(
-            bytes(Account.unsafe_sign_hash(digest, owner.private_key).signature)
+        self._payer.finalize(self.send(asked, self.signatures(self.hash_of(asked, nonce), signers)))
+
+    def batch(self, calls: Sequence[tuple[str, bytes]]) -> Asked:
+        """Return what owners sign to have several calls made, as Safe's own app writes it."""
+        packed = b"".join(_packed(to, data) for to, data in calls)
+        data = self._multi_send.encode_abi("multiSend", [packed])
+        return self.asked(str(self._multi_send.address), bytes.fromhex(data[2:]), DELEGATE_CALL)
+
+    def asked(self, to: str, data: bytes, operation: int = CALL, value: int = 0, gas_price: int = 0) -> Asked:
+        """Return what owners sign to have one call made."""
+        return (Web3.to_checksum_address(to), value, data, operation, 0, 0, gas_price, ZERO, ZERO)
+
+    def hash_of(self, asked: Asked, nonce: int) -> bytes:
+        """Return the hash that the contract itself wants signed."""
+        return bytes(self.contract.functions.getTransactionHash(*asked, nonce).call())
+
+    def signatures(self, digest: bytes, signers: int) -> dict[str, bytes]:
+        """Return the signatures of the first owners, in the contract's order."""
+        return {
+            owner.address: bytes(Account.unsafe_sign_hash(digest, owner.private_key).signature)
             for owner in self._owners[:signers]
-        )
-        self._payer.finalize(
-            self._payer.send(self.contract.functions.execTransaction(*asked, signatures), gas=GAS)
-        )
+        }
+
+    def send(self, asked: Asked, signatures: dict[str, bytes]) -> bytes:
+        """Send what was signed; returns the transaction's hash."""
+        together = b"".join(signatures.values())
+        return self._payer.send(self.contract.functions.execTransaction(*asked, together), gas=GAS)
 
     def _deployed(self, name: str) -> Contract:
         path = (PACKAGE / "build/artifacts/contracts" / name).with_suffix(".json")
