@@ -68,7 +68,7 @@ def service_from_env(environ: Mapping[str, str], log: Notify) -> GovernanceServi
         clock=now,
         first_block=settings.first_block,
     )
-    return GovernanceService(receiver, governor, reconciler, memory, notify, now)
+    return GovernanceService(receiver, governor, reconciler, memory, schedule, notify, now)
 
 
 def _chain(settings: Settings, http: HttpClient) -> AgreedChain:

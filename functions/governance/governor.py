@@ -40,6 +40,13 @@ class Chain(Protocol):
         ...
 
 
+class AheadError(UnavailableError):
+    """The agreed head is below the block that a look is about: mostly for seconds, and no alarm yet."""
+
+    def __init__(self, known: int, expected: int) -> None:
+        super().__init__("governance.chain.behind", f"a quorum knows block {known}, expected {expected}")
+
+
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """Where chain and deployment differ, and whether this look changed the deployment (`acted`).
 
@@ -75,22 +82,20 @@ class Governor:
     def look(self, address: bytes | None = None, at_least: int = 0) -> Sequence[Drift]:
         """Judge the deployments that a contract (20 bytes) rules; the KMS's, and None, rule all.
 
-        Raises `UnavailableError`: `governance.chain.behind` where the agreed head is below block `at_least`,
-        `governance.quorum.disagreement` where endpoints differ about a workload; what the chain, the store
-        and the queue raise. Operators are told before. What could be decided was done then; all of it may be
-        repeated.
+        Raises `AheadError` where the agreed head is below block `at_least`; `UnavailableError`:
+        `governance.chain.behind` for a head that is old, `governance.quorum.disagreement` where endpoints
+        differ about a workload; what the chain, the store and the queue raise. Operators are told before, of
+        all but `AheadError`. What could be decided was done then; all of it may be repeated.
         """
         concerned = [found for found in self.deployments() if _concerns(found, address, self._chain.kms)]
         asked = tuple({one: None for found in concerned for one in questions(found)})
         if not asked:
             return ()
         try:
-            finalized, head = self._chain.blocks(self._clock())
-            if head.number < at_least:
-                raise UnavailableError(
-                    "governance.chain.behind", f"a quorum knows block {head.number}, expected {at_least}"
-                )
+            finalized, head = self._blocks(at_least)
             views, doubt = self._views(asked, finalized, head)
+        except AheadError:
+            raise
         except DstackError as error:
             self._alarm(error.code, f"nothing can be decided: {error.message}", address)
             raise
@@ -123,6 +128,12 @@ class Governor:
             for one in (at_stake(found), next_up(found))
             if one is not None and one.app_id
         )
+
+    def _blocks(self, at_least: int) -> tuple[BlockRef, BlockRef]:
+        finalized, head = self._chain.blocks(self._clock())
+        if head.number < at_least:
+            raise AheadError(head.number, at_least)
+        return finalized, head
 
     def _views(
         self, asked: Sequence[Question], finalized: BlockRef, head: BlockRef

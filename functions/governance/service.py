@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from functions.governance.governor import Governor
-from functions.governance.look import read_look
+from functions.deploy.store import Schedule
+from functions.governance.governor import AheadError, Governor
+from functions.governance.look import Look, read_look
 from functions.governance.notice import Notice, Notify
 from functions.governance.providers import PROVIDERS
 from functions.governance.receiver import Receiver
@@ -24,6 +25,14 @@ WEBHOOKS: Final = "/webhooks/"
 
 LAST_TRY: Final = 30
 """Of a message, on queues that have no dead letters of their own: it is buried, and operators are told."""
+
+AHEAD_SECONDS: Final = 5
+"""Until a look is made again whose block no quorum knows yet: a provider may see it some seconds before."""
+
+AHEAD_WAITS: Final = 12
+"""A minute of them. A block that is not known then is kept from the endpoints, or is a provider's lie."""
+
+_OF_ANYBODY: Final = frozenset({"governance.provider", "governance.body.size", "governance.body.gzip"})
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -38,7 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class GovernanceService:
-    """Receives, acts and reconciles. `clock` gives unix seconds."""
+    """Receives, acts and reconciles. `schedule` has a look made later; `clock` gives unix seconds."""
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class GovernanceService:
         governor: Governor,
         reconciler: Reconciler,
         memory: Memory,
+        schedule: Schedule,
         notify: Notify,
         clock: Callable[[], int],
     ) -> None:
@@ -53,6 +63,7 @@ class GovernanceService:
         self._governor = governor
         self._reconciler = reconciler
         self._memory = memory
+        self._schedule = schedule
         self._notify = notify
         self._clock = clock
 
@@ -72,7 +83,8 @@ class GovernanceService:
                 Notice(
                     code=error.code,
                     message=f"a delivery of {provider[:40]!a} was not taken: {error.message}",
-                    severity="warning",
+                    # what anybody can send calls nobody
+                    severity="info" if _is_unproven(error) else "warning",
                 )
             )
             return refused(error)
@@ -90,7 +102,25 @@ class GovernanceService:
                 Notice(code=error.code, message=f"dropped a message: {error.message}", severity="warning")
             )
             return
-        self._governor.look(look.address, look.at_least)
+        try:
+            self._governor.look(look.address, look.at_least)
+        except AheadError as error:
+            self._wait(look, error)
+
+    def _wait(self, look: Look, error: AheadError) -> None:
+        """Have a look made again soon. Raises `error` where it waited long enough: operators are told."""
+        may_wait = look.waits < AHEAD_WAITS
+        if may_wait:
+            self._schedule(look.later.name, AHEAD_SECONDS)
+        self._notify(
+            Notice(
+                code=error.code,
+                message=f"{look.name} is ahead: {error.message}",
+                severity="info" if may_wait else "alarm",
+            )
+        )
+        if not may_wait:
+            raise error
 
     def act_or_bury(self, name: str, tries: int) -> None:
         """As `act`, for a queue without dead letters: the last try keeps the message, and tells operators."""
@@ -111,6 +141,11 @@ class GovernanceService:
     def reconcile(self) -> Report:
         """Run the sweep."""
         return self._reconciler.run()
+
+
+def _is_unproven(error: DstackError) -> bool:
+    """Tell whether a delivery was refused before it was known to be a provider's."""
+    return isinstance(error, InvalidEvidence) or error.code in _OF_ANYBODY
 
 
 def refused(error: DstackError) -> Answer:

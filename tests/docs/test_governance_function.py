@@ -6,7 +6,7 @@ from pathlib import Path
 
 from functions.governance.providers import PROVIDERS
 from functions.governance.secret_source import MAX_SECRETS, MIN_LENGTH
-from functions.governance.service import LAST_TRY
+from functions.governance.service import AHEAD_SECONDS, AHEAD_WAITS, LAST_TRY
 from functions.governance.settings import DEFAULT_MAX_HEAD_AGE
 from tests.docs.references import REPOSITORY
 
@@ -53,6 +53,8 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"| `DSTACK_GOVERNANCE_MAX_HEAD_AGE` | {DEFAULT_MAX_HEAD_AGE};" in PAGE
     assert f"{MIN_LENGTH} characters or more" in PAGE
     assert (MAX_SECRETS, LAST_TRY) == (2, 30)
+    assert f"made again after {AHEAD_SECONDS} seconds, for a\nminute" in PAGE
+    assert AHEAD_SECONDS * AHEAD_WAITS == 60
 
 
 def test_names_no_file_that_is_not_there() -> None:

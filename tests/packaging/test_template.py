@@ -381,6 +381,13 @@ class TestData:
         event = functions(resources)["LookFunction"]["Events"]["Looks"]["Properties"]
         assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
+    def test_a_look_may_queue_itself_anew(self, resources: dict[str, dict[str, Any]]) -> None:
+        [looks] = [one for one in statements(resources, "LookRole") if one["Sid"] == "Looks"]
+        assert looks["Resource"] == {"Fn::GetAtt": "Looks.Arn"}
+        assert "sqs:SendMessage" in actions(looks)
+        variables = functions(resources)["LookFunction"]["Environment"]["Variables"]
+        assert variables["DSTACK_GOVERNANCE_QUEUE"] == {"Fn::Sub": "sqs:${Looks}"}
+
     def test_what_governance_saw_expires(self, resources: dict[str, dict[str, Any]]) -> None:
         table = resources["GovernanceTable"]["Properties"]
         assert table["TimeToLiveSpecification"] == {"AttributeName": "expiration", "Enabled": True}

@@ -20,6 +20,7 @@ from functions.governance import gcp
 from functions.governance.assembly import service_from_env
 from functions.governance.look import Look
 from functions.governance.notifier import tell_cloud_logging
+from functions.governance.service import AHEAD_SECONDS, AHEAD_WAITS
 from functions.stores.sqlite import SqliteStore
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
@@ -116,6 +117,18 @@ def test_a_look_that_fails_goes_back_to_the_queue(
     assert amazon.store.get("web").quarantine is None
 
 
+def test_a_look_ahead_of_the_chain_is_a_new_message_in_seconds(amazon: Amazon, site: Site) -> None:
+    site.deploy(amazon.store)
+    name = Look(site.app_id, 10**6).name
+    message = {"messageId": "m", "body": json.dumps({"name": name})}
+    assert entry.work_handler({"Records": [message]}, CONTEXT) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    counted = amazon.sqs.get_queue_attributes(QueueUrl=amazon.looks, AttributeNames=["All"])["Attributes"]
+    assert counted["ApproximateNumberOfMessagesDelayed"] == "1"
+    last = {"messageId": "m", "body": json.dumps({"name": f"{name}:{AHEAD_WAITS}"})}
+    answer = entry.work_handler({"Records": [last]}, CONTEXT)  # type: ignore[arg-type]
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "m"}]}
+
+
 # ---- Google Cloud ----
 
 WORKER = "https://governance.example.com/internal/look"
@@ -204,6 +217,14 @@ def test_a_body_of_10_mb_is_refused_by_the_entry_without_reading_it(google: Goog
     assert (answer.status_code, answer.json) == (413, {"code": "governance.body.size"})
 
 
+def test_a_task_that_is_ahead_of_the_chain_is_made_again_in_seconds(google: Google, site: Site) -> None:
+    site.deploy(google.store)
+    name = Look(site.app_id, 10**6).name
+    answer = google.client.post("/internal/look", json={"name": name}, headers=google.token())
+    assert answer.status_code == 200
+    assert google.queues["DSTACK_GOVERNANCE_QUEUE"] == [f"{name}:1 {AHEAD_SECONDS}"]
+
+
 @pytest.mark.parametrize("path", ["/internal/look", "/internal/sweep"])
 def test_nobody_else_calls_the_worker(google: Google, site: Site, path: str) -> None:
     site.deploy(google.store)
@@ -216,7 +237,7 @@ def test_nobody_else_calls_the_worker(google: Google, site: Site, path: str) -> 
 
 def test_a_task_that_failed_too_often_is_buried(google: Google, site: Site, tmp_path: Path) -> None:
     site.deploy(google.store)
-    message = {"name": Look(site.app_id, 10**6).name}
+    message = {"name": Look(site.app_id, 10**6, AHEAD_WAITS).name}
     for tries, status in ((0, 503), (30, 200)):
         headers = google.token() | {"X-CloudTasks-TaskRetryCount": str(tries)}
         assert google.client.post("/internal/look", json=message, headers=headers).status_code == status

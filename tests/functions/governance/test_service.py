@@ -16,7 +16,7 @@ from functions.governance.chain import View
 from functions.governance.look import Look, read_look
 from functions.governance.providers import MAX_BODY
 from functions.governance.receiver import MAX_DEPTH
-from functions.governance.service import LAST_TRY
+from functions.governance.service import AHEAD_SECONDS, AHEAD_WAITS, LAST_TRY
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
 from shared.errors import ProtocolError, UnavailableError
 from tests.functions.governance.world import (
@@ -201,6 +201,43 @@ def test_n57_a_head_behind_the_event_is_no_answer(running: World) -> None:
     assert running.get().quarantine is None
 
 
+def test_a_look_ahead_of_the_quorum_is_made_again_in_seconds_without_an_alarm(running: World) -> None:
+    waits: list[tuple[str, int]] = []
+    running.service._schedule = lambda name, seconds: waits.append((name, seconds))
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint))
+    running.chain.lag = 1
+    [name] = running.queue
+    running.service.act(name)
+    assert waits == [(f"{name}:1", AHEAD_SECONDS)]
+    assert {one.severity for one in running.notices if one.code == "governance.chain.behind"} == {"info"}
+    running.chain.lag = 0
+    running.service.act(waits[0][0])
+    assert running.get().quarantine is not None
+
+
+def test_n57_a_look_that_stays_ahead_is_an_alarm_and_left_to_the_queue(running: World) -> None:
+    name = Look(APP, running.chain.head + 1000).name
+    for _ in range(AHEAD_WAITS):
+        running.service.act(name)
+        name = running.queue.pop()
+    running.notices.clear()
+    with refuses("governance.chain.behind", UnavailableError):
+        running.service.act(name)
+    assert [one.severity for one in running.notices] == ["alarm"]
+    assert running.queue == []
+
+
+def test_n57_a_head_that_is_old_is_an_alarm_at_once(running: World) -> None:
+    running.chain.failure = UnavailableError(
+        "governance.chain.behind", "the newest block is 9000 seconds old"
+    )
+    with refuses("governance.chain.behind", UnavailableError):
+        running.service.act(Look(APP, 1).name)
+    assert [one.severity for one in running.notices] == ["alarm"]
+
+
 def test_n58_one_deployment_that_fails_does_not_save_the_next(
     running: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +282,11 @@ def test_a_message_that_is_none_is_dropped_and_told(running: World) -> None:
     assert running.codes() == ["governance.message"]
     with refuses("governance.message", ProtocolError):
         read_look("look:0x00:1")
+
+
+@pytest.mark.parametrize("look", [Look(APP, 7), Look(None, 0), Look(APP, 7, 3)])
+def test_a_look_travels_as_its_name(look: Look) -> None:
+    assert read_look(look.name) == look
 
 
 # ---- deliveries that are not taken ----
@@ -425,6 +467,30 @@ def test_an_event_of_another_chain_is_ignored_with_a_code(running: World) -> Non
     assert hint is not None
     answer = running.post(plain(hint, chain_id=1))
     assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.chain": 1})
+
+
+def test_what_anybody_can_send_calls_nobody(running: World) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.post(plain(hint), secret=b"another secret")
+    running.post(plain(hint), stamp="soon")
+    running.post(plain(hint), provider="nobody")
+    running.service.handle("POST", "/webhooks/plain", {}, b"{}")
+    running.service.handle("POST", "/webhooks/plain", {}, bytes(MAX_BODY + 1))
+    running.service.handle("POST", "/webhooks/quicknode", {"Content-Encoding": "gzip"}, b"none")
+    assert [(one.code, one.severity) for one in running.notices] == [
+        ("governance.signature", "info"),
+        ("governance.timestamp", "info"),
+        ("governance.provider", "info"),
+        ("governance.signature.missing", "info"),
+        ("governance.body.size", "info"),
+        ("governance.body.gzip", "info"),
+    ]
+
+
+def test_what_a_provider_sends_and_is_refused_is_a_warning(running: World) -> None:
+    running.post(b"not json")
+    assert [one.severity for one in running.notices] == ["warning"]
 
 
 def test_an_unknown_provider_and_another_path_are_not_found(running: World) -> None:

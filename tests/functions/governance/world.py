@@ -51,6 +51,7 @@ class MemoryChain:
         self.final = 0
         self.failure: DstackError | None = None
         self.doubt = False
+        self.lag = 0
         self.events: list[LogHint] = []
         self.asked = 0
 
@@ -88,7 +89,7 @@ class MemoryChain:
         del now
         if self.failure is not None:
             raise self.failure
-        return self.ref(self.final), self.ref(self.head)
+        return self.ref(self.final), self.ref(self.head - self.lag)
 
     def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
         self.asked += 1
@@ -142,7 +143,13 @@ class World:
             clock=self.clock,
         )
         self.service = GovernanceService(
-            self.receiver, self.governor, self.reconciler, self.memory, self.notices.append, self.clock
+            self.receiver,
+            self.governor,
+            self.reconciler,
+            self.memory,
+            lambda name, _: self.queue.append(name),
+            self.notices.append,
+            self.clock,
         )
 
     def clock(self) -> int:
