@@ -1,5 +1,6 @@
 """Options that all of `gov`'s commands share: which contract on which chain, and what becomes of a call."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from shared.hex import decode_hex_setting
 
 if TYPE_CHECKING:
     from cli.gov.chain import Contracts
+    from shared.compose.project import ChainConfig
 
 Command = Callable[..., None]
 DEFAULT_MAX_FEE: Final = 500
@@ -148,7 +150,9 @@ def contracts_of(where: Where) -> "Contracts":
 
 def endpoint_of(where: Where) -> Any:  # noqa: ANN401 - a type of what loads late
     """Return the endpoint to ask, or several as one. Raises `ConfigError`: `gov.option`, `gov.rpc`."""
-    if not where.rpc_urls:
+    config = chain_config()
+    urls = where.rpc_urls or config.rpc_urls
+    if not urls:
         raise ConfigError("gov.option", "--rpc is missing: which endpoint shall be asked")
     from cli.gov.agreed import AgreedEndpoint  # noqa: PLC0415 - the network loads where it is used
     from shared.net.dialer import DirectDialer  # noqa: PLC0415 - as above
@@ -156,11 +160,20 @@ def endpoint_of(where: Where) -> Any:  # noqa: ANN401 - a type of what loads lat
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
     http = HttpClient(DirectDialer())
-    endpoints = [JsonRpc(url, http) for url in where.rpc_urls]
-    quorum = len(endpoints) // 2 + 1 if where.rpc_quorum is None else where.rpc_quorum
+    endpoints = [JsonRpc(url, http) for url in urls]
+    named = where.rpc_quorum or (None if where.rpc_urls else config.rpc_quorum)
+    quorum = len(endpoints) // 2 + 1 if named is None else named
     if len(endpoints) == quorum == 1:
         return endpoints[0]
     return AgreedEndpoint(endpoints, quorum)
+
+
+def chain_config() -> "ChainConfig":
+    """Return what the operator's config says of chains; raises as `read_config` does."""
+    from cli.places import config_path  # noqa: PLC0415 - `--help` needs none of it
+    from functions.plan.project_files import read_config  # noqa: PLC0415 - as above
+
+    return read_config(config_path(os.environ)).chain
 
 
 def address(text: str, option: str) -> bytes:

@@ -11,7 +11,7 @@ from cli.gov.chain import Block, Contracts, Owner
 from cli.gov.code import code_of
 from cli.gov.listed import from_block_option, start_of
 from cli.gov.listing import App, read_apps, read_kms_info
-from cli.gov.options import Where, contracts_of, where_options
+from cli.gov.options import Where, chain_config, contracts_of, where_options
 from cli.gov.proposals import Proposals, read_proposals
 from cli.gov.running import Held, held_to_policy
 from cli.gov.safe_service import SafeService
@@ -48,7 +48,7 @@ def status(api: str, safe_service: str, from_block: int | None, where: Where) ->
     something runs that is not allowed.
     """
     contracts = contracts_of(where)
-    service = _service(safe_service)
+    service = _service(safe_service or chain_config().safe_service)
     at = contracts.pin()
     found = _read(contracts, at, from_block, api, service)
     code = ExitCode.FAILED if service is not None and found.untold else ExitCode.OK

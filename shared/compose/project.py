@@ -156,6 +156,17 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     nvidia_attestation_proxy_url: str = ""
 
 
+class ChainConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`chain` of the global config, which upstream does not have: whom `dstack-cloud gov` asks.
+
+    `rpc_quorum` of the endpoints must agree, more than half of them where it is absent.
+    """
+
+    rpc_urls: tuple[str, ...] = ()
+    rpc_quorum: int | None = None
+    safe_service: str = ""
+
+
 class GlobalConfig(msgspec.Struct, frozen=True, kw_only=True):
     """~/.config/dstack-cloud/config.json. Keys that nobody knows (`_comment_...`) are ignored here."""
 
@@ -164,6 +175,7 @@ class GlobalConfig(msgspec.Struct, frozen=True, kw_only=True):
     gcp: GcpConfig = GcpConfig()
     aws: AwsConfig = AwsConfig()
     nitro: NitroConfig = NitroConfig()
+    chain: ChainConfig = ChainConfig()
 
 
 _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {

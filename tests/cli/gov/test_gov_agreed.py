@@ -1,6 +1,8 @@
 """Several endpoints: what decides something is what enough of them say, and one alone is said to be one."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,17 @@ def test_endpoints_are_read_from_the_environment(
     monkeypatch.setenv("DSTACK_RPC_URL", " ".join(one.url for one in three))
     output, code = call(["gov", "image", "list", "--kms-contract", site.kms])
     assert ("as 2 of 3 endpoints say" in output, code) == (True, 0)
+
+
+def test_endpoints_are_read_from_the_config(site: Site, three: list[Relay], tmp_path: Path) -> None:
+    chain = {"rpc_urls": [one.url for one in three], "rpc_quorum": 3}
+    (tmp_path / "config.json").write_text(json.dumps({"chain": chain}))
+    words = ["gov", "image", "list", "--kms-contract", site.kms]
+    assert "as 3 of 3 endpoints say" in call(words)[0]
+    assert "as 2 of 2 endpoints say" in call([*words, "--rpc", three[0].url, "--rpc", three[1].url])[0]
+    (tmp_path / "config.json").write_text(json.dumps({"chain": chain | {"rpc_quorum": -1}}))
+    output, code = call(words)
+    assert ("[gov.rpc]" in output, code) == (True, 2)
 
 
 def test_one_that_lies_is_outvoted(site: Site, three: list[Relay], fresh: Fresh) -> None:
