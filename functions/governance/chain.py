@@ -5,13 +5,14 @@ counts where as many give the same answer as the quorum is. Nothing here believe
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
 
 from functions.governance.delivery import LogHint, read_log
+from functions.governance.events import EVENTS
 from shared.boot_info import BootInfo
 from shared.chain import abi
 from shared.chain.header import BlockRef
@@ -26,7 +27,21 @@ REVERTED: Final = "isAppAllowed reverts"
 MAX_CALLS: Final = 50
 """In one batch; nodes refuse longer ones."""
 
+_OVERSIZE: Final = frozenset({"rpc.malformed", "net.response.oversize"})
+"""What an answer beyond our own bounds is refused with."""
+
+_TOO_MUCH: Final = _OVERSIZE | {"rpc.error"}
+"""Where a smaller range may be answered: an endpoint that is down, or has no more calls for us, has none."""
+
 _T = TypeVar("_T")
+
+
+class TooManyLogsError(UnavailableError):
+    """A smaller range may be answered. With `is_oversize` this one's answer was beyond our own bounds."""
+
+    def __init__(self, message: str, *, is_oversize: bool) -> None:
+        super().__init__("governance.quorum.too_few", message)
+        self.is_oversize = is_oversize
 
 
 class View(msgspec.Struct, frozen=True):
@@ -111,28 +126,34 @@ class AgreedChain:
         return sum(one == block.hash for one in given) >= self._quorum
 
     def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
-        """Return what any endpoint shows of logs in a range: they are hints, so one too many does no harm.
+        """Return what any endpoint shows of our events in a range: hints, so one too many does no harm.
 
-        Raises as `view`: where fewer answer than the quorum is, a log could be missing.
+        Raises as `view`: where fewer answer than the quorum is, a log could be missing. It is a
+        `TooManyLogsError` where a smaller range may be answered.
         """
         wanted = {
             "fromBlock": hex(first),
             "toBlock": hex(last),
             "address": [f"0x{one.hex()}" for one in addresses],
+            "topics": [[f"0x{one.hex()}" for one in EVENTS]],
         }
         answers = self._ask(lambda endpoint: endpoint.batch([("eth_getLogs", [wanted])])[0])
         given = [answer for answer in answers if isinstance(answer, list)]
         if len(given) < self._quorum:
-            raise self._too_few(answers, len(given))
-        found: dict[tuple[bytes, int], LogHint] = {}
-        for answer in given:
-            for index, log in enumerate(answer):
-                try:
-                    hint = read_log(log, index=index)
-                except ProtocolError:  # an anonymous log is none of ours
-                    continue
-                found.setdefault((hint.block_hash, hint.log_index), hint)
-        return sorted(found.values(), key=lambda hint: (hint.block_number, hint.log_index))
+            error = self._too_few(answers, len(given))
+            codes = {answer.code for answer in answers if isinstance(answer, DstackError)}
+            if codes & _TOO_MUCH:
+                raise TooManyLogsError(error.message, is_oversize=bool(codes & _OVERSIZE))
+            raise error
+        known = frozenset(addresses)
+        # what was not asked for comes of an endpoint that lies, and there is no end to that
+        found = {
+            hint
+            for answer in given
+            for hint in _hints(answer)
+            if hint.address in known and hint.topic in EVENTS and first <= hint.block_number <= last
+        }
+        return sorted(found, key=lambda hint: (hint.block_number, hint.log_index, hint.block_hash))
 
     def _verdicts(
         self, block: BlockRef, workloads: tuple[BootInfo, ...], endpoint: Endpoint
@@ -171,6 +192,16 @@ class AgreedChain:
             "governance.quorum.too_few",
             f"{count} of {len(self._endpoints)} endpoints answer, expected {self._quorum}: {reasons}",
         )
+
+
+def _hints(logs: Sequence[object]) -> Iterator[LogHint]:
+    for index, log in enumerate(logs):
+        try:
+            hint = read_log(log, index=index)
+        except ProtocolError:  # what is no log is no hint
+            continue
+        if not hint.removed:
+            yield hint
 
 
 def _verdict(answer: object) -> str:

@@ -1,7 +1,7 @@
 """The sweep: replays events that no webhook brought, and looks at every deployment.
 
-It needs no webhook to be right: each run judges all deployments by the chain's state. A log that is new is
-queued as a webhook's would be, so that it is not lost where this run's own look fails.
+It needs no webhook to be right: each run judges all deployments by the chain's state. Where logs are new,
+a look at their contract is queued as by a webhook, so that they are not lost where this run's own look fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from typing import Final, Protocol
 import msgspec
 
 from functions.deploy.store import Schedule
+from functions.governance.chain import TooManyLogsError
 from functions.governance.delivery import LogHint
-from functions.governance.events import EVENTS
 from functions.governance.governor import Chain, Drift, Governor
-from functions.governance.look import Look
+from functions.governance.missed import Missed
 from functions.governance.notice import Notice, Notify
 from functions.governance.state import Cursor, Memory
 from shared.chain.header import BlockRef
@@ -23,14 +23,14 @@ RANGE: Final = 500
 """Blocks in one eth_getLogs; providers take 500 to 10,000."""
 
 RANGES: Final = 20
-"""In one run: after a long outage the next runs go on."""
+"""Asked for in one run: after a long outage the next runs go on."""
 
 
 class Logs(Chain, Protocol):
     """A chain that also shows logs."""
 
     def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
-        """Return logs of a range of blocks."""
+        """Return logs of a range of blocks. Raises `TooManyLogsError` where a smaller one may be answered."""
         ...
 
 
@@ -109,44 +109,52 @@ class Reconciler:
         first = finalized.number + 1 if self._first_block is None else self._first_block
         start = first if cursor is None else cursor.number + 1
         addresses = sorted({self._chain.kms, *self._governor.app_ids()})
-        replayed = 0
-        for _ in range(RANGES):
-            if start > head.number:
-                break
-            last = min(start + RANGE - 1, head.number)
-            replayed += sum(map(self._is_news, self._chain.logs(addresses, start, last)))
-            start = last + 1
+        missed = Missed(self._memory, self._schedule, chain_id=self._chain_id, head=head.number)
+        try:
+            start = self._read(addresses, start, head.number, missed)
+        finally:
+            notice = missed.notice()
+            if notice is not None:
+                self._notify(notice)
         # what is not final may be replaced, and is read again
         done = min(start - 1, finalized.number)
         if cursor is None or done > cursor.number:
             self._move(done, finalized)
-        return replayed, done
+        return missed.count, done
+
+    def _read(self, addresses: Sequence[bytes], start: int, head: int, missed: Missed) -> int:
+        """Read logs up to block `head`, and return the first block that was not read.
+
+        A range that is too much is halved. A block that is too much by itself is passed over, and told:
+        what it means is in the state, by which deployments are judged, and nobody can have logs stand still.
+        """
+        size = RANGE
+        for _ in range(RANGES):
+            if start > head:
+                break
+            last = min(start + size - 1, head)
+            try:
+                missed.take(self._chain.logs(addresses, start, last))
+            except TooManyLogsError as error:
+                if last > start:
+                    size = (last - start + 1) // 2
+                    continue
+                if not error.is_oversize:
+                    raise
+                self._notify(
+                    Notice(
+                        code="governance.logs.oversize",
+                        message=f"block {start} has more logs than are read: {error.message}",
+                        severity="warning",
+                        facts={"block": start},
+                    )
+                )
+            start, size = last + 1, min(2 * size, RANGE)
+        return start
 
     def _move(self, number: int, finalized: BlockRef) -> None:
         known = finalized.hash.hex() if number == finalized.number else ""
         self._memory.move(Cursor(number, known))
-
-    def _is_news(self, hint: LogHint) -> bool:
-        event = EVENTS.get(hint.topic)
-        if event is None:
-            return False
-
-        def tell() -> None:
-            self._schedule(Look(hint.address, hint.block_number).name, 0)
-            self._notify(
-                Notice(
-                    code="governance.event.missed",
-                    message=f"{event.name} at block {hint.block_number} came by no webhook",
-                    severity="warning" if event.effect in {"revocation", "control"} else "info",
-                    facts={
-                        "event": event.name,
-                        "address": f"0x{hint.address.hex()}",
-                        "block": hint.block_number,
-                    },
-                )
-            )
-
-        return self._memory.do(hint.key(self._chain_id), tell)
 
 
 def _ref(cursor: Cursor) -> BlockRef:

@@ -15,6 +15,9 @@ from shared.strict_json import has_more_brackets
 Call = tuple[str, Sequence[object]]
 # Two blocks and ten proofs are below 500. This bounds how deep an answer nests, by our limit.
 MAX_CONTAINERS = 2000
+# Of a range's logs, each of which has two, in some 600 bytes: about 5000 of them.
+MAX_LOG_CONTAINERS = 10_000
+MAX_LOG_BYTES = 4 * 1024 * 1024
 # Nodes agree neither on the code nor on the words of a call that the contract itself ended.
 _REVERTED_CODES = frozenset({3, -32015})
 # A contract that burns what gas there is ended it, too: anyone can register such a one as an app.
@@ -87,10 +90,16 @@ class JsonRpc:
             {"jsonrpc": "2.0", "id": index, "method": method, "params": params}
             for index, (method, params) in enumerate(calls, 1)
         ]
+        is_logs = any(method == "eth_getLogs" for method, _ in calls)
         response = self._http.request(
-            "POST", self._url, msgspec.json.encode(request), {"Content-Type": "application/json"}
+            "POST",
+            self._url,
+            msgspec.json.encode(request),
+            {"Content-Type": "application/json"},
+            **({"max_bytes": MAX_LOG_BYTES} if is_logs else {}),
         )
-        answers = self._parse(response.status, response.body)
+        bound = MAX_LOG_CONTAINERS if is_logs else MAX_CONTAINERS
+        answers = self._parse(response.status, response.body, bound)
         results: dict[int, object] = {}
         for answer in answers:
             index, result = self._result(answer)
@@ -101,9 +110,9 @@ class JsonRpc:
             raise self._malformed(f"answered {len(results)} of {len(calls)} requests, or others")
         return [results[index] for index in range(1, len(calls) + 1)]
 
-    def _parse(self, status: int, body: bytes) -> list[object]:
-        if has_more_brackets(body, MAX_CONTAINERS):
-            raise self._malformed(f"answered with more than {MAX_CONTAINERS} lists and objects")
+    def _parse(self, status: int, body: bytes, bound: int) -> list[object]:
+        if has_more_brackets(body, bound):
+            raise self._malformed(f"answered with more than {bound} lists and objects")
         try:
             answers: object = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

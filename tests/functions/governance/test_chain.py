@@ -1,15 +1,16 @@
 """What a quorum says of workloads, over endpoints that lag, fail, lie and fork."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from functions.deploy.record import Workload
-from functions.governance.chain import MAX_CALLS, REVERTED, AgreedChain
+from functions.governance.chain import MAX_CALLS, REVERTED, AgreedChain, TooManyLogsError
 from functions.governance.judgement import Question
 from shared.boot_info import BootInfo
 from shared.chain.header import BlockRef
-from shared.errors import UnavailableError
+from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call
 from shared.net.quorum import ChainQuorum
 from tests.functions.governance.world import COMPOSE_HASH_REMOVED, KMS
@@ -155,15 +156,68 @@ def test_a_block_that_was_replaced_is_not_canonical() -> None:
     assert not chain_of(*fork).is_canonical(HEAD)
 
 
-def test_logs_of_all_nodes_count_once() -> None:
-    a, b = Node("a"), Node("b")
-    log = {
+def log_json(index: int, **fields: str) -> dict[str, Any]:
+    return {
         "address": f"0x{KMS.hex()}",
         "topics": [f"0x{COMPOSE_HASH_REMOVED.hex()}"],
         "blockHash": f"0x{block_hash(7).hex()}",
         "blockNumber": "0x7",
-        "logIndex": "0x1",
-    }
-    a.logs = [log, {"topics": []}]
-    b.logs = [log, log | {"logIndex": "0x0"}]
+        "logIndex": hex(index),
+    } | fields
+
+
+def test_n57_logs_that_were_not_asked_for_are_dropped() -> None:
+    liar = Node("liar")
+    liar.logs = [
+        log_json(1, address="0x" + "99" * 20),
+        log_json(2, blockNumber="0xa"),
+        log_json(3, blockNumber=hex(2**61)),
+        log_json(4, blockNumber="0x0"),
+        log_json(5) | {"removed": True},
+        log_json(6) | {"topics": ["0x" + "77" * 32]},
+    ]
+    assert chain_of(Node("a"), Node("b"), liar).logs([KMS], 1, 9) == []
+
+
+def test_n57_an_invented_log_hides_no_true_one() -> None:
+    liar, honest = Node("liar"), Node("honest")
+    app = bytes.fromhex("22" * 20)
+    liar.logs, honest.logs = [log_json(1)], [log_json(1, address=f"0x{app.hex()}")]
+    assert {one.address for one in chain_of(liar, honest).logs([KMS, app], 1, 9)} == {KMS, app}
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_oversize"),
+    [
+        (ProtocolError("rpc.malformed", "more than 10000 lists and objects"), True),
+        (ProtocolError("net.response.oversize", "more than the expected bytes"), True),
+        (UnavailableError("rpc.error", "query returned more than 10000 results"), False),
+    ],
+)
+def test_a_range_that_is_too_much_may_be_asked_for_in_parts(
+    failure: DstackError, *, is_oversize: bool
+) -> None:
+    nodes = Node("a"), Node("b")
+    for node in nodes:
+        node.failure = failure
+    with refuses("governance.quorum.too_few", TooManyLogsError) as caught:
+        chain_of(*nodes).logs([KMS], 1, 9)
+    assert isinstance(caught.value, TooManyLogsError)
+    assert caught.value.is_oversize is is_oversize
+
+
+@pytest.mark.parametrize("code", ["net.timeout", "net.unreachable", "rpc.status"])
+def test_nodes_that_are_down_are_not_asked_for_parts(code: str) -> None:
+    nodes = Node("a"), Node("b")
+    for node in nodes:
+        node.failure = UnavailableError(code, "down")
+    with refuses("governance.quorum.too_few", UnavailableError) as caught:
+        chain_of(*nodes).logs([KMS], 1, 9)
+    assert not isinstance(caught.value, TooManyLogsError)
+
+
+def test_logs_of_all_nodes_count_once() -> None:
+    a, b = Node("a"), Node("b")
+    a.logs = [log_json(1), {"topics": []}]
+    b.logs = [log_json(1), log_json(0)]
     assert [one.log_index for one in chain_of(a, b).logs([KMS], 1, 9)] == [0, 1]

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,27 @@ import pytest
 from functions.deploy.record import Goal, Step
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import ConflictError
-from functions.governance.chain import View
+from functions.governance.chain import TooManyLogsError, View
+from functions.governance.delivery import LogHint
 from functions.governance.look import Look, read_look
+from functions.governance.missed import MAX_LOOKED_UP
 from functions.governance.providers import MAX_BODY
 from functions.governance.receiver import MAX_DEPTH
+from functions.governance.reconciler import Report
 from functions.governance.service import AHEAD_SECONDS, AHEAD_WAITS, LAST_TRY
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
 from shared.errors import ProtocolError, UnavailableError
+from shared.keccak import keccak256
 from tests.functions.governance.world import (
     APP,
     CHAIN_ID,
     COMPOSE_HASH_ADDED,
+    COMPOSE_HASH_REMOVED,
     KMS,
     OLD_SECRET,
     SECRET,
     World,
+    block_hash,
     plain,
     settle,
 )
@@ -569,6 +576,131 @@ def test_a_final_block_that_is_gone_is_told(running: World) -> None:
     running.chain.forks[running.chain.final] = "other"
     running.service.reconcile()
     assert "governance.cursor.orphaned" in running.codes()
+
+
+def test_a_final_block_that_is_gone_has_the_blocks_before_it_read_again(running: World) -> None:
+    for _ in range(3):
+        running.chain.mine()
+    running.chain.final = running.chain.head
+    assert running.service.reconcile().cursor == 4
+    running.chain.reorganise(3)
+    running.chain.mine(remove=A, fork="other")
+    for _ in range(3):
+        running.chain.mine(fork="other")
+    running.chain.final = running.chain.head
+    report = running.service.reconcile()
+    assert (report.replayed, report.cursor) == (2, 5)  # the new chain's, and the one below it
+
+
+def too_many(most: int, *, is_oversize: bool) -> Callable[[World], list[tuple[int, int]]]:
+    """Have a world's chain refuse ranges of more logs; returns which were asked for."""
+
+    def install(world: World) -> list[tuple[int, int]]:
+        asked: list[tuple[int, int]] = []
+        logs = world.chain.logs
+
+        def bounded(addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
+            asked.append((first, last))
+            found = logs(addresses, first, last)
+            if len(found) > most:
+                raise TooManyLogsError("0 of 2 endpoints answer", is_oversize=is_oversize)
+            return found
+
+        world.chain.logs = bounded  # type: ignore[method-assign]
+        return asked
+
+    return install
+
+
+def test_a_range_with_too_many_logs_is_read_in_parts(running: World) -> None:
+    running.service.reconcile()
+    for number in range(20):
+        running.chain.mine(add=f"{number:02x}" * 32)
+    running.chain.final = running.chain.head
+    asked = too_many(6, is_oversize=False)(running)
+    report = running.service.reconcile()
+    assert (report.replayed, report.cursor) == (20, 21)
+    assert asked[:4] == [(2, 21), (2, 11), (2, 6), (7, 16)]
+
+
+def test_a_block_with_too_many_logs_does_not_have_the_replay_stand_still(running: World) -> None:
+    running.service.reconcile()
+    for _ in range(9):
+        running.chain.mine()
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.chain.events += [msgspec.structs.replace(hint, log_index=at) for at in range(1, 9)]
+    for _ in range(5):
+        running.chain.mine()
+    running.chain.final = running.chain.head
+    too_many(6, is_oversize=True)(running)
+    assert running.service.reconcile().cursor == running.chain.head
+    [told] = [one for one in running.notices if one.code == "governance.logs.oversize"]
+    assert (told.severity, told.facts) == ("warning", {"block": hint.block_number})
+    assert running.get().quarantine is not None
+
+
+def test_endpoints_that_refuse_a_single_block_are_an_alarm(running: World) -> None:
+    running.service.reconcile()
+    running.chain.mine(add=B)
+    too_many(0, is_oversize=False)(running)
+    with refuses("governance.quorum.too_few", UnavailableError):
+        running.service.reconcile()
+    assert "alarm" in [one.severity for one in running.notices]
+
+
+def test_n57_invented_logs_cost_one_look_and_one_notice(running: World) -> None:
+    running.service.reconcile()
+    hint = running.chain.mine(add=B)
+    assert hint is not None
+    for address in (KMS, APP):
+        running.chain.events += [
+            msgspec.structs.replace(
+                hint, address=address, topic=COMPOSE_HASH_REMOVED, block_hash=block_hash(at, "invented")
+            )
+            for at in range(400)
+        ]
+    running.notices.clear()
+    assert running.service.reconcile().replayed == 2 * MAX_LOOKED_UP + 1
+    assert sorted(running.queue) == sorted(Look(one, running.chain.head).name for one in (KMS, APP))
+    assert running.codes() == ["governance.event.missed"]
+
+
+def test_many_registrations_hide_no_other_event(running: World) -> None:
+    running.service.reconcile()
+    hint = running.chain.mine(add=B, app=KMS)
+    assert hint is not None
+    running.chain.events += [msgspec.structs.replace(hint, log_index=at) for at in range(1, 500)]
+    running.chain.events.append(
+        msgspec.structs.replace(hint, log_index=500, topic=keccak256(b"Upgraded(address)"))
+    )
+    running.notices.clear()
+    running.service.reconcile()
+    [told] = [one for one in running.notices if one.code == "governance.event.missed"]
+    assert (told.severity, told.facts["events"]) == ("warning", ["ComposeHashAdded", "Upgraded"])
+
+
+def test_a_log_that_a_webhook_is_at_does_not_fail_the_sweep(running: World) -> None:
+    running.service.reconcile()
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    running.notices.clear()
+    reports: list[Report] = []
+    running.memory.do(hint.key(CHAIN_ID), lambda: reports.append(running.service.reconcile()))
+    assert [one.replayed for one in reports] == [0]
+    assert "alarm" not in [one.severity for one in running.notices]
+
+
+def test_a_memory_that_fails_is_an_alarm(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise UnavailableError("aws.unavailable", "dynamodb")
+
+    running.service.reconcile()
+    running.chain.mine(add=B)
+    monkeypatch.setattr(running.memory, "do", fail)
+    with refuses("aws.unavailable", UnavailableError):
+        running.service.reconcile()
+    assert "alarm" in [one.severity for one in running.notices]
 
 
 def test_endpoints_that_show_no_logs_save_nothing(running: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,14 @@ import pytest
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
-from shared.net.json_rpc import JsonRpc, RevertedError, data, quantity
+from shared.net.json_rpc import (
+    MAX_CONTAINERS,
+    MAX_LOG_CONTAINERS,
+    JsonRpc,
+    RevertedError,
+    data,
+    quantity,
+)
 
 RawServer = Callable[[Callable[[socket.socket], None]], int]
 
@@ -45,6 +52,16 @@ def refusal(rpc: JsonRpc) -> DstackError:
 def test_answers_are_matched_by_id_not_by_order(raw_server: RawServer) -> None:
     rpc = rpc_that_answers(raw_server, answers(result(2, "second"), result(1, "first")))
     assert rpc.batch([("one", []), ("two", [])]) == ["first", "second"]
+
+
+def test_logs_have_a_bound_of_their_own(raw_server: RawServer) -> None:
+    logs: list[object] = [{"topics": ["x" * 800]}] * (MAX_LOG_CONTAINERS // 2 - 2)  # beyond 2 MiB, too
+    assert rpc_that_answers(raw_server, answers(result(1, logs))).call("eth_getLogs") == logs
+    many: list[object] = [{"topics": []}] * (MAX_LOG_CONTAINERS // 2)
+    for method, answer in (("eth_getLogs", many), ("eth_call", many[: MAX_CONTAINERS // 2])):
+        with pytest.raises(ProtocolError) as caught:
+            rpc_that_answers(raw_server, answers(result(1, answer))).call(method)
+        assert caught.value.code == "rpc.malformed"
 
 
 def test_a_null_result_is_a_result(raw_server: RawServer) -> None:
