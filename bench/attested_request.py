@@ -20,10 +20,10 @@ Operations in the reference, once each where no number stands:
 - release: 3 HKDF-SHA-256, 2 P-256 keys with the SHA-256 of each, a secp256k1 key, a Keccak-256, and a
   recoverable signature.
 
-The bar holds what was reached; the aim is 0.4. How far that is shows in `detail`: the same connections with
-`/health`, where nobody verifies or decides anything, cost what TLS (OpenSSL, pyOpenSSL), HTTP (uvicorn,
-starlette) and the sockets take, five times their raw cryptography; and there is the ratio if all the rest
-cost no more than its raw operations.
+Where the rest goes shows in `detail`: the same connections with `/health`, where nobody verifies or decides
+anything, cost what TLS (OpenSSL, pyOpenSSL), HTTP (uvicorn, starlette) and the sockets take, five times their
+raw cryptography; and there is the ratio if all the rest cost no more than its raw operations. Other programs
+on the same cores lower the ratio: they take more from ours, which touches more memory, than from a loop.
 
 `attested-remembered` is the same for an enclave that the KMS knows, with another certificate, and with the
 allow remembered: 1 P-384 verification, and no policy.
@@ -56,7 +56,7 @@ ROUNDS = 11
 def proven() -> Result:
     """Measure one connection of a new enclave with one request, decided by proofs."""
     what = "new mTLS connection of a new enclave, decision by proofs, GetAppKey, against its raw cryptography"
-    return _measure("attested-proven", what, "proven", bar=Bar("at least", 0.33))
+    return _measure("attested-proven", what, "proven", bar=Bar("at least", 0.4))
 
 
 def remembered() -> Result:
