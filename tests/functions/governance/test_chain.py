@@ -7,6 +7,7 @@ import pytest
 
 from functions.deploy.record import Workload
 from functions.governance.chain import MAX_CALLS, REVERTED, AgreedChain, TooManyLogsError
+from functions.governance.events import EVENTS
 from functions.governance.judgement import Question
 from shared.boot_info import BootInfo
 from shared.chain.header import BlockRef
@@ -40,6 +41,7 @@ class Node(StandIn):
         self.said = list(said or ("",))
         self.age = age
         self.logs: list[object] = []
+        self.wanted: list[Any] = []
         self.batches: list[int] = []
 
     def batch(self, calls: Sequence[Call]) -> list[object]:
@@ -57,6 +59,7 @@ class Node(StandIn):
         if method == "eth_getBlockByHash":
             return {"timestamp": hex(NOW - self.age)}
         if method == "eth_getLogs":
+            self.wanted += params
             return self.logs
         return super()._answer(method, params)
 
@@ -177,6 +180,14 @@ def test_n57_logs_that_were_not_asked_for_are_dropped() -> None:
         log_json(6) | {"topics": ["0x" + "77" * 32]},
     ]
     assert chain_of(Node("a"), Node("b"), liar).logs([KMS], 1, 9) == []
+
+
+def test_logs_of_our_events_alone_are_asked_for() -> None:
+    node = Node("a")
+    chain_of(node, Node("b")).logs([KMS], 1, 9)
+    [wanted] = node.wanted
+    assert wanted["topics"] == [[f"0x{one.hex()}" for one in EVENTS]]
+    assert wanted["address"] == [f"0x{KMS.hex()}"]
 
 
 def test_n57_an_invented_log_hides_no_true_one() -> None:

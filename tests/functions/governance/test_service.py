@@ -680,6 +680,16 @@ def test_many_registrations_hide_no_other_event(running: World) -> None:
     assert (told.severity, told.facts["events"]) == ("warning", ["ComposeHashAdded", "Upgraded"])
 
 
+def test_a_log_that_the_sweep_finds_back_counts_again_when_it_is_dropped_again(running: World) -> None:
+    running.service.reconcile()
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    dropped = msgspec.structs.replace(hint, removed=True)
+    running.post(plain(dropped, id="1"))
+    running.service.reconcile()
+    assert running.post(plain(dropped, id="2")).body["accepted"] == 1
+
+
 def test_a_log_that_a_webhook_is_at_does_not_fail_the_sweep(running: World) -> None:
     running.service.reconcile()
     hint = running.chain.mine(remove=A)
