@@ -17,6 +17,7 @@ from cli.gov.safe_tx import domain_separators, signer_of
 from shared.chain import abi, views
 from shared.chain.abi import checksum_address
 from shared.errors import ProtocolError
+from shared.net.json_rpc import RevertedError
 
 
 class SafeState(msgspec.Struct, frozen=True):
@@ -55,11 +56,14 @@ class Proposals(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_safe(contracts: Contracts, owner: Owner, at: Block) -> SafeState:
     """Return a Safe's state. Raises `ProtocolError("gov.safe_domain")` where it signs other hashes."""
-    nonce, domain = contracts.views(
-        at,
-        (owner.address, abi.call(views.SAFE_NONCE)),
-        (owner.address, abi.call(views.SAFE_DOMAIN_SEPARATOR)),
-    )
+    try:
+        nonce, domain = contracts.views(
+            at,
+            (owner.address, abi.call(views.SAFE_NONCE)),
+            (owner.address, abi.call(views.SAFE_DOMAIN_SEPARATOR)),
+        )
+    except RevertedError:
+        nonce, domain = b"", b""
     if domain not in domain_separators(owner.address, at.chain_id) or len(nonce) != 32:
         raise ProtocolError(
             "gov.safe_domain", f"{checksum_address(owner.address)} is no Safe whose proposals are known here"

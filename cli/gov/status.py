@@ -25,6 +25,7 @@ from shared.errors import DstackError, ExitCode
 
 _OF_THE_CHAIN = ("rpc.", "abi.", "quorum.")
 _UNASKED = "--safe-service names who keeps them"
+MAX_SAFES = 20
 API_KEY = "DSTACK_SAFE_API_KEY"
 
 
@@ -44,14 +45,14 @@ def status(api: str, safe_service: str, from_block: int | None, where: Where) ->
 
     Deployments are those of `dstack-cloud list`. What one endpoint alone says is believed.
 
-    Exit codes: 0 as it should be, 1 failed, or proposals were asked for and cannot be told, 2 usage, 3
-    something runs that is not allowed.
+    Exit codes: 0 as it should be, 1 failed, or what waits for the KMS contract's owner was asked for and
+    cannot be told, 2 usage, 3 something runs that is not allowed.
     """
     contracts = contracts_of(where)
     service = _service(safe_service or chain_config().safe_service)
     at = contracts.pin()
     found = _read(contracts, at, from_block, api, service)
-    code = ExitCode.FAILED if service is not None and found.untold else ExitCode.OK
+    code = ExitCode.FAILED if service is not None and found.is_owner_untold else ExitCode.OK
     code = ExitCode.REFUSED if found.violations else code
     if where.as_json:
         click.echo(json.dumps({**status_json(found), "exit_code": int(code)}, indent=2))
@@ -116,7 +117,11 @@ def _read(
 def _proposals(
     contracts: Contracts, service: SafeService | None, owner: Owner, apps: tuple[App, ...], at: Block
 ) -> tuple[tuple[Proposals, ...], tuple[str, ...]]:
-    """Return what waits for the Safes that own something, and of which Safes that cannot be told, and why."""
+    """Return what waits for the Safes that own something, and of which Safes that cannot be told, and why.
+
+    Anybody can register an app, with an owner that looks like a Safe: so not all of them are asked about, and
+    the KMS contract's owner comes first.
+    """
     owners = [owner, *(app.owner for app in apps if app.owner is not None)]
     safes = {one.address: one for one in owners if one.threshold}
     found: list[Proposals] = []
@@ -125,6 +130,8 @@ def _proposals(
         try:
             if service is None:
                 untold.append(f"{checksum_address(address)}: {_UNASKED}")
+            elif len(found) + len(untold) >= MAX_SAFES:
+                untold.append(f"{checksum_address(address)}: {MAX_SAFES} others were asked about")
             else:
                 found.append(read_proposals(contracts, service, safe, {app.app_id for app in apps}, at))
         except DstackError as error:

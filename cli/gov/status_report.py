@@ -65,6 +65,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     @property
+    def is_owner_untold(self) -> bool:
+        """Whether a Safe owns the KMS contract, and what waits for it is not known."""
+        told = {one.safe.address for one in self.proposals}
+        return bool(self.owner.threshold) and self.owner.address not in told
+
+    @property
     def violations(self) -> list[Held]:
         """What runs, and would get no keys now."""
         return [one for one in self.held or () if one.refused]

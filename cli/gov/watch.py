@@ -17,7 +17,7 @@ from shared.chain import events, views
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import shown
 from shared.chain.events import EVENTS, policy_name
-from shared.errors import DstackError, ProtocolError, UnavailableError
+from shared.errors import DstackError, InvalidEvidence, ProtocolError, UnavailableError
 from shared.net.json_rpc import data, fields
 
 # Nothing below this depth is asked about again where a chain finalizes nothing.
@@ -149,7 +149,7 @@ def follow(
     while True:
         try:
             yield from watcher.look()
-        except (UnavailableError, ProtocolError) as error:
+        except (UnavailableError, ProtocolError, InvalidEvidence) as error:
             if stop and error.code != "gov.reorg":
                 raise
             click.echo(f"warning: {error} [{error.code}]", err=True)
