@@ -21,6 +21,7 @@ from shared.chain.decision import ChainPolicy
 from shared.chain.finality import RememberedBlocks
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
+from shared.net.breaker import spare_endpoints
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
 from shared.net.proof_source import ProofSource
@@ -153,7 +154,7 @@ def _proof_authorizer(platform: Platform, proof: Proof, clock: Clock, *, simulat
         )
     roots = platform.read_measured(proof.rpc_roots) if proof.rpc_roots else None
     http = HttpClient(platform.dialer(), ca_roots=roots, timeout=proof.timeout)
-    endpoints = [JsonRpc(url, http) for url in proof.rpc_urls]
+    endpoints = spare_endpoints([JsonRpc(url, http) for url in proof.rpc_urls], proof.quorum)
     quorum = ChainQuorum(
         endpoints,
         chain_id=proof.chain_id,

@@ -23,6 +23,7 @@ from shared.chain.decision import Subject
 from shared.chain.facts import Kind
 from shared.errors import DstackError, ProtocolError
 from shared.hex import decode_hex
+from shared.net.breaker import spare_endpoints
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import MAX_CONTAINERS, Endpoint, JsonRpc
@@ -206,7 +207,8 @@ class AuthorizeService:
 def service_from(settings: Settings, report: Callable[[str, str], None]) -> AuthorizeService:
     """Build the service over HTTP, for the entries of the clouds."""
     http = HttpClient(DirectDialer(), timeout=RPC_TIMEOUT)
-    return AuthorizeService(settings, [JsonRpc(url, http) for url in settings.rpc_urls], report)
+    endpoints = [JsonRpc(url, http) for url in settings.rpc_urls]
+    return AuthorizeService(settings, spare_endpoints(endpoints, settings.quorum), report)
 
 
 def _denied(reason: str) -> dict[str, object]:

@@ -1,4 +1,11 @@
-"""Asks several endpoints the same thing at once."""
+"""Asks several endpoints the same thing at once, and waits for all of them.
+
+None of those who ask may go on when enough agree. In `ChainQuorum` a late endpoint may name a newer block, or
+keep a majority from being one: whoever is fast could hide a revocation for as long as a head may be old. In
+authorize's `ChainReader` all that answer must say the same, so the late one's word is the one to wait for. In
+governance and in the operators' commands it is a vote against a majority. So what bounds the wait is each
+endpoint's timeout, and for what serves others `shared.net.breaker`: who hangs is waited for once in a while.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,6 +1,7 @@
 """What weakens a check works only in a simulated enclave (N-59 and the trust rule)."""
 
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -12,6 +13,10 @@ from enclave.tee.nitro import NitroTee
 from enclave.vsock.transport import UnixStandIn
 from shared.attestation.trust import TrustAnchors
 from shared.errors import ConfigError, DstackError, InvalidEvidence
+from shared.net.json_rpc import Endpoint
+from tests.enclave.kms.test_authorization import BOOT_INFO
+from tests.shared.net.hanging import PATIENCE, Asking, Hanging
+from tests.shared.net.rpc_stand_ins import StandIn
 
 ANCHOR = """
 [core.attestation]
@@ -183,3 +188,31 @@ def test_refuses_an_image_without_a_configuration(tmp_path: Path, authority: Sim
     with pytest.raises(ConfigError) as refusal:
         assemble(platform)
     assert refusal.value.code == "image.missing"
+
+
+def test_n57_an_endpoint_that_hangs_holds_up_one_request(
+    simulated: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: SimpleQueue[str] = SimpleQueue()
+    hanging = Hanging(StandIn("c", chain_id=1), happened)
+    endpoints: dict[str, Endpoint] = {
+        "a": StandIn("a", chain_id=1),
+        "b": StandIn("b", chain_id=1),
+        "c": hanging,
+    }
+    monkeypatch.setattr("enclave.kms.assembly.JsonRpc", lambda url, _http: endpoints[url.rpartition("/")[2]])
+    proof = _proof("http://a", "http://b", "http://c", quorum=2)
+    authorizer = simulated.assemble(ANCHOR + proof).authorizer
+
+    def ask() -> Asking:
+        return Asking(lambda: authorizer.authorize("app", BOOT_INFO), happened)
+
+    ask()
+    assert happened.get(timeout=PATIENCE) == "hangs"
+    hanging.time_out()
+    assert happened.get(timeout=PATIENCE) == "done"
+    asking = ask()
+    assert happened.get(timeout=PATIENCE) == "done"
+    # the blocks were named: it is the function that is not there
+    assert isinstance(asking.result, DstackError)
+    assert asking.result.code == "vsock.connect.refused"
