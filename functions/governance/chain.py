@@ -24,6 +24,12 @@ from shared.net.quorum import ChainQuorum
 REVERTED: Final = "isAppAllowed reverts"
 """What a contract's own failure counts as: the key server denies then, too."""
 
+MALFORMED: Final = "isAppAllowed answers what is no decision"
+"""What a reason counts as that is no text, or has no end: a key server that cannot read it denies, too."""
+
+MAX_GAS: Final = 2_000_000
+"""For one decision, of which an honest one burns 60,000: a batch of them is answered before it times out."""
+
 MAX_CALLS: Final = 50
 """In one batch; nodes refuse longer ones."""
 
@@ -32,6 +38,9 @@ _OVERSIZE: Final = frozenset({"rpc.malformed", "net.response.oversize"})
 
 _TOO_MUCH: Final = _OVERSIZE | {"rpc.error"}
 """Where a smaller range may be answered: an endpoint that is down, or has no more calls for us, has none."""
+
+_OF_ONE: Final = frozenset({"rpc.reverted", "rpc.error", "net.response.oversize"})
+"""What one call of a batch fails all of them with: any app's contract can, and anyone registers one."""
 
 _T = TypeVar("_T")
 
@@ -96,7 +105,7 @@ class AgreedChain:
         return finalized, head
 
     def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
-        """Ask whether workloads are allowed at a block.
+        """Ask whether workloads are allowed at a block; what one contract does is its own verdict alone.
 
         Raises `UnavailableError("governance.quorum.too_few")` where fewer than the quorum answer.
         """
@@ -107,23 +116,32 @@ class AgreedChain:
         verdicts: list[str | None] = []
         doubt = ""
         for position in range(len(workloads)):
-            counted = Counter(answer[position] for answer in given)
-            (verdict, votes), *_ = counted.most_common(1)
-            if votes >= self._quorum and 2 * votes > len(given):
+            words = [answer[position] for answer in given if answer[position] is not None]
+            (verdict, votes), *_ = Counter(words).most_common(1) or [(None, 0)]
+            if self._is_enough(votes, len(words)):
                 verdicts.append(verdict)
             else:
                 verdicts.append(None)
-                said = verdict or "allowed"
-                doubt = f"{votes} of {len(given)} say {said!a}, expected {self._quorum} and a majority"
+                said = "nothing" if verdict is None else verdict[:200] or "allowed"
+                doubt = f"{votes} of {len(words)} say {said!a}, expected {self._quorum} and a majority"
         return View(block, tuple(verdicts), doubt)
 
     def is_canonical(self, block: BlockRef) -> bool:
-        """Tell whether a block is still on the chain, by the quorum's word. Raises as `view`."""
+        """Tell whether a block is still on the chain, by the quorum's word; what is above its end is not.
+
+        Raises as `view`, and `UnavailableError("governance.quorum.disagreement")`.
+        """
         answers = self._ask(partial(_hash_at, block.number))
         given = [answer for answer in answers if isinstance(answer, bytes)]
         if len(given) < self._quorum:
             raise self._too_few(answers, len(given))
-        return sum(one == block.hash for one in given) >= self._quorum
+        has_it = sum(one == block.hash for one in given)
+        if not any(self._is_enough(votes, len(given)) for votes in (has_it, len(given) - has_it)):
+            raise UnavailableError(
+                "governance.quorum.disagreement",
+                f"{has_it} of {len(given)} have block {block.number}, expected {self._quorum} and a majority",
+            )
+        return 2 * has_it > len(given)
 
     def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
         """Return what any endpoint shows of our events in a range: hints, so one too many does no harm.
@@ -157,27 +175,36 @@ class AgreedChain:
 
     def _verdicts(
         self, block: BlockRef, workloads: tuple[BootInfo, ...], endpoint: Endpoint
-    ) -> tuple[str, ...]:
-        calls = [self._call(block, workload) for workload in workloads]
-        verdicts: list[str] = []
+    ) -> tuple[str | None, ...]:
+        calls = [
+            self._call(block, abi.boot_info_call(abi.IS_APP_ALLOWED, workload)) for workload in workloads
+        ]
+        verdicts: list[str | None] = []
         for start in range(0, len(calls), MAX_CALLS):
             part = calls[start : start + MAX_CALLS]
             try:
-                verdicts += map(_verdict, endpoint.batch(part))
-            except UnavailableError as error:
-                if error.code != "rpc.reverted":
+                answers = endpoint.batch(part)
+            except DstackError as error:
+                if error.code not in _OF_ONE:
                     raise
-                # one that reverts fails the batch: each is asked alone
+                if error.code == "rpc.error":
+                    # what fails here as well is not a contract's doing
+                    endpoint.batch([self._call(block, abi.call(abi.GATEWAY_APP_ID))])
                 verdicts += [_alone(endpoint, call) for call in part]
+            else:
+                verdicts += map(_verdict, answers)
         return tuple(verdicts)
 
-    def _call(self, block: BlockRef, workload: BootInfo) -> Call:
+    def _call(self, block: BlockRef, calldata: bytes) -> Call:
         at = {"blockHash": f"0x{block.hash.hex()}", "requireCanonical": True}
-        calldata = abi.boot_info_call(abi.IS_APP_ALLOWED, workload)
-        return "eth_call", [{"to": f"0x{self.kms.hex()}", "data": f"0x{calldata.hex()}"}, at]
+        transaction = {"to": f"0x{self.kms.hex()}", "data": f"0x{calldata.hex()}", "gas": hex(MAX_GAS)}
+        return "eth_call", [transaction, at]
 
     def _ask(self, question: Callable[[Endpoint], _T]) -> Sequence[_T | DstackError]:
         return self._at_once.ask(self._endpoints, question)
+
+    def _is_enough(self, votes: int, given: int) -> bool:
+        return votes >= self._quorum and 2 * votes > given
 
     def _agreed(self, answers: Sequence[int], what: str) -> int:
         counted = Counter(answers).most_common(1)
@@ -206,18 +233,23 @@ def _hints(logs: Sequence[object]) -> Iterator[LogHint]:
 
 def _verdict(answer: object) -> str:
     raw = data(answer, what="the decision")
-    # an address without code answers nothing, which is no word of a contract
-    allowed, reason = abi.decode_decision(raw)
+    try:
+        allowed, reason = abi.decode_decision(raw)
+    except ProtocolError:
+        if not raw:  # an address without code answers nothing, which is no word of a contract
+            raise
+        return MALFORMED
     return "" if allowed else reason or "no reason given"
 
 
-def _alone(endpoint: Endpoint, call: Call) -> str:
+def _alone(endpoint: Endpoint, call: Call) -> str | None:
+    """Return one verdict; None where this endpoint alone failed, such as by a time limit of its own."""
     try:
         return _verdict(endpoint.batch([call])[0])
-    except UnavailableError as error:
-        if error.code != "rpc.reverted":
+    except DstackError as error:
+        if error.code not in _OF_ONE:
             raise
-        return REVERTED
+        return {"rpc.reverted": REVERTED, "net.response.oversize": MALFORMED}.get(error.code)
 
 
 def _block_time(block_hash: bytes, endpoint: Endpoint) -> int:
@@ -227,4 +259,6 @@ def _block_time(block_hash: bytes, endpoint: Endpoint) -> int:
 
 def _hash_at(number: int, endpoint: Endpoint) -> bytes:
     [answer] = endpoint.batch([("eth_getBlockByNumber", [hex(number), False])])
+    if answer is None:
+        return b""
     return data(fields(answer, what="a block").get("hash"), what="the block hash", length=32)

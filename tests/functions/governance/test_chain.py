@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 
 from functions.deploy.record import Workload
-from functions.governance.chain import MAX_CALLS, REVERTED, AgreedChain, TooManyLogsError
+from functions.governance.chain import MALFORMED, MAX_CALLS, MAX_GAS, REVERTED, AgreedChain, TooManyLogsError
 from functions.governance.events import EVENTS
 from functions.governance.judgement import Question
 from shared.boot_info import BootInfo
+from shared.chain import abi
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call
 from shared.net.quorum import ChainQuorum
 from tests.functions.governance.world import COMPOSE_HASH_REMOVED, KMS
-from tests.shared.net.rpc_stand_ins import CHAIN_ID, StandIn, block_hash
+from tests.shared.net.rpc_stand_ins import CHAIN_ID, ByBlock, StandIn, block_hash
 from tests.shared.refusal import refuses
 
 NOW = 1_800_000_000
@@ -42,6 +43,7 @@ class Node(StandIn):
         self.age = age
         self.logs: list[object] = []
         self.wanted: list[Any] = []
+        self.called: list[Any] = []
         self.batches: list[int] = []
 
     def batch(self, calls: Sequence[Call]) -> list[object]:
@@ -52,6 +54,9 @@ class Node(StandIn):
 
     def _answer(self, method: str, params: Sequence[object]) -> object:
         if method == "eth_call":
+            self.called.append(params[0])
+            if not self.called[-1]["data"].startswith(f"0x{abi.IS_APP_ALLOWED.hex()}"):
+                return "0x"
             said = self.said.pop(0) if len(self.said) > 1 else self.said[0]
             if said == REVERTED:
                 raise UnavailableError("rpc.reverted", "execution reverted")
@@ -64,7 +69,7 @@ class Node(StandIn):
         return super()._answer(method, params)
 
 
-def chain_of(*nodes: Node, quorum: int = 2) -> AgreedChain:
+def chain_of(*nodes: StandIn, quorum: int = 2) -> AgreedChain:
     blocks = ChainQuorum(nodes, chain_id=CHAIN_ID, quorum=quorum)
     return AgreedChain(nodes, blocks, KMS, quorum=quorum, max_head_age=MAX_AGE)
 
@@ -114,11 +119,104 @@ def test_many_workloads_are_asked_in_batches() -> None:
     assert node.batches == [MAX_CALLS, 1]
 
 
-@pytest.mark.parametrize("answer", ["0x", "0x00"])
-def test_an_address_without_a_contract_stops_nothing(answer: str) -> None:
+def test_an_address_without_a_contract_stops_nothing() -> None:
     with refuses("governance.quorum.too_few", UnavailableError) as caught:
-        chain_of(Node("a", answer), Node("b", answer)).view(HEAD, asked())
+        chain_of(Node("a", "0x"), Node("b", "0x")).view(HEAD, asked())
     assert "abi.malformed" in caught.value.message
+
+
+def reason_of(raw: bytes) -> str:
+    return "0x" + (word(0) + word(64) + word(len(raw)) + raw + bytes(-len(raw) % 32)).hex()
+
+
+@pytest.mark.parametrize(
+    "answer", [reason_of(b"\xff\xfe"), reason_of(b"a" * 70_000), "0x00"], ids=["no text", "long", "short"]
+)
+def test_n57_a_contract_that_answers_nonsense_is_refused_alone(answer: str) -> None:
+    nodes = Node("a", "", answer, NO), Node("b", "", answer, NO)
+    assert chain_of(*nodes).view(HEAD, asked(3)).verdicts == ("", MALFORMED, NO)
+
+
+class Failing(Node):
+    """A node that fails any batch with the call for which it is told `failing`; it takes them alone."""
+
+    def __init__(self, host: str, *said: str, failing: DstackError, at: int) -> None:
+        super().__init__(host, *said)
+        self.failing, self.at = failing, at
+        self.alone = 0
+
+    def batch(self, calls: Sequence[Call]) -> list[object]:
+        is_decision = calls[0][0] == "eth_call" and abi.IS_APP_ALLOWED.hex() in str(calls[0][1])
+        if is_decision and len(calls) > 1:
+            raise self.failing
+        if is_decision:
+            self.alone += 1
+            if self.alone == self.at:
+                raise self.failing
+        return super().batch(calls)
+
+
+TIMED_OUT = UnavailableError("rpc.error", "execution aborted (timeout = 5s)")
+OVERSIZE = ProtocolError("net.response.oversize", "more than 2097152 bytes")
+
+
+def test_n57_a_contract_that_outlasts_the_nodes_own_limit_leaves_the_others() -> None:
+    nodes = [Failing(name, "", NO, failing=TIMED_OUT, at=2) for name in "ab"]
+    view = chain_of(*nodes).view(HEAD, asked(3))
+    assert view.verdicts == ("", None, NO)
+    assert "0 of 0" in view.doubt
+
+
+def test_n57_a_node_without_a_word_on_a_workload_counts_on_the_others() -> None:
+    nodes = Failing("a", "", NO, failing=TIMED_OUT, at=2), Node("b", "", NO, NO), Node("c", "", NO, NO)
+    assert chain_of(*nodes).view(HEAD, asked(3)).verdicts == ("", NO, NO)
+
+
+def test_n57_an_answer_without_end_is_refused_alone() -> None:
+    nodes = [Failing(name, "", NO, failing=OVERSIZE, at=2) for name in "ab"]
+    assert chain_of(*nodes).view(HEAD, asked(3)).verdicts == ("", MALFORMED, NO)
+
+
+def test_a_node_that_answers_nothing_at_all_is_not_asked_one_by_one() -> None:
+    nodes = Node("a"), Node("b")
+    for node in nodes:
+        node.failure = UnavailableError("rpc.error", "header not found")
+    with refuses("governance.quorum.too_few", UnavailableError):
+        chain_of(*nodes).view(HEAD, asked(30))
+    assert [node.batches for node in nodes] == [[30, 1]] * 2
+
+
+def test_a_decision_may_burn_so_much_and_no_more() -> None:
+    node = Node("a")
+    chain_of(node, Node("b")).view(HEAD, asked())
+    [called] = node.called
+    assert called["gas"] == hex(MAX_GAS)
+
+
+class Ledger(ByBlock):
+    """A node whose contract allowed until block 164, and has not since."""
+
+    def result(self, block: bytes) -> str:
+        return decision(NO if block in {block_hash(number) for number in range(164, 170)} else "")
+
+
+def test_the_state_is_of_the_block_that_is_asked_about() -> None:
+    nodes = Ledger("a", head=169), Ledger("b", head=169)
+    assert chain_of(*nodes).view(BlockRef(163, block_hash(163)), asked()).verdicts == ("",)
+    assert chain_of(*nodes).view(HEAD, asked()).verdicts == (NO,)
+
+
+def test_n57_a_block_that_was_replaced_says_nothing() -> None:
+    with refuses("governance.quorum.too_few", UnavailableError) as caught:
+        chain_of(Ledger("a"), Ledger("b")).view(BlockRef(150, block_hash(150, "orphan")), asked())
+    assert "not currently canonical" in caught.value.message
+
+
+def test_n57_a_majority_below_the_quorum_says_nothing() -> None:
+    nodes = Node("a", NO), Node("b", NO), Node("c")
+    view = chain_of(*nodes, quorum=3).view(HEAD, asked())
+    assert view.verdicts == (None,)
+    assert "expected 3" in view.doubt
 
 
 def test_n57_dead_nodes_stop_nothing() -> None:
@@ -157,6 +255,18 @@ def test_a_block_that_was_replaced_is_not_canonical() -> None:
     assert chain_of(Node("a"), Node("b")).is_canonical(HEAD)
     fork = Node("a", fork="other", fork_at=150), Node("b", fork="other", fork_at=150)
     assert not chain_of(*fork).is_canonical(HEAD)
+
+
+def test_n57_one_node_neither_keeps_a_block_nor_drops_it() -> None:
+    honest, forked = Node("honest"), [Node(name, fork="other", fork_at=150) for name in "ab"]
+    assert not chain_of(honest, *forked).is_canonical(HEAD)
+    assert chain_of(honest, Node("c"), forked[0]).is_canonical(HEAD)
+    with refuses("governance.quorum.disagreement", UnavailableError):
+        chain_of(honest, forked[0]).is_canonical(HEAD)
+
+
+def test_a_block_above_the_end_of_the_chain_is_not_canonical() -> None:
+    assert not chain_of(Node("a"), Node("b")).is_canonical(BlockRef(200, block_hash(200)))
 
 
 def log_json(index: int, **fields: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shared.chain.header import BlockRef
-from shared.errors import DstackError
+from shared.errors import DstackError, UnavailableError
 from shared.keccak import keccak256
 from shared.net.json_rpc import Call
 
@@ -54,3 +54,34 @@ class StandIn:
         wanted = {"finalized": self.finalized, "latest": self.head}.get(str(params[0]))
         number = int(str(params[0]), 16) if wanted is None else wanted
         return self.block(number) if number <= self.head else None
+
+
+class ByBlock(StandIn):
+    """Answers each call by the block that it is asked about, as nodes choose it (EIP-1898)."""
+
+    time = 1_800_000_000
+
+    def result(self, block: bytes) -> str:
+        """Return what a call answers at a block of this hash: the hash, unless a test's own knows better."""
+        return f"0x{block.hex()}"
+
+    def _answer(self, method: str, params: Sequence[object]) -> object:
+        if method == "eth_call":
+            return self.result(self._read_at(params[1]))
+        if method == "eth_getBlockByHash":
+            number = self._canonical().get(str(params[0]), 0)
+            return {"number": hex(number), "hash": params[0], "timestamp": hex(self.time)}
+        answer = super()._answer(method, params)
+        return {**answer, "timestamp": hex(self.time)} if isinstance(answer, dict) else answer
+
+    def _read_at(self, at: object) -> bytes:
+        """Return the hash of the block that is read: one that was replaced, too, if that is not ruled out."""
+        if not isinstance(at, dict):
+            return block_hash(self.head)
+        named = str(at["blockHash"])
+        if at.get("requireCanonical") is True and named not in self._canonical():
+            raise UnavailableError("rpc.error", f"hash {named} is not currently canonical")
+        return bytes.fromhex(named[2:])
+
+    def _canonical(self) -> dict[str, int]:
+        return {f"0x{block_hash(number).hex()}": number for number in range(self.head + 1)}
