@@ -18,13 +18,17 @@ from functions.governance.secret_source import SecretCache, fetch_from
 from functions.governance.service import GovernanceService
 from functions.governance.settings import Settings, read_settings
 from functions.governance.state import Memory
+from shared.net.breaker import spare_endpoints
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
 from shared.net.quorum import ChainQuorum
 
-RPC_TIMEOUT = 10.0
-"""Seconds for a round trip; a look makes four, and the function has 60."""
+RPC_TIMEOUT = 3.0
+"""Seconds for a round trip; a look makes some six, and the function has 60."""
+
+REST_SECONDS = 30.0
+"""For which an endpoint that hung is left out: nobody waits for an answer here, and all is done again."""
 
 STATE = "DSTACK_GOVERNANCE_STATE"
 QUEUE = "DSTACK_GOVERNANCE_QUEUE"
@@ -72,7 +76,9 @@ def service_from_env(environ: Mapping[str, str], log: Notify) -> GovernanceServi
 
 
 def _chain(settings: Settings, http: HttpClient) -> AgreedChain:
-    endpoints = [JsonRpc(url, http) for url in settings.rpc_urls]
+    endpoints = spare_endpoints(
+        [JsonRpc(url, http) for url in settings.rpc_urls], settings.quorum, REST_SECONDS
+    )
     quorum = ChainQuorum(
         endpoints,
         chain_id=settings.chain_id,

@@ -5,6 +5,7 @@ late and in any order, and the last one that saw the newest state decides.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Final, Protocol
 
 import msgspec
@@ -79,8 +80,16 @@ class Governor:
         self._chain_id = chain_id
         self._clock = clock
 
-    def look(self, address: bytes | None = None, at_least: int = 0) -> Sequence[Drift]:
+    def look(
+        self,
+        address: bytes | None = None,
+        at_least: int = 0,
+        *,
+        named: tuple[BlockRef, BlockRef] | None = None,
+    ) -> Sequence[Drift]:
         """Judge the deployments that a contract (20 bytes) rules; the KMS's, and None, rule all.
+
+        At the blocks that are `named`, the newest final one and the newest one; else they are asked for.
 
         Raises `AheadError` where the agreed head is below block `at_least`; `UnavailableError`:
         `governance.chain.behind` for a head that is old, `governance.quorum.disagreement` where endpoints
@@ -92,25 +101,31 @@ class Governor:
         if not asked:
             return ()
         try:
-            finalized, head = self._blocks(at_least)
+            finalized, head = named or self._blocks(at_least)
             views, doubt = self._views(asked, finalized, head)
         except AheadError:
             raise
         except DstackError as error:
             self._alarm(error.code, f"nothing can be decided: {error.message}", address)
             raise
+        # those that were stopped together have their block in common
+        is_canonical = cache(self._chain.is_canonical)
         failures: list[DstackError] = []
         drifts: list[Drift] = []
         for found in concerned:
             try:
-                drifts += self._settle(found, views, finalized, head)
+                is_orphaned = _is_orphaned(found.quarantine, head, is_canonical)
+                drifts += self._settle(found, views, finalized, head, is_orphaned=is_orphaned)
             except DstackError as error:
                 self._alarm(error.code, f"{found.name}: {error.message}", address, name=found.name)
                 failures.append(error)
         if failures:
             raise failures[0]
         if doubt:
-            raise UnavailableError("governance.quorum.disagreement", doubt)
+            disagreement = UnavailableError("governance.quorum.disagreement", doubt)
+            if not any(drift.kind == "unknown" for drift in drifts):
+                self._alarm(disagreement.code, f"what waits or is held stays so: {doubt}", address)
+            raise disagreement
         return drifts
 
     def deployments(self) -> Iterator[Deployment]:
@@ -145,14 +160,17 @@ class Governor:
             one: Views(one.read(newest), one.read(final))
             for one, newest, final in zip(asked, at_head.verdicts, at_final.verdicts, strict=True)
         }
-        return views, at_head.doubt
+        return views, at_head.doubt or at_final.doubt
 
     def _settle(
-        self, found: Deployment, views: dict[Question, Views], finalized: BlockRef, head: BlockRef
+        self,
+        found: Deployment,
+        views: dict[Question, Views],
+        finalized: BlockRef,
+        head: BlockRef,
+        *,
+        is_orphaned: bool,
     ) -> Sequence[Drift]:
-        is_orphaned = found.quarantine is not None and not self._chain.is_canonical(
-            BlockRef(found.quarantine.block_number, bytes.fromhex(found.quarantine.block_hash))
-        )
         judged = judge(found, views, finalized, is_orphaned=is_orphaned)
         if judged.action == "none":
             return ()
@@ -212,6 +230,13 @@ class Governor:
         if address is not None:
             facts["address"] = f"0x{address.hex()}"
         self._notify(Notice(code=code, message=message, severity="alarm", facts=facts))
+
+
+def _is_orphaned(held: Quarantine | None, head: BlockRef, is_canonical: Callable[[BlockRef], bool]) -> bool:
+    """Tell whether a quarantine's block was replaced; a chain that has not come so far may yet have it."""
+    if held is None or held.block_number > head.number:
+        return False
+    return not is_canonical(BlockRef(held.block_number, bytes.fromhex(held.block_hash)))
 
 
 def _concerns(found: Deployment, address: bytes | None, kms: bytes) -> bool:

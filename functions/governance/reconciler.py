@@ -1,4 +1,4 @@
-"""The sweep: replays events that no webhook brought, and looks at every deployment.
+"""The sweep: looks at every deployment, and replays events that no webhook brought.
 
 It needs no webhook to be right: each run judges all deployments by the chain's state. Where logs are new,
 a look at their contract is queued as by a webhook, so that they are not lost where this run's own look fails.
@@ -67,20 +67,18 @@ class Reconciler:
         self._first_block = first_block
 
     def run(self) -> Report:
-        """Replay logs, then judge all deployments, also where no logs are to be had.
+        """Judge all deployments, then replay logs, also where one of them was not to be judged.
 
-        Raises what `Governor.look`, the chain and the queue raise; operators are told before.
+        In this order, as a cloud ends what takes too long. Raises what `Governor.look`, the chain and the
+        queue raise; operators are told before.
         """
+        finalized, head = self._blocks()
         failure: DstackError | None = None
-        replayed = number = 0
+        drifts: Sequence[Drift] = ()
         try:
-            replayed, number = self._replay()
+            drifts = self._governor.look(named=(finalized, head))
         except DstackError as error:
             failure = error
-            self._notify(
-                Notice(code=error.code, message=f"no logs are read: {error.message}", severity="alarm")
-            )
-        drifts = self._governor.look()
         for drift in drifts:
             self._notify(
                 Notice(
@@ -90,12 +88,32 @@ class Reconciler:
                     facts=msgspec.to_builtins(drift),
                 )
             )
+        replayed = number = 0
+        try:
+            replayed, number = self._replay(finalized, head)
+        except DstackError as error:
+            failure = failure or error
+            self._notify(
+                Notice(code=error.code, message=f"no logs are read: {error.message}", severity="alarm")
+            )
         if failure is not None:
             raise failure
         return Report(replayed=replayed, cursor=number, drifts=tuple(drifts))
 
-    def _replay(self) -> tuple[int, int]:
-        finalized, head = self._chain.blocks(self._clock())
+    def _blocks(self) -> tuple[BlockRef, BlockRef]:
+        try:
+            return self._chain.blocks(self._clock())
+        except DstackError as error:
+            self._notify(
+                Notice(
+                    code=error.code,
+                    message=f"nothing can be decided, and no logs are read: {error.message}",
+                    severity="alarm",
+                )
+            )
+            raise
+
+    def _replay(self, finalized: BlockRef, head: BlockRef) -> tuple[int, int]:
         cursor = self._memory.cursor()
         if cursor is not None and cursor.hash and not self._chain.is_canonical(_ref(cursor)):
             self._notify(

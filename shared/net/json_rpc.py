@@ -18,6 +18,8 @@ MAX_CONTAINERS = 2000
 # Of a range's logs, each of which has two, in some 600 bytes: about 5000 of them.
 MAX_LOG_CONTAINERS = 10_000
 MAX_LOG_BYTES = 4 * 1024 * 1024
+# Seconds, also for a client of less patience: a range is searched, where everything else is looked up.
+LOG_TIMEOUT = 10.0
 # Nodes agree neither on the code nor on the words of a call that the contract itself ended.
 _REVERTED_CODES = frozenset({3, -32015})
 # A contract that burns what gas there is ended it, too: anyone can register such a one as an app.
@@ -96,7 +98,8 @@ class JsonRpc:
             self._url,
             msgspec.json.encode(request),
             {"Content-Type": "application/json"},
-            **({"max_bytes": MAX_LOG_BYTES} if is_logs else {}),
+            max_bytes=MAX_LOG_BYTES if is_logs else None,
+            timeout=LOG_TIMEOUT if is_logs else None,
         )
         bound = MAX_LOG_CONTAINERS if is_logs else MAX_CONTAINERS
         answers = self._parse(response.status, response.body, bound)

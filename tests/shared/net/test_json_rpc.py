@@ -21,7 +21,9 @@ from shared.net.json_rpc import (
 RawServer = Callable[[Callable[[socket.socket], None]], int]
 
 
-def rpc_that_answers(raw_server: RawServer, body: bytes, status: int = 200) -> JsonRpc:
+def rpc_that_answers(
+    raw_server: RawServer, body: bytes, status: int = 200, *, timeout: float = 30
+) -> JsonRpc:
     head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
 
     def serve(connection: socket.socket) -> None:
@@ -31,7 +33,7 @@ def rpc_that_answers(raw_server: RawServer, body: bytes, status: int = 200) -> J
         connection.sendall(head + body)
 
     return JsonRpc(
-        f"http://127.0.0.1:{raw_server(serve)}/secret-path", HttpClient(DirectDialer(), timeout=30)
+        f"http://127.0.0.1:{raw_server(serve)}/secret-path", HttpClient(DirectDialer(), timeout=timeout)
     )
 
 
@@ -62,6 +64,14 @@ def test_logs_have_a_bound_of_their_own(raw_server: RawServer) -> None:
         with pytest.raises(ProtocolError) as caught:
             rpc_that_answers(raw_server, answers(result(1, answer))).call(method)
         assert caught.value.code == "rpc.malformed"
+
+
+def test_logs_are_waited_for_where_the_client_has_no_patience(raw_server: RawServer) -> None:
+    rpc = rpc_that_answers(raw_server, answers(result(1, [])), timeout=0)
+    assert rpc.call("eth_getLogs") == []
+    with pytest.raises(UnavailableError) as caught:
+        rpc.call("eth_call")
+    assert caught.value.code == "net.timeout"
 
 
 def test_a_null_result_is_a_result(raw_server: RawServer) -> None:
