@@ -8,6 +8,7 @@ import msgspec
 from cli.gov.acting import carry_out
 from cli.gov.change import Change
 from cli.gov.options import Acting, Where, acting_options, address
+from shared.chain.approval import is_of_a_plan
 from shared.chain.calldata import decode_call
 from shared.errors import ConfigError, ProtocolError
 from shared.hex import decode_hex
@@ -33,7 +34,11 @@ class _Plan(msgspec.Struct):
 @click.argument("plan", type=click.File("rb"))
 @acting_options
 def approve(plan: BinaryIO, where: Where, acting: Acting) -> None:
-    """Make the calls that PLAN, of `dstack-cloud plan --json`, says are missing."""
+    """Make the calls that PLAN, of `dstack-cloud plan --json`, says are missing.
+
+    A plan asks for hashes and devices to be allowed, for an app to be made or registered, and for no TCB
+    status where the platform has none. Anything else is refused: it has a command of its own, with checks.
+    """
     raw = plan.read(MAX_PLAN_BYTES + 1)
     try:
         read = msgspec.json.decode(raw, type=_Plan)
@@ -50,4 +55,7 @@ def _change(call: _Call, where: Where) -> Change:
     to = address(call.to, "the plan's to")
     if (function.target == "kms") != (to == where.kms):
         raise ConfigError("gov.plan", f"{function.name} goes to another contract than it is of: {call.to}")
-    return Change(to=to, function=function, arguments=arguments)
+    change = Change(to=to, function=function, arguments=arguments)
+    if not is_of_a_plan(function, arguments):
+        raise ConfigError("gov.plan", f"no plan of ours asks for {change.text}")
+    return change

@@ -66,6 +66,21 @@ class ChainState(msgspec.Struct, frozen=True, kw_only=True):
     decision: str | None = None
 
 
+class ChainViews(msgspec.Struct, frozen=True, kw_only=True):
+    """What endpoints agree on, at the newest block that they know, and at the newest one that is final.
+
+    `final` is None where the KMS contract is not on the chain at block `final_number`, made at `final_time`
+    (unix seconds). `quorum` of the `asked` endpoints had to agree.
+    """
+
+    head: ChainState
+    final: ChainState | None
+    final_number: int
+    final_time: int
+    asked: int
+    quorum: int
+
+
 class Argument(msgspec.Struct, frozen=True):
     """One decoded argument, as text."""
 
@@ -129,9 +144,27 @@ def needed_approval(wanted: Wanted, kms: bytes | None, state: ChainState | None)
     return plan.approval()
 
 
+def is_of_a_plan(function: Function, arguments: tuple[Value, ...]) -> bool:
+    """Tell whether `needed_approval` could have written a call: nothing that it never writes is a plan's."""
+    if function == calldata.DEPLOY_AND_REGISTER_APP:
+        _, disable_upgrades, require_tcb, any_device, device, _ = arguments
+        return (disable_upgrades, require_tcb, any_device) == (False, False, device == ZERO_HASH)
+    if function == calldata.SET_REQUIRE_TCB_UP_TO_DATE:
+        return arguments == (False,)
+    return function in _ADDING
+
+
 def create_address(sender: bytes, nonce: int) -> bytes:
     """Return the 20-byte address of a contract that `sender` makes with its `nonce` (contracts 1.7)."""
     return keccak256(rlp.encode([sender, rlp.encode_int(nonce)]))[12:]
+
+
+_ADDING: Final = (
+    calldata.ADD_OS_IMAGE_HASH,
+    calldata.REGISTER_APP,
+    calldata.ADD_COMPOSE_HASH,
+    calldata.ADD_DEVICE,
+)
 
 
 class _Plan:

@@ -9,6 +9,9 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from cli.gov.safe_batch import checksum
+from shared.chain import calldata
+from shared.chain.abi_values import Value
+from shared.chain.calldata import Function, encode_call
 from shared.errors import PolicyDenied
 from tests.cli.gov.conftest import OTHER, PAYER, Site
 from tests.cli.gov.test_gov_changes import refused
@@ -181,3 +184,28 @@ def test_writes_no_call_of_a_plan_that_is_none_of_ours(
 ) -> None:
     asked = plan(tmp_path, (safe_site.kms if to == "kms" else to, calldata))
     refused(safe_site.gov("approve", asked), "gov.plan", 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (calldata.UPGRADE_TO_AND_CALL, (b"\x66" * 20, b"")),
+        (calldata.TRANSFER_OWNERSHIP, (b"\x66" * 20,)),
+        (calldata.ACCEPT_OWNERSHIP, ()),
+        (calldata.SET_ALLOW_ANY_DEVICE, (True,)),
+        (calldata.DISABLE_UPGRADES, ()),
+        (calldata.SET_REQUIRE_TCB_UP_TO_DATE, (True,)),
+        (calldata.REMOVE_COMPOSE_HASH, (b"\x66" * 32,)),
+        (calldata.SET_APP_IMPLEMENTATION, (b"\x66" * 20,)),
+        (calldata.DEPLOY_AND_REGISTER_APP, (b"\x66" * 20, True, False, True, bytes(32), b"\1" * 32)),
+    ],
+    ids=lambda one: one.name if isinstance(one, Function) else "",
+)
+def test_a_plan_passes_by_no_check_of_the_command_for_a_call(
+    safe_site: SafeSite, tmp_path: Path, function: Function, arguments: tuple[Value, ...]
+) -> None:
+    to = safe_site.kms if function.target == "kms" else safe_site.address(OTHER)
+    asked = plan(tmp_path, (to, f"0x{encode_call(function, *arguments).hex()}"))
+    ran = safe_site.gov("approve", asked)
+    refused(ran, "gov.plan", 2)
+    assert f"no plan of ours asks for {function.name}(" in ran.output

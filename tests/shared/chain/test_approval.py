@@ -5,7 +5,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.chain.approval import Approval, AppState, ChainState, Wanted, create_address, needed_approval
+from shared.chain.approval import (
+    Approval,
+    AppState,
+    ChainState,
+    Wanted,
+    create_address,
+    is_of_a_plan,
+    needed_approval,
+)
+from shared.chain.calldata import decode_call
 from shared.errors import ConfigError
 from tests.shared.refusal import refuses
 
@@ -163,3 +172,15 @@ def test_no_call_is_made_to_an_app_id_that_is_a_hash() -> None:
     approval = needed_approval(wanted, KMS, None)
     assert [call.to for call in approval.calls] == [KMS, None, None]
     assert "where no contract can be" in approval.notes[0]
+
+
+@pytest.mark.parametrize("device", [DEVICE, None])
+def test_what_is_written_is_known_as_a_plans(device: bytes | None) -> None:
+    wanted = msgspec.structs.replace(WANTED, device_id=device, app_owner=APP_OWNER)
+    everything = {"compose_hash_allowed": False, "device_allowed": False, "require_tcb_up_to_date": True}
+    written = [
+        *judged(wanted, app_has_code=False, app_registered=False, app=None).calls,
+        *judged(wanted, app=everything, os_image_allowed=False, app_registered=False).calls,
+    ]
+    assert len(written) >= 4
+    assert all(is_of_a_plan(*decode_call(call.calldata)) for call in written)
