@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socketserver import StreamRequestHandler
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,10 @@ RECURSION_LIMIT = 1000
 
 settings.register_profile("dstack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dstack")
+
+# The library's HTTP servers write head and body one by one: the body would wait until the head is
+# acknowledged, which a client delays for 40 ms.
+StreamRequestHandler.disable_nagle_algorithm = True
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,7 @@ class CollateralServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body would wait 40 ms for its head to be acknowledged
 
             def do_GET(self) -> None:
                 server.requests.append(self.path)
