@@ -59,11 +59,24 @@ class Quarantines:
             name, uid, stop, f"governance: stopped, {quarantine.reason}", "governance.stopped"
         )
 
-    def lift(self, name: str, uid: str, why: str) -> bool:
-        """Let a deployment go to where its user wants it."""
+    def hold(self, name: str, uid: str, held: Quarantine, newer: Quarantine) -> bool:
+        """Have a quarantine rest on a newer block, where `held` is what it rests on. Nobody is told of it.
+
+        Who read older state, and would lift it by that, then finds another one than was judged.
+        """
+
+        def renew(found: Deployment) -> dict[str, Any] | None:
+            renewed = msgspec.structs.replace(newer, at=held.at)
+            is_newer = newer.block_number >= held.block_number and renewed != held
+            return {"quarantine": renewed} if found.quarantine == held and is_newer else None
+
+        return self._change(name, uid, renew, "", "")
+
+    def lift(self, name: str, uid: str, held: Quarantine, why: str) -> bool:
+        """Let a deployment go to where its user wants it, if `held` is still the quarantine it is in."""
 
         def free(found: Deployment) -> dict[str, Any] | None:
-            return None if found.quarantine is None else {"quarantine": None}
+            return {"quarantine": None} if found.quarantine == held else None
 
         return self._change(name, uid, free, f"governance: free again, {why}", "governance.freed")
 
@@ -91,7 +104,7 @@ class Quarantines:
                 return False
             now = self._clock()
             wanted = msgspec.structs.replace(found, **changes, version=found.version + 1, updated_at=now)
-            event = Event(
+            told = Event(
                 id=event_id(wanted.version, 0),
                 uid=uid,
                 at=now,
@@ -101,7 +114,7 @@ class Quarantines:
                 data={"quarantine": msgspec.to_builtins(wanted.quarantine)} if wanted.quarantine else {},
             )
             try:
-                self._store.replace(wanted, found.version, [event])
+                self._store.replace(wanted, found.version, [told] if message else [])
             except ConflictError:
                 continue
             self._see_to(wanted)

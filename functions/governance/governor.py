@@ -183,13 +183,18 @@ class Governor:
             )
             return [Drift(name=found.name, kind=judged.drift, reason="", acted=False)]
         acted = self._act(found, judged, head)
+        if judged.action == "hold":  # which changes nothing that anyone sees
+            return ()
         if acted:
             self._tell(found, judged, head, is_orphaned=is_orphaned)
         return [Drift(name=found.name, kind=judged.drift, reason=judged.reason, acted=acted)]
 
     def _act(self, found: Deployment, judged: Judgement, head: BlockRef) -> bool:
+        held = found.quarantine
         if judged.action == "free":
-            return self._quarantines.lift(found.name, found.uid, "the contract allows it")
+            return held is not None and self._quarantines.lift(
+                found.name, found.uid, held, "the contract allows it"
+            )
         if judged.action == "resume":
             return self._quarantines.resume(found.name, found.uid)
         quarantine = Quarantine(
@@ -199,7 +204,9 @@ class Governor:
             block_hash=head.hash.hex(),
             at=self._clock(),
         )
-        running = at_stake(found)
+        if held is not None:
+            self._quarantines.hold(found.name, found.uid, held, quarantine)
+        running = at_stake(found) if judged.action == "stop" else None
         return running is not None and self._quarantines.impose(found.name, found.uid, running, quarantine)
 
     def _tell(self, found: Deployment, judged: Judgement, head: BlockRef, *, is_orphaned: bool) -> None:

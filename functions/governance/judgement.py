@@ -21,7 +21,8 @@ UNTOLD: Final = "the app lists its devices, and this machine's id is not known"
 NITRO_DEVICE: Final = sha256(b"i").digest()
 """The device id of every Nitro enclave (spec kms, trap 8)."""
 
-Action = Literal["none", "stop", "free", "resume", "unsure"]
+Action = Literal["none", "stop", "hold", "free", "resume", "unsure"]
+"""`hold` has a quarantine rest on this look's block: another look may be about to lift it by an older one."""
 
 
 class Views(msgspec.Struct, frozen=True):
@@ -34,6 +35,16 @@ class Views(msgspec.Struct, frozen=True):
     def is_allowed(self) -> bool:
         """Whether both views allow it."""
         return self.head == self.final == ALLOWED
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the head refuses it, for what is known of it."""
+        return self.head not in {None, ALLOWED, UNTOLD}
+
+    @property
+    def is_refused_nowhere(self) -> bool:
+        """Whether both views allow it, apart from a device that nobody knows."""
+        return {self.head, self.final} <= {ALLOWED, UNTOLD}
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -97,20 +108,19 @@ def judge(
 ) -> Judgement:
     """Decide. `is_orphaned` tells that the block of the quarantine is no longer on the chain."""
     held = found.quarantine
+    is_past = held is not None and (is_orphaned or final.number >= held.block_number)
     running = _views(found, at_stake(found), views)
     waiting = _views(found, next_up(found), views)
     if held is None and running is not None and running.head is None:
         return Judgement("unsure", drift="unknown")
-    if running is not None and running.head and running.head != UNTOLD:
-        must_act = held is None or found.launched is not None
-        return Judgement(
-            "stop" if must_act else "none", running.head, "runs_what_is_not_allowed" if must_act else ""
-        )
+    if running is not None and running.is_refused and (held is None or found.launched is not None):
+        return Judgement("stop", running.head or "", "runs_what_is_not_allowed")
     if held is not None:
-        is_past = is_orphaned or final.number >= held.block_number
-        if waiting is not None and waiting.is_allowed and is_past:
+        # what was stopped for what is known is let go by what is known
+        if is_past and waiting is not None and waiting.is_refused_nowhere:
             return Judgement("free", held.reason, "stopped_what_is_allowed")
-        return Judgement("none")
+        refused = next((one for one in (running, waiting) if one is not None and one.is_refused), None)
+        return Judgement("hold", refused.head or "") if is_past and refused is not None else Judgement("none")
     if waiting is not None and waiting.is_allowed:
         return Judgement("resume", drift="waits_for_what_is_allowed")
     return Judgement("none")

@@ -12,6 +12,7 @@ from functions.deploy.quarantine import Quarantines, at_stake, next_up
 from functions.deploy.reconcile import is_overdue
 from functions.deploy.record import Deployment, Goal, Quarantine, Step, Workload
 from functions.stores.sqlite import FileBlobs, SqliteStore
+from shared.errors import UnavailableError
 from tests.functions.deploy.memory_cloud import (
     CALL,
     Clock,
@@ -20,6 +21,7 @@ from tests.functions.deploy.memory_cloud import (
     some_deployment,
     some_plan,
 )
+from tests.shared.refusal import refuses
 
 HELD = Quarantine(
     reason="Compose hash not allowed", chain_id=1, block_number=7, block_hash="07" * 32, at=1_800_000_000
@@ -100,10 +102,49 @@ def test_a_quarantine_that_comes_twice_is_imposed_once(running: Bench) -> None:
     assert running.found.version == version
 
 
+def test_a_message_that_was_lost_after_the_write_is_sent_again(running: Bench) -> None:
+    def fail(_name: str, _seconds: int) -> None:
+        raise UnavailableError("queue.down", "the queue is down")
+
+    broken = Quarantines(running.store, fail, running.clock)
+    with refuses("queue.down", UnavailableError):
+        broken.impose("web", running.found.uid, RUNS, HELD)
+    assert running.found.quarantine == HELD
+    assert not running.impose()
+    assert running.called == ["web"]
+
+
+def test_a_quarantine_that_is_held_on_is_told_to_nobody_and_keeps_its_time(running: Bench) -> None:
+    running.impose()
+    newer = msgspec.structs.replace(HELD, block_number=9, reason="Device not allowed", at=HELD.at + 60)
+    events = len(running.store.events("web", "", 100))
+    assert running.quarantines.hold("web", running.found.uid, HELD, newer)
+    assert running.found.quarantine == msgspec.structs.replace(newer, at=HELD.at)
+    assert len(running.store.events("web", "", 100)) == events
+
+
+@pytest.mark.parametrize(("judged", "block"), [(8, 9), (7, 6)], ids=["another", "older"])
+def test_a_quarantine_is_held_on_by_its_own_newer_state_alone(
+    running: Bench, judged: int, block: int
+) -> None:
+    running.impose()
+    held, newer = (msgspec.structs.replace(HELD, block_number=number) for number in (judged, block))
+    assert not running.quarantines.hold("web", running.found.uid, held, newer)
+    assert running.found.quarantine == HELD
+
+
+def test_another_quarantine_than_was_judged_is_not_lifted(running: Bench) -> None:
+    running.impose()
+    newer = msgspec.structs.replace(HELD, block_number=9)
+    running.quarantines.hold("web", running.found.uid, HELD, newer)
+    assert not running.quarantines.lift("web", running.found.uid, HELD, "allowed")
+    assert running.found.quarantine == newer
+
+
 def test_what_is_let_go_runs_again_and_is_attested_anew(running: Bench) -> None:
     running.impose()
     running.settle()
-    assert running.quarantines.lift("web", running.found.uid, "allowed")
+    assert running.quarantines.lift("web", running.found.uid, HELD, "allowed")
     assert running.settle() is Step.RUNNING
     assert running.found.launched == RUNS
     assert "start instance" in running.cloud.calls
@@ -113,7 +154,7 @@ def test_what_its_user_stopped_stays_stopped_when_it_is_let_go(running: Bench) -
     running.impose()
     running.settle()
     running.change(goal=Goal.STOPPED)
-    running.quarantines.lift("web", running.found.uid, "allowed")
+    running.quarantines.lift("web", running.found.uid, HELD, "allowed")
     assert running.settle() is Step.STOPPED
 
 
@@ -142,7 +183,7 @@ def test_a_stop_that_was_given_up_is_begun_again(running: Bench) -> None:
 
 def test_another_use_of_the_name_is_left_alone(running: Bench) -> None:
     assert not running.quarantines.impose("web", "another", RUNS, HELD)
-    assert not running.quarantines.lift("nobody", "another", "allowed")
+    assert not running.quarantines.lift("nobody", "another", HELD, "allowed")
     assert running.found.quarantine is None
 
 
@@ -186,7 +227,7 @@ def test_an_old_machine_beside_a_plan_that_waits_counts_for_what_it_runs(running
     # what is held is then judged by the new plan
     assert next_up(running.found) == new
     running.tools.missing = ()
-    running.quarantines.lift("web", running.found.uid, "allowed")
+    running.quarantines.lift("web", running.found.uid, HELD, "allowed")
     assert running.settle() is Step.RUNNING
     assert running.found.launched == new
 

@@ -8,6 +8,7 @@ from functions.deploy.record import Step
 from functions.governance.chain import View
 from shared.boot_info import BootInfo
 from shared.chain.header import BlockRef
+from shared.chain.rules import DEVICE_NOT_ALLOWED
 from shared.errors import UnavailableError
 from tests.functions.deploy.memory_cloud import NOW
 from tests.functions.governance.world import World, settle
@@ -71,3 +72,99 @@ def test_a_chain_that_has_not_come_to_a_quarantines_block_lifts_nothing(
     monkeypatch.setattr(world.chain, "is_canonical", lambda block: block.number < world.chain.head)
     world.governor.look()
     assert world.get().quarantine is not None
+
+
+def held_world(world: World) -> World:
+    """Return a world in which what ran was revoked and is stopped, by a block that is final."""
+    world.chain.mine(add=HASH)
+    world.chain.final = world.chain.head
+    world.deploy(HASH)
+    world.chain.mine(remove=HASH)
+    world.governor.look()
+    settle(world.store)
+    world.chain.mine()
+    return world
+
+
+def test_a_look_that_read_less_lifts_nothing_that_another_found_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_world(world)
+    world.chain.mine(add=HASH)
+    world.chain.final = world.chain.head
+    views = world.chain.view
+
+    def another_looks_meanwhile(block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+        view = views(block, workloads)
+        if block.number == world.chain.final:
+            monkeypatch.setattr(world.chain, "view", views)
+            world.chain.mine(remove=HASH)
+            assert not world.governor.look()
+        return view
+
+    monkeypatch.setattr(world.chain, "view", another_looks_meanwhile)
+    world.chain.mine()
+    [drift] = world.governor.look()
+    assert (drift.kind, drift.acted) == ("stopped_what_is_allowed", False)
+    assert world.get().quarantine is not None
+    assert "governance.freed" not in world.codes()
+
+
+def test_a_quarantine_is_held_on_where_its_block_is_final_and_told_once(world: World) -> None:
+    held_world(world)
+    first = world.get()
+    assert first.quarantine is not None
+    world.governor.look()
+    assert world.get() == first
+    world.chain.final = first.quarantine.block_number
+    world.governor.look()
+    now = world.get().quarantine
+    assert now is not None
+    assert now.block_number == world.chain.head
+    assert world.codes() == ["governance.stopped"]
+
+
+def hide_devices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the app list its devices, of which this machine is none that anyone knows."""
+    view = world.chain.view
+
+    def untold(block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+        seen = view(block, workloads)
+        return View(block, tuple(one or DEVICE_NOT_ALLOWED for one in seen.verdicts if one is not None))
+
+    monkeypatch.setattr(world.chain, "view", untold)
+
+
+def test_what_was_stopped_on_a_device_that_nobody_knows_is_let_go_when_it_is_allowed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_devices(world, monkeypatch)
+    held_world(world)
+    world.chain.mine(add=HASH)
+    world.governor.look()
+    assert world.get().quarantine is not None  # it is not final
+    world.chain.mine()
+    world.chain.final = world.chain.head
+    world.governor.look()
+    assert world.get().quarantine is None
+
+
+def test_an_orphaned_stop_on_a_device_that_nobody_knows_is_undone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_devices(world, monkeypatch)
+    held_world(world)
+    world.chain.reorganise(2)
+    for _ in range(3):
+        world.chain.mine(fork="other")
+    world.governor.look()
+    assert world.get().quarantine is None
+
+
+def test_a_device_that_nobody_knows_resumes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_devices(world, monkeypatch)
+    world.chain.mine(add=HASH)
+    world.chain.final = world.chain.head
+    world.deploy(HASH, step=Step.AWAIT_APPROVAL, due=NOW + 999)
+    assert not world.governor.look()
+    assert world.advanced == []

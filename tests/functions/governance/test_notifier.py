@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from functions.governance.notice import Notice
-from functions.governance.notifier import HOOK_SECONDS, Notifier, tell_cloud_logging
+from functions.governance.notifier import HOOK_REST, HOOK_SECONDS, Notifier, tell_cloud_logging
 from shared.errors import UnavailableError
 from shared.net.response import Response
+from tests.shared.net.hanging import Clock
 
 STOPPED = Notice(
     code="governance.stopped", message="web is stopped", severity="warning", facts={"name": "web"}
@@ -63,6 +64,28 @@ def test_information_goes_to_the_log_alone() -> None:
 @pytest.mark.parametrize("status", [0, 302, 500])
 def test_a_hook_that_fails_is_told_of_and_raises_nothing(status: int) -> None:
     assert told(status)[1] == ["governance.stopped", "governance.notify"]
+
+
+def test_a_hook_that_times_out_takes_its_time_once_in_a_run() -> None:
+    hook, log, clock = Hook(0), list[Notice](), Clock()
+    tell = Notifier(log.append, hook, "https://hook.example", clock)  # type: ignore[arg-type]
+    for _ in range(3):
+        tell(STOPPED)
+    assert len(hook.bodies) == 1
+    assert [one.code for one in log] == ["governance.stopped", "governance.notify"] * 3
+    hook.status = 204
+    clock.now += HOOK_REST
+    tell(STOPPED)
+    assert len(hook.bodies) == 2
+    assert log[-1] == STOPPED
+
+
+def test_a_hook_that_refuses_at_once_is_told_on() -> None:
+    hook, clock = Hook(500), Clock()
+    tell = Notifier(lambda _: None, hook, "https://hook.example", clock)  # type: ignore[arg-type]
+    for _ in range(3):
+        tell(STOPPED)
+    assert len(hook.bodies) == 3
 
 
 def test_a_line_is_what_cloud_logging_reads(capsys: pytest.CaptureFixture[str]) -> None:
