@@ -205,7 +205,10 @@ def _print(one: App) -> None:
     click.echo(f"app {checksum_address(one.app_id)}")
     click.echo(f"  code    {code_text(one.code)}")
     if one.owner is None:
-        click.echo("  owner   not told: the contract is of another kind than ours")
+        why = (
+            "its views could not be read: " + one.unread if one.unread else "it is of another kind than ours"
+        )
+        click.echo(f"  owner   not told: {why}")
         return
     click.echo(f"  owner   {checksum_address(one.owner.address)}, {kind_text(one.owner)}")
     if any(one.owner.pending):

@@ -12,7 +12,7 @@ from shared.chain import abi, events, views
 from shared.chain.abi import checksum_address
 from shared.chain.abi_values import decode_values
 from shared.chain.events import Event
-from shared.errors import ProtocolError, UnavailableError
+from shared.errors import DstackError, ProtocolError
 
 # Views of so many values are asked for in one request: JSON-RPC endpoints bound a batch.
 _BATCH = 100
@@ -28,7 +28,10 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class App(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered app. `owner` and what follows are None where the contract is of another kind than ours."""
+    """A registered app. `owner` and what follows are None where the contract is of another kind than ours.
+
+    `unread` says why they are None where its views could not be read at all.
+    """
 
     app_id: bytes
     code: Code
@@ -36,6 +39,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     allow_any_device: bool | None = None
     require_tcb_up_to_date: bool | None = None
     upgrades_disabled: bool | None = None
+    unread: str = ""
 
 
 class KmsInfo(msgspec.Struct, frozen=True):
@@ -77,7 +81,7 @@ def read_apps(contracts: Contracts, first: int, at: Block) -> list[App]:
 
 
 def read_app(contracts: Contracts, app_id: bytes, at: Block) -> App:
-    """Return an app contract's settings."""
+    """Return an app contract's settings. Anybody may have written it: no answer of its views raises."""
     code = code_of(contracts, app_id, at)
     try:
         any_device, tcb = contracts.flags(
@@ -93,10 +97,9 @@ def read_app(contracts: Contracts, app_id: bytes, at: Block) -> App:
             require_tcb_up_to_date=tcb,
             upgrades_disabled=contracts.upgrades_disabled(app_id, at),
         )
-    except (UnavailableError, ProtocolError) as error:
-        if error.code in _FOREIGN:
-            return App(app_id=app_id, code=code)
-        raise
+    except DstackError as error:
+        unread = "" if error.code in _FOREIGN else f"{error.message} [{error.code}]"
+        return App(app_id=app_id, code=code, unread=unread)
 
 
 def read_kms_info(contracts: Contracts, at: Block) -> KmsInfo:
@@ -129,6 +132,7 @@ def app_json(app: App) -> dict[str, Any]:
         "allow_any_device": app.allow_any_device,
         "require_tcb_up_to_date": app.require_tcb_up_to_date,
         "upgrades_disabled": app.upgrades_disabled,
+        "unread": app.unread,
     }
 
 

@@ -45,14 +45,15 @@ def status(api: str, safe_service: str, from_block: int | None, where: Where) ->
 
     Deployments are those of `dstack-cloud list`. What one endpoint alone says is believed.
 
-    Exit codes: 0 as it should be, 1 failed, or what waits for the KMS contract's owner was asked for and
-    cannot be told, 2 usage, 3 something runs that is not allowed.
+    Exit codes: 0 as it should be, 1 failed, or deployments cannot be told of, or what waits for the KMS
+    contract's owner was asked for and cannot be, 2 usage, 3 something runs that is not allowed.
     """
     contracts = contracts_of(where)
     service = _service(safe_service or chain_config().safe_service)
     at = contracts.pin()
     found = _read(contracts, at, from_block, api, service)
-    code = ExitCode.FAILED if service is not None and found.is_owner_untold else ExitCode.OK
+    is_untold = (service is not None and found.is_owner_untold) or found.is_unsure
+    code = ExitCode.FAILED if is_untold else ExitCode.OK
     code = ExitCode.REFUSED if found.violations else code
     if where.as_json:
         click.echo(json.dumps({**status_json(found), "exit_code": int(code)}, indent=2))
@@ -135,7 +136,7 @@ def _proposals(
             else:
                 found.append(read_proposals(contracts, service, safe, {app.app_id for app in apps}, at))
         except DstackError as error:
-            if error.code.startswith(_OF_THE_CHAIN):
+            if address == owner.address and error.code.startswith(_OF_THE_CHAIN):
                 raise
             untold.append(f"{checksum_address(address)}: {error} [{error.code}]")
     return tuple(found), tuple(untold)

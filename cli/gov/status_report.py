@@ -53,6 +53,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
             )
         for app in self.apps:
             name = checksum_address(app.app_id)
+            if app.unread:
+                found.append(f"app {name} could not be read: {app.unread}")
             if not app.code.is_known:
                 found.append(f"app {name} runs code that a KMS does not take, unless it is pinned")
             if app.owner is not None and any(app.owner.pending):
@@ -69,6 +71,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a Safe owns the KMS contract, and what waits for it is not known."""
         told = {one.safe.address for one in self.proposals}
         return bool(self.owner.threshold) and self.owner.address not in told
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether something may run against the policy, and is not known to."""
+        return self.held is None or any(one.unread for one in self.held)
 
     @property
     def violations(self) -> list[Held]:
@@ -135,7 +142,8 @@ def _print_deployments(found: Status) -> None:
         return
     click.echo(f"running deployments: {len(found.held)}")
     for one in found.held:
-        click.echo(f"  {one.name}  {'; '.join(one.refused) if one.refused else 'allowed'}")
+        unread = (f"its app contract could not be read: {one.unread}",) if one.unread else ()
+        click.echo(f"  {one.name}  {'; '.join((*one.refused, *unread)) or 'allowed'}")
     if found.waiting:
         click.echo(f"deployments that wait for governance: {len(found.waiting)}")
     for waiting in found.waiting:

@@ -47,14 +47,21 @@ def _waiting(contracts: Contracts, name: str, planned: dict[str, Any], at: Block
         try:
             seen = look(contracts, change, at)
         except DstackError as error:
-            if change.to != app_id or error.code not in {"gov.contract", *_FOREIGN}:
+            if change.to != app_id:
                 raise
-            found = "no contract" if error.code == "gov.contract" else "a contract of another kind"
-            blocked.append(f"{found} is at the app id: only the plan tells what makes one")
+            blocked.append(_blocked(error))
             continue
         if not seen.is_made:
             calls.append(seen)
     return Waiting(name=name, calls=tuple(calls), blocked=tuple(blocked))
+
+
+def _blocked(error: DstackError) -> str:
+    if error.code == "gov.contract":
+        return "no contract is at the app id: only the plan tells what makes one"
+    if error.code in _FOREIGN:
+        return "a contract of another kind is at the app id: only the plan tells what makes one"
+    return f"the app contract could not be read: {error.message} [{error.code}]"
 
 
 def _needed(kms: bytes, app_id: bytes, compose_hash: bytes, image: bytes) -> Sequence[Change]:

@@ -85,7 +85,8 @@ class Watcher:
             self._apps |= {
                 value for log in registered if isinstance(value := log.decoded.arguments[0], bytes)
             }
-        return read_logs(self._contracts, {self._contracts.kms, *self._apps}, EVENTS, first, last)
+        watched = {self._contracts.kms, *self._apps}
+        return read_logs(self._contracts, watched, EVENTS, first, last, tolerant=True)
 
     def _require_hashes(self, head: Block, logs: list[Log]) -> None:
         """Refuse logs of a chain that is no longer the head's."""
@@ -122,7 +123,7 @@ def watch(from_block: str, apps: tuple[str, ...], poll: float, where: Where, *, 
     """Print the contracts' events as they come; with --json one object a line.
 
     An event that a reorganisation of the chain took back is printed again as removed. An event is final when
-    its block is.
+    its block is. What an app logs that our contracts never would is printed as MalformedLog or LogsNotRead.
 
     Exit codes: 0 interrupted or at the newest block, 1 failed, 2 usage.
     """

@@ -107,6 +107,11 @@ def topic_of(event: Event) -> bytes:
     return _TOPICS[event.name]
 
 
+def event_of(topic: bytes) -> Event | None:
+    """Return the event that a log's first topic names, or None where it is none of ours."""
+    return _BY_TOPIC.get(topic)
+
+
 def policy_name(policy: bytes) -> str:
     """Return which policy `PolicyChanged` means; empty for a hash of another text."""
     return _POLICY_NAMES.get(policy, "")

@@ -28,6 +28,16 @@ class Ran(msgspec.Struct, frozen=True):
         return found
 
 
+class Creation:
+    """Creation code, in the shape that the sender takes."""
+
+    def __init__(self, code: bytes) -> None:
+        self._code = code
+
+    def build_transaction(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return parameters | {"data": f"0x{self._code.hex()}", "value": 0}
+
+
 class Site:
     """A chain with the contracts, and `gov` against it."""
 
@@ -62,6 +72,16 @@ class Site:
 
     def address(self, account: int) -> str:
         return self.chain.accounts[account].address
+
+    def contract(self, runtime: str) -> str:
+        """Make a contract of code that anybody may write, in hex, and return its address."""
+        code = bytes.fromhex(runtime)
+        # PUSH2 size, PUSH1 12, PUSH0, CODECOPY, PUSH2 size, PUSH0, RETURN; the code follows
+        size = len(code).to_bytes(2, "big")
+        head = b"\x61" + size + b"\x60\x0c\x5f\x39\x61" + size + b"\x5f\xf3"
+        payer = Governance(self.chain.url, self.chain.accounts[PAYER])
+        (made,) = payer.settle(payer.send(Creation(head + code), gas=4_000_000))
+        return str(made["contractAddress"])
 
     def app(self, owner: int = OWNER) -> str:
         """Make an app with the command, and return its id."""

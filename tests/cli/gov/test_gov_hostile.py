@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cli.gov import deploy
-from cli.gov.chain import Block, Contracts
+from cli.gov.chain import VIEW_GAS, Block, Contracts
 from cli.gov.change import Change, look
 from cli.gov.code import Code
 from shared.chain import calldata
@@ -15,7 +15,8 @@ from shared.chain.abi_values import decode_values, encode_values
 from shared.chain.create2 import DEPLOYER
 from shared.errors import DstackError, ProtocolError
 from shared.net.json_rpc import Call, RevertedError
-from tests.cli.gov.conftest import OWNER, Site
+from tests.cli.gov.conftest import OTHER, OWNER, Site
+from tests.cli.gov.relays import relays
 from tests.cli.gov.test_gov_changes import refused
 from tests.docs.console_page import call
 from tests.shared.refusal import refuses
@@ -121,6 +122,56 @@ def test_an_app_that_burns_all_gas_hides_nothing(site: Site) -> None:
     ran = site.gov("status")
     assert (ran.code, app_id in ran.output) == (0, True)
     assert app_id in site.gov("app", "list").output
+
+
+# what answers each call: an endless loop, two MiB, and the address of an endless loop as of who owns it
+LOOP = "5b5f56"
+BIG = "62200000" + "5f" + "f3"
+
+
+@pytest.mark.parametrize("kind", ["loop", "big", "owner"])
+def test_no_app_that_anybody_registers_blinds_the_operator(site: Site, kind: str) -> None:
+    beside = site.app()
+    app_id = site.contract(BIG if kind == "big" else LOOP)
+    if kind == "owner":
+        app_id = site.contract("73" + app_id[2:] + "5f5260205ff3")
+    assert site.send("app", "register", app_id, account=OTHER).code == 0
+    ran = site.gov("status", "--json")
+    assert ran.code == 0, ran.output
+    found = {one["app_id"]: one for one in ran.json["apps"]}
+    assert found[beside]["owner"] == site.address(OWNER)
+    assert found[app_id]["code"]["known"] is False
+    ran = site.gov("app", "list")
+    assert (ran.code, beside in ran.output, app_id in ran.output) == (0, True, True)
+
+
+def test_an_app_whose_views_cannot_be_read_is_told(site: Site) -> None:
+    app_id, beside = site.app(), site.app()
+    with relays(site.chain.url, 1) as (relay,):
+        relay.lie = lambda asked: (
+            {"error": {"code": -32000, "message": "gas required exceeds allowance"}}
+            if asked["method"] == "eth_call" and asked["params"][0]["to"] == app_id.lower()
+            else None
+        )
+        ran = site.gov("status", "--json", rpc=relay.url)
+        found = {one["app_id"]: one for one in ran.json["apps"]}
+        assert (ran.code, found[beside]["unread"]) == (0, "")
+        assert "gas required exceeds allowance [rpc.error]" in found[app_id]["unread"]
+        assert f"app {app_id} could not be read" in site.gov("status", rpc=relay.url).output
+        assert "could not be read" in site.gov("app", "list", rpc=relay.url).output
+
+
+def test_views_of_apps_alone_have_a_bound_of_gas() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Recorder(Liar):
+        def batch(self, calls: Sequence[Call]) -> list[object]:
+            asked.extend(params[0] for _, params in calls)  # type: ignore[misc]
+            return [WORD for _ in calls]
+
+    contracts = Contracts(Recorder(), KMS)
+    contracts.views(AT, (KMS, b"\1\2\3\4"), (b"\xbb" * 20, b"\1\2\3\4"))
+    assert [one.get("gas") for one in asked] == [None, hex(VIEW_GAS)]
 
 
 def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

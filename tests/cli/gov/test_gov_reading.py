@@ -12,6 +12,7 @@ from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
 from tests.cli.gov.conftest import OTHER, OWNER, Site
+from tests.cli.gov.relays import relays
 from tests.docs.console_page import call
 
 Fresh = Callable[[], str]
@@ -105,6 +106,23 @@ def test_status_tells_what_runs_against_the_policy(
     assert site.gov("status").code == 3
 
 
+def test_what_runs_and_cannot_be_judged_is_no_success(
+    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app_id, image, compose = site.app(), fresh(), fresh()
+    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
+    monkeypatch.setattr(status, "deployments_of", lambda *_: _Deployments(planned))
+    site.send("image", "add", image)
+    with relays(site.chain.url, 1) as (relay,):
+        relay.lie = lambda asked: (
+            {"error": {"code": -32000, "message": "busy"}}
+            if asked["method"] == "eth_call" and asked["params"][0]["to"] == app_id.lower()
+            else None
+        )
+        ran = site.gov("status", rpc=relay.url)
+    assert (ran.code, "web  its app contract could not be read" in ran.output) == (1, True)
+
+
 @pytest.mark.parametrize("any_device", ["true", "false"])
 def test_a_device_counts_where_the_evidence_named_it(site: Site, fresh: Fresh, any_device: str) -> None:
     app_id, image, compose = site.app(), fresh(), fresh()
@@ -120,6 +138,30 @@ def test_a_device_counts_where_the_evidence_named_it(site: Site, fresh: Fresh, a
         contracts.pin(),
     )
     assert held.refused == (() if any_device == "true" else ("the device is not allowed",))
+
+
+@pytest.mark.parametrize(
+    ("platform", "verdict", "is_refused"),
+    [
+        ("nitro", {"tcb_status": ""}, True),
+        ("nitro", {}, True),
+        ("gcp", {"tcb_status": "OutOfDate"}, True),
+        ("gcp", {"tcb_status": "UpToDate"}, False),
+        ("gcp", {}, False),
+    ],
+)
+def test_an_app_that_wants_a_tcb_status_is_held_to_it(
+    site: Site, fresh: Fresh, platform: str, verdict: dict[str, str], *, is_refused: bool
+) -> None:
+    app_id, image, compose = site.app(), fresh(), fresh()
+    site.send("image", "add", image)
+    site.send("app", "add-hash", app_id, compose)
+    site.send("app", "require-tcb", app_id, "true")
+    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
+    one = {"name": "web", "step": "running", "planned": planned | {"platform": platform}}
+    contracts = Contracts(JsonRpc(site.chain.url, HttpClient(DirectDialer())), bytes.fromhex(site.kms[2:]))
+    (held,) = held_to_policy(contracts, [one | {"running": {"verdict": verdict}}], contracts.pin())
+    assert held.refused == (("the app wants a tcb status of UpToDate",) if is_refused else ())
 
 
 def test_wants_an_endpoint(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from cli.devchain.artifacts import artifact_path
 from cli.devchain.governance import Governance
 from cli.gov.code import Variable, layout, layout_problems
-from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Site
+from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Creation, Site
 from tests.cli.gov.test_gov_changes import refused
 from tests.docs.console_page import call
 
@@ -131,16 +131,8 @@ def foreign(site: Site, place: Path, change: Callable[[list[dict[str, Any]]], No
     path = place / "foreign.json"
     path.write_text(json.dumps(described))
     payer = Governance(site.chain.url, site.chain.accounts[PAYER])
-    (made,) = payer.settle(payer.send(_Creation(bytes(creation)), gas=4_000_000))
+    (made,) = payer.settle(payer.send(Creation(bytes(creation)), gas=4_000_000))
     return str(made["contractAddress"]), path
-
-
-class _Creation:
-    def __init__(self, code: bytes) -> None:
-        self._code = code
-
-    def build_transaction(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        return parameters | {"data": f"0x{self._code.hex()}", "value": 0}
 
 
 def test_takes_unknown_code_whose_storage_continues_the_present_ones(site: Site, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from cli.gov import status
 from shared.chain.create2 import DEPLOYER
 from tests.cli.gov.conftest import Site
+from tests.cli.gov.relays import relays
 
 Fresh = Callable[[], str]
 
@@ -80,4 +81,19 @@ def test_an_app_id_that_is_none_is_told(site: Site, fresh: Fresh, monkeypatch: p
     waits(monkeypatch, "0xzz", fresh(), fresh())
     ran = site.gov("status")
     assert "[hex.invalid]" in ran.output
-    assert ran.code == 0
+    assert ran.code == 1  # what runs is not known
+
+
+def test_an_app_that_cannot_be_read_is_told(
+    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app_id = site.app()
+    waits(monkeypatch, app_id, fresh(), fresh())
+    with relays(site.chain.url, 1) as (relay,):
+        relay.lie = lambda asked: (
+            {"error": {"code": -32000, "message": "busy"}}
+            if asked["method"] == "eth_call" and asked["params"][0]["to"] == app_id.lower()
+            else None
+        )
+        ran = site.gov("status", rpc=relay.url)
+    assert "note    the app contract could not be read: 127.0.0.2 answered with an error: busy" in ran.output

@@ -11,12 +11,14 @@ from cli.gov import logs as reading
 from cli.gov.chain import Contracts
 from cli.gov.logs import first_block, read_logs
 from cli.gov.watch import Watcher, event_json, follow
-from shared.chain.events import EVENTS, OS_IMAGE_ADDED, topic_of
+from shared.chain.events import COMPOSE_HASH_ADDED, EVENTS, OS_IMAGE_ADDED, topic_of
 from shared.errors import ConfigError, InvalidEvidence, ProtocolError, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import Call, JsonRpc
 from tests.cli.gov.conftest import Site
+from tests.cli.gov.relays import relays
+from tests.docs.console_page import RawCall
 from tests.shared.refusal import refuses
 
 Fresh = Callable[[], str]
@@ -47,6 +49,54 @@ def test_watches_apps_that_are_registered_and_those_that_come(site: Site, fresh:
     told = [json.loads(line) for line in ran.output.splitlines()]
     assert ("ComposeHashAdded", before) in [(one["event"], one["contract"]) for one in told]
     assert ("Initialized", new) in [(one["event"], one["contract"]) for one in told]
+
+
+# logs ComposeHashAdded with its argument as a topic, on any call
+INDEXED = f"7f{'11' * 32}7f{topic_of(COMPOSE_HASH_ADDED).hex()}5f5fa200"
+
+
+def test_an_app_that_logs_what_ours_never_would_hides_nothing(site: Site, fresh: Fresh) -> None:
+    value, app_id = fresh(), site.contract(INDEXED)
+    since = site.gov("image", "list", "--json").json["block"]["number"]
+    site.send("app", "register", app_id)
+    site.owner.settle(site.owner.send(RawCall(app_id, "0x")))
+    site.send("image", "add", value)
+    ran = site.gov("watch", "--from-block", str(since + 1), "--no-follow", "--json")
+    assert ran.code == 0, ran.output
+    told = [json.loads(line) for line in ran.output.splitlines()]
+    expected = ["AppRegistered", "PolicyChanged", "MalformedLog", "OsImageHashAdded", "PolicyChanged"]
+    assert [one["event"] for one in told] == expected
+    assert told[2]["contract"] == app_id
+    assert told[2]["arguments"]["of"] == "'ComposeHashAdded'"
+
+
+def test_an_app_whose_block_is_too_much_hides_its_own_logs_alone(site: Site, fresh: Fresh) -> None:
+    value, flooding, other = fresh(), site.app(), site.app()
+    since = site.gov("image", "list", "--json").json["block"]["number"]
+    site.send("app", "add-hash", flooding, value)
+    flooded = since + 1
+    site.send("app", "add-hash", other, value)
+    site.send("image", "add", value)
+
+    def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+        if asked["method"] != "eth_getLogs":
+            return None
+        (wanted,) = asked["params"]
+        is_flooded = int(wanted["fromBlock"], 16) <= flooded <= int(wanted["toBlock"], 16)
+        if is_flooded and flooding.lower() in wanted["address"]:
+            return {"error": {"code": -32005, "message": "query returned more than 10000 results"}}
+        return None
+
+    with relays(site.chain.url, 1) as (relay,):
+        relay.lie = lie
+        ran = site.gov("watch", "--from-block", str(since + 1), "--no-follow", "--json", rpc=relay.url)
+    told = [json.loads(line) for line in ran.output.splitlines()]
+    assert [(one["event"], one["contract"]) for one in told if one["event"] != "PolicyChanged"] == [
+        ("LogsNotRead", flooding),
+        ("ComposeHashAdded", other),
+        ("OsImageHashAdded", site.kms),
+    ]
+    assert "more than 10000 results [rpc.error]" in told[0]["arguments"]["why"]
 
 
 def test_from_now_on_it_prints_nothing_that_was_before(site: Site) -> None:
@@ -275,6 +325,32 @@ def test_follows_through_an_endpoint_that_fails_for_a_while(
 
 
 # ---- reading logs ----
+
+
+@pytest.mark.parametrize("tolerant", ["tolerant", ""])
+def test_the_kms_contracts_own_logs_are_held_to_the_form(fork: Fork, tolerant: str) -> None:
+    fork.grow(A)
+    (one,) = fork.logs[fork.blocks[1]]
+    one["topics"] = [*one["topics"], f"0x{A.hex()}"]
+    with refuses("event.malformed", ProtocolError):
+        read_logs(Contracts(fork, KMS), {KMS}, EVENTS, 0, 1, tolerant=bool(tolerant))
+
+
+def test_a_log_of_an_app_that_is_longer_than_any_of_ours_is_told(fork: Fork) -> None:
+    app = b"\xbb" * 20
+    fork.grow(A, B)
+    fork.logs[fork.blocks[1]][0] |= {"address": f"0x{app.hex()}", "data": "0x" + "00" * 65_568}
+    malformed, after = read_logs(Contracts(fork, KMS), {KMS, app}, EVENTS, 0, 1, tolerant=True)
+    assert (malformed.contract, malformed.decoded.event.name) == (app, "MalformedLog")
+    assert after.decoded.arguments == (B,)
+    with refuses("rpc.malformed", ProtocolError):
+        read_logs(Contracts(fork, KMS), {KMS, app}, EVENTS, 0, 1)
+
+
+def test_asks_for_the_logs_of_many_apps_in_parts(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_CONTRACTS", 2)
+    read_logs(Contracts(fork, KMS), {KMS, b"\1" * 20, b"\2" * 20}, EVENTS, 0, 0)
+    assert fork.asked == [(0, 0), (0, 0)]
 
 
 def test_asks_for_less_where_an_endpoint_refuses_a_range(fork: Fork) -> None:
