@@ -98,6 +98,10 @@ class Site:
     def remove(self) -> dict[str, Any]:
         """Remove the compose hash, and return the plain form of its event."""
         [receipt] = self.owner.settle(self.owner.remove_compose_hash(self.app_id, COMPOSE))
+        return self.delivery(receipt)
+
+    def delivery(self, receipt: Any) -> dict[str, Any]:
+        """Return the plain form of a transaction's events."""
         logs = [
             {
                 "address": log["address"],

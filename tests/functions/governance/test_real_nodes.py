@@ -3,20 +3,24 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, find_anvil, start_chain
+from functions.deploy.engine import Engine
 from functions.deploy.record import Step
 from functions.governance.assembly import service_from_env
 from functions.governance.notice import Notice
 from functions.governance.service import GovernanceService
-from functions.stores.sqlite import SqliteStore
+from functions.plan.model import AppIdentity
+from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.errors import InvalidEvidence, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
-from tests.functions.governance.site import COMPOSE, IMAGE, Site
+from tests.functions.deploy.memory_cloud import Clock, MemoryCloud, MemoryTools, some_deployment, some_plan
+from tests.functions.governance.site import COMPOSE, DEVICE, IMAGE, SECRET, Site, signed
 from tests.shared.refusal import refuses
 
 pytestmark = pytest.mark.skipif(find_anvil() is None, reason="anvil is absent: install node and npm")
@@ -54,6 +58,7 @@ class Running:
             "DSTACK_GOVERNANCE_STATE": f"sqlite:{directory / 'governance.sqlite'}",
             "DSTACK_GOVERNANCE_QUEUE": "sqs:http://unused",
             "DSTACK_WEBHOOK_SECRETS": "plain=env:X",
+            "X": SECRET,
         }
         if urls:
             environment["DSTACK_GOVERNANCE_RPC_URLS"] = urls
@@ -133,3 +138,72 @@ def test_n57_a_final_block_that_goes_back_is_told(site: Site, running: Running, 
     with refuses("quorum.finalized.regressed", InvalidEvidence):
         running.service.act("look:all:0")
     assert running.notices[-1].severity == "alarm"
+
+
+class Machines:
+    """The engine over machines in memory, for a deployment of the site's app: it does what a record asks."""
+
+    def __init__(self, site: Site, store: SqliteStore, directory: Path) -> None:
+        self.cloud, self.clock, tools = MemoryCloud(), Clock(), MemoryTools()
+        plan = some_plan()
+        tools.plan = msgspec.structs.replace(
+            plan,
+            app=AppIdentity(site.app_id.hex(), "app.json"),
+            compose=msgspec.structs.replace(plan.compose, compose_hash=COMPOSE.hex()),
+            image=msgspec.structs.replace(plan.image, os_image_hash=IMAGE.hex()),
+        )
+        store.create(some_deployment(settings={"device_id": DEVICE.hex()}))
+        blobs = FileBlobs(directory / "blobs")
+        self._engine = Engine(store, blobs, {"gcp-tdx": self.cloud}, tools, clock=self.clock, holder="one")
+
+    def settle(self) -> Step:
+        """Have the engine go on until nothing is to be done."""
+        while (after := self._engine.advance("web")).seconds is not None:
+            self.clock.now += after.seconds
+        return after.step
+
+    @property
+    def status(self) -> object:
+        """What the cloud says of the machine."""
+        return self.cloud.things["instance", "web-instance"]["status"]
+
+
+def deliver(running: Running, document: dict[str, object]) -> None:
+    """Deliver an event as its provider does, and have the looks made that it asks for."""
+    body, headers = signed(document)
+    assert running.service.handle("POST", "/webhooks/plain", headers, body.encode()).status == 200
+    while running.queued:
+        running.service.act(running.queued.pop())
+
+
+def test_a_stop_is_undone_when_its_revocation_is_reorganised_away(
+    site: Site, running: Running, rpc: JsonRpc, tmp_path: Path
+) -> None:
+    machines = Machines(site, running.store, tmp_path)
+    assert machines.settle() is Step.RUNNING
+    deliver(running, site.remove())
+    assert machines.settle() is Step.STOPPED
+    assert (running.store.get("web").status, machines.status) == ("quarantined", "TERMINATED")
+    # the newest block gives way to an empty one
+    rpc.call("anvil_reorg", [1, []])
+    [drift] = running.service.reconcile().drifts
+    assert (drift.kind, drift.acted) == ("stopped_what_is_allowed", True)
+    assert machines.settle() is Step.RUNNING
+    assert (running.store.get("web").quarantine, machines.status) == (None, "RUNNING")
+
+
+def test_a_grant_that_is_reorganised_away_frees_nothing(
+    site: Site, running: Running, rpc: JsonRpc, tmp_path: Path
+) -> None:
+    machines = Machines(site, running.store, tmp_path)
+    machines.settle()
+    deliver(running, site.remove())
+    machines.settle()
+    site.settle()
+    [granted] = site.owner.settle(site.owner.add_compose_hash(site.app_id, COMPOSE))
+    deliver(running, site.delivery(granted))
+    rpc.call("anvil_reorg", [1, []])
+    site.settle()
+    assert running.service.reconcile().drifts == ()
+    assert machines.settle() is Step.STOPPED
+    assert (running.store.get("web").status, machines.status) == ("quarantined", "TERMINATED")
