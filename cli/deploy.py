@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from cli.deploy_options import Chosen, api_options, chain_options, deployments_of, take_chosen
-from cli.deploy_output import Progress, call_lines, lines, outcome
+from cli.deploy_output import Progress, call_lines, lines, missing_calls, outcome
 from cli.deployments import Deployments, View
 from cli.new import adopt_compose_file
 from cli.places import config_path, project_option
@@ -91,7 +91,7 @@ def deploy(directory: Path, *, as_json: bool, **given: Any) -> None:  # noqa: AN
         code = outcome(found, Step.RUNNING)
     record_deployment(directory, found)
     if as_json:
-        calls = progress.calls if code is ExitCode.NEEDS_APPROVAL else []
+        calls = missing_calls(found, progress) if code is ExitCode.NEEDS_APPROVAL else []
         click.echo(json.dumps({**found, "calls": calls, "exit_code": int(code)}, indent=2))
     else:
         _print(found, progress, code)
@@ -174,8 +174,10 @@ def _print(found: View, progress: Progress, code: ExitCode) -> None:
     for line in lines(found):
         click.echo(line)
     if code is ExitCode.NEEDS_APPROVAL:
-        for line in call_lines(progress.calls):
+        calls = missing_calls(found, progress)
+        for line in call_lines(calls):
             click.echo(line)
-        click.echo("NEEDS APPROVAL  have the contracts' owners make these calls, then run this again")
+        first = "have the contracts' owners make these calls, then run this again"
+        click.echo(f"NEEDS APPROVAL  {first if calls else 'run this again, or with --wait-approval'}")
     if code is ExitCode.TIMED_OUT:
         click.echo("TIMED OUT  nothing is lost: run this again to go on")

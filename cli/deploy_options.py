@@ -61,7 +61,8 @@ def chain_options(command: Command) -> Command:
             envvar="DSTACK_RPC_URL",
             multiple=True,
             metavar="URL",
-            help="Ask this chain what it allows; give two, of different hosts, to pin a KMS by its contract.",
+            help="Ask this chain what it allows; of several, on different hosts, most must say the same. "
+            "Two pin a KMS by its contract.",
         ),
     ):
         command = option(command)
@@ -80,5 +81,4 @@ def deployments_of(chosen: Chosen, config: GlobalConfig) -> Deployments:
 
     if chosen.api:
         return remote(chosen.api, os.environ)
-    rpc = chosen.rpc_urls[0] if chosen.rpc_urls else None
-    return here(config, os.environ, chain_of(rpc, chosen.contract, chosen.chain_id))
+    return here(config, os.environ, chain_of(chosen.rpc_urls, chosen.contract, chosen.chain_id))

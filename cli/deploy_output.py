@@ -8,6 +8,7 @@ import click
 from cli.compose import visible
 from cli.deployments import View
 from functions.deploy.record import Step
+from functions.plan.standing import MISSING, NOT_FINAL, REVOKED
 from shared.errors import ExitCode
 
 
@@ -34,12 +35,18 @@ def outcome(found: View, wanted: Step) -> ExitCode:
     """Return the exit code for where a deployment is: only where it was `wanted` is a success."""
     failure = found.get("failure")
     if found["step"] == Step.FAILED and failure is not None:
-        if failure["code"] == "deploy.approval.missing":
+        if failure["code"] in {MISSING, NOT_FINAL, REVOKED}:
             return ExitCode.NEEDS_APPROVAL
         return ExitCode.REFUSED if failure["refused"] else ExitCode.FAILED
     if found["step"] == Step.AWAIT_APPROVAL:
         return ExitCode.NEEDS_APPROVAL
     return ExitCode.OK if found["step"] == wanted else ExitCode.FAILED
+
+
+def missing_calls(found: View, progress: Progress) -> list[dict[str, Any]]:
+    """Return the governance calls that are missing still: what was told before may be made by now."""
+    approved = found.get("approved")
+    return progress.calls if approved is None or approved["calls"] else []
 
 
 def lines(found: View) -> list[str]:
@@ -52,6 +59,11 @@ def lines(found: View) -> list[str]:
             f"  compose_hash   {planned['compose_hash']}",
             f"  os_image_hash  {planned['os_image_hash']}",
         ]
+    if (approved := found.get("approved")) is not None:
+        if approved.get("asked") == 1:
+            shown.append("  approval       by the word of one endpoint")
+        if found["step"] == Step.AWAIT_APPROVAL and approved.get("code"):
+            shown.append(f"  waits          {visible(approved['why'])} [{approved['code']}]")
     if running is not None:
         if running["external_ip"] or running["internal_ip"]:
             shown.append(f"  address        {running['external_ip'] or running['internal_ip']}")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -65,14 +66,13 @@ def _project(directory: Path, config: GlobalConfig, chosen: Chosen) -> Iterator[
     from functions.plan.enclave_builder import CachedBuilder  # noqa: PLC0415 - heavy
     from functions.plan.service import PlanOptions, plan_deployment  # noqa: PLC0415 - heavy
 
-    rpc = chosen.rpc_urls[0] if chosen.rpc_urls else None
-    chain = chain_of(rpc, chosen.contract, chosen.chain_id)
+    ask = chain_of(chosen.rpc_urls, chosen.contract, chosen.chain_id).ask
     plan = plan_deployment(
         directory,
         config,
         PlanOptions(kms_contract=chosen.contract),
         build_enclave=CachedBuilder(cache_path(os.environ)),
-        ask_chain=chain.ask,
+        ask_chain=None if ask is None else lambda boot_info: ask(boot_info, int(time.time())).head,
     )
     yield from plan.findings
     if plan.outcome == "refused":

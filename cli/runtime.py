@@ -1,7 +1,7 @@
 """Deployments of this machine's user: the store below the state directory, and the clouds from here."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -66,18 +66,18 @@ def parts(
     return DeploymentService(store, blobs, clouds, lambda _name, _seconds: None, now), engine
 
 
-def chain_of(rpc_url: str | None, kms_contract: bytes | None, chain_id: int | None) -> ChainSettings:
-    """Return which chain is asked; both or neither of URL and contract.
+def chain_of(rpc_urls: Sequence[str], kms_contract: bytes | None, chain_id: int | None) -> ChainSettings:
+    """Return which chain is asked; both or neither of URLs and contract.
 
-    Raises `ConfigError`: `deploy.kms_contract`, `deploy.chain_id`.
+    Raises `ConfigError`: `deploy.kms_contract`, `deploy.chain_id`, and as `chain_settings`.
     """
-    if rpc_url is None:
+    if not rpc_urls:
         if chain_id is not None:
             raise ConfigError("deploy.chain_id", "--chain-id needs --rpc: the endpoint to ask")
         return ChainSettings()
     if kms_contract is None:
         raise ConfigError("deploy.kms_contract", "--rpc needs --kms-contract: the contract to ask")
-    return chain_settings(rpc_url, kms_contract, chain_id)
+    return chain_settings(rpc_urls, kms_contract, chain_id)
 
 
 def _gcp(config: GlobalConfig, environ: Mapping[str, str]) -> Cloud:

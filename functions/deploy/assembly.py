@@ -5,7 +5,10 @@ DSTACK_BLOBS     s3:BUCKET | gcs:BUCKET | dir:PATH
 DSTACK_QUEUE     sqs:URL | tasks:QUEUE|WORKER_URL|SERVICE_ACCOUNT | here (a thread, for one process)
 DSTACK_CLOUDS    gcp-tdx,aws-nitro | local
 DSTACK_CONFIG    the operator's settings, as in ~/.config/dstack-cloud/config.json, as JSON text
-DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; without them nobody is
+DSTACK_RPC_URL, DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID   the chain that is asked; without them nobody is.
+                 Several URLs have spaces between them: a grant counts that their quorum agrees on
+DSTACK_RPC_QUORUM   how many of them must agree; a majority where unset, and one for one URL alone
+DSTACK_RPC_MAX_HEAD_AGE   seconds that the newest block may be old
 DSTACK_VERIFIER_...   trust anchors, policy and collateral, as of the verify function
 DSTACK_ARTIFACT_BUCKET, DSTACK_FORWARDER   where enclave images go, and what their parents run (aws-nitro)
 DSTACK_CACHE_DIR   where images are built
@@ -20,7 +23,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
 CLOUDS: Final = ("gcp-tdx", "aws-nitro", LOCAL)
+MAX_AGE: Final = 366 * 24 * 3600
 
 
 def now() -> int:
@@ -189,8 +193,8 @@ class Runtime:
     def _chain(self) -> "ChainSettings":
         from functions.deploy.planning import ChainSettings  # noqa: PLC0415
 
-        url = self._environ.get("DSTACK_RPC_URL", "")
-        if not url:
+        urls = self._environ.get("DSTACK_RPC_URL", "").split()
+        if not urls:
             return ChainSettings()
         contract = decode_hex_setting(
             self._environ.get("DSTACK_KMS_CONTRACT", ""),
@@ -201,22 +205,56 @@ class Runtime:
         text = self._environ.get("DSTACK_CHAIN_ID", "")
         if not text.isascii() or not text.isdigit():
             raise _unset("DSTACK_CHAIN_ID", "the number of the chain that DSTACK_RPC_URL serves")
-        return chain_settings(url, contract, int(text))
+        return chain_settings(
+            urls,
+            contract,
+            int(text),
+            quorum=self._number("DSTACK_RPC_QUORUM", len(urls)),
+            max_head_age=self._number("DSTACK_RPC_MAX_HEAD_AGE", MAX_AGE),
+        )
+
+    def _number(self, variable: str, most: int) -> int | None:
+        text = self._environ.get(variable, "")
+        if not text:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) <= 20 and 1 <= int(text) <= most):
+            raise _unset(variable, f"a number from 1 to {most}")
+        return int(text)
 
     def _listed(self, variable: str) -> frozenset[str]:
         names = (name.strip().lower() for name in self._environ.get(variable, "").split(","))
         return frozenset(name for name in names if name)
 
 
-def chain_settings(rpc_url: str, kms_contract: bytes, chain_id: int | None) -> "ChainSettings":
-    """Return how to ask a chain about the contracts under `kms_contract` (20 bytes)."""
+def chain_settings(
+    rpc_urls: Sequence[str],
+    kms_contract: bytes,
+    chain_id: int | None,
+    *,
+    quorum: int | None = None,
+    max_head_age: int | None = None,
+) -> "ChainSettings":
+    """Return how to ask a chain about the contracts under `kms_contract` (20 bytes).
+
+    Raises `ConfigError`: `rpc.url.invalid`, `quorum.config.*`.
+    """
     from functions.deploy.planning import ChainSettings  # noqa: PLC0415
-    from shared.net.contract_reader import ContractReader  # noqa: PLC0415 - only where a chain is asked
+    from shared.net.agreed_reader import (  # noqa: PLC0415 - only where a chain is asked
+        DEFAULT_MAX_HEAD_AGE,
+        AgreedReader,
+    )
     from shared.net.dialer import DirectDialer  # noqa: PLC0415
     from shared.net.fetch import HttpClient  # noqa: PLC0415
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
-    reader = ContractReader(JsonRpc(rpc_url, HttpClient(DirectDialer())), kms_contract, chain_id)
+    http = HttpClient(DirectDialer())
+    reader = AgreedReader(
+        [JsonRpc(url, http) for url in rpc_urls],
+        kms_contract,
+        chain_id=chain_id,
+        quorum=quorum,
+        max_head_age=max_head_age or DEFAULT_MAX_HEAD_AGE,
+    )
     return ChainSettings(ask=reader.read, kms_contract=kms_contract)
 
 

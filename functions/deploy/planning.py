@@ -1,6 +1,6 @@
 """From the files of a deployment to its plan: the same planner as `dstack-cloud plan`, on stored bytes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,12 +13,14 @@ from functions.deploy.record import Deployment
 from functions.deploy.request import materialise
 from functions.deploy.steps import BuiltPlan
 from functions.deploy.work import LeasedWork
-from functions.plan.assembly import AskChain, Asked, ImageFacts, ask_again, make_plan
+from functions.plan.assembly import Asked, ImageFacts, ask_again, make_plan
 from functions.plan.enclave_builder import CachedBuilder
 from functions.plan.enclave_image import EnclaveBuilder
-from functions.plan.model import ApprovalPlan, ChainPlan
 from functions.plan.project_files import APP_JSON, read_file, read_project
 from functions.plan.service import PlanOptions, gather_facts
+from functions.plan.standing import Standing
+from shared.boot_info import BootInfo
+from shared.chain.approval import ChainViews
 from shared.compose.project import (
     GlobalConfig,
     NitroConfig,
@@ -43,9 +45,12 @@ MAX_FILE: Final = max(MAX_BYTES.values())
 
 
 class ChainSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Which contracts govern what is deployed here; `ask` is None where no chain is configured."""
+    """Which contracts govern what is deployed here; `ask` is None where no chain is configured.
 
-    ask: AskChain | None = None
+    It takes the time in unix seconds: what is known of the chain must not be old.
+    """
+
+    ask: Callable[[BootInfo, int], ChainViews] | None = None
     kms_contract: bytes | None = None
 
 
@@ -101,11 +106,12 @@ class Planner:
             plan=plan, config=facts.config_files or {}, image=image, image_source=facts.image.source
         )
 
-    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> Standing:
         """Ask the chain what is missing for the record's plan. Raises what the chain raises."""
         options = _options(work.deployment)
         asked = Asked(options.device_id, options.app_owner, self._chain.kms_contract)
-        return ask_again(work.plan, asked, self._chain.ask)
+        ask = self._chain.ask
+        return ask_again(work.plan, asked, None if ask is None else partial(_at, ask, work.now))
 
     def _project(self, work: LeasedWork, temporary: Path) -> tuple[Path, GlobalConfig]:
         stored = work.deployment.files.project
@@ -128,6 +134,10 @@ class Planner:
                 (search / name / file.removeprefix(OS_IMAGE)).write_bytes(content)
         paths = (str(search), *self._config.image_search_paths)
         return directory, msgspec.structs.replace(self._config, image_search_paths=paths)
+
+
+def _at(ask: Callable[[BootInfo, int], ChainViews], now: int, boot_info: BootInfo) -> ChainViews:
+    return ask(boot_info, now)
 
 
 def _from_registry(builder: EnclaveBuilder) -> EnclaveBuilder:

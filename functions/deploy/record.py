@@ -124,7 +124,11 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Approved(msgspec.Struct, frozen=True, kw_only=True):
-    """What the chain said last. `calls` is how many governance calls are missing."""
+    """What the chain said last, at its newest block. `calls` is how many governance calls are missing.
+
+    `code` says why the deployment waits, empty where it does not, and `why` says it to people. `final_block`
+    is the newest final one. `quorum` of `asked` endpoints had to agree: of one, its word is all there is.
+    """
 
     calls: int
     block_number: int = 0
@@ -132,6 +136,11 @@ class Approved(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: int = 0
     checked_at: int = 0
     is_asked: bool = True
+    code: str = ""
+    why: str = ""
+    final_block: int = 0
+    asked: int = 0
+    quorum: int = 0
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,14 +9,17 @@ from functions.deploy.cloud import Cloud, DeniedError, Machine, Wait
 from functions.deploy.machine_claims import check_machine
 from functions.deploy.record import Approved, Deployment, Planned, Running, Step, Workload
 from functions.deploy.work import LeasedWork
-from functions.plan.model import ApprovalPlan, ChainPlan, Plan
+from functions.plan.model import Plan
+from functions.plan.standing import DISAGREEMENT, MISSING, NOT_FINAL, Standing, undecided
 from shared.compose.findings import Severity
-from shared.errors import InvalidEvidence, PolicyDenied, UnavailableError
+from shared.errors import DstackError, InvalidEvidence, PolicyDenied, UnavailableError
 
 BUILD_LEASE: Final = 900
 """Building an enclave image of a gigabyte takes minutes on a small machine."""
 
 APPROVAL_POLL: Final = 60
+"""Seconds; a grant that only has to become final is looked for sooner where blocks are final sooner."""
+
 ATTESTATION_POLL: Final = 5
 ATTESTATION_SECONDS: Final = 900
 """How long a launched app may take to answer: images are pulled in this time."""
@@ -56,7 +59,7 @@ class StepTools(Protocol):
         """Plan the project of the record: measure, and build where there is something to build."""
         ...
 
-    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> Standing:
         """Ask the chain what is missing. Where no chain is configured the answer is not `checked`."""
         ...
 
@@ -119,41 +122,86 @@ def _build(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _propose(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Ask the chain, and tell which calls governance has to make."""
     del cloud
-    approval, chain = tools.ask_approval(work)
-    approved = _approved(approval, chain, work.now)
+    may_wait = work.deployment.settings.get("wait_for_approval") is not False
+    try:
+        standing = tools.ask_approval(work)
+    except (UnavailableError, InvalidEvidence) as error:
+        # who lies once may do so for long: that is waited out, what does not answer is tried again
+        if not may_wait or undecided(error)[0] != DISAGREEMENT:
+            raise
+        return _undecided(work, error)
+    approval = standing.approval
+    approved = _approved(standing, work.now)
     if not approval.checked:
         work.say("no chain is configured here: the key server alone will ask what governance allows")
         return Outcome(Step.RETIRE, changes={"approved": approved})
     if approval.blocked:
         raise PolicyDenied("deploy.approval.blocked", "; ".join(approval.blocked))
-    if not approval.calls:
-        work.say("governance allows this deployment", block=approved.block_number)
+    if not standing.code:
+        work.say(f"governance allows this deployment{_by_whom(standing)}", block=approved.block_number)
         return Outcome(Step.RETIRE, changes={"approved": approved})
     calls = [msgspec.to_builtins(call) for call in approval.calls]
-    work.say(f"calls that governance must make first: {len(calls)}", calls=calls)
-    if work.deployment.settings.get("wait_for_approval") is False:
+    if calls:
+        work.say(f"calls that governance must make first: {len(calls)}", calls=calls)
+    if not may_wait:
         work.save(approved=approved)
-        raise DeniedError(
-            "deploy.approval.missing",
-            f"calls that governance must make first: {len(calls)}, and nobody asked to wait for them",
-            "have the calls made that the events list, then deploy again",
-        )
-    return Outcome(Step.AWAIT_APPROVAL, APPROVAL_POLL, changes={"approved": approved})
+        raise _nobody_waits(standing)
+    return _waits(work, standing)
 
 
 def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
-    """Ask the chain again, until nothing is missing."""
+    """Ask the chain again, until nothing is missing in either view, whoever had this step run."""
     del cloud
-    approval, chain = tools.ask_approval(work)
-    approved = _approved(approval, chain, work.now)
-    if approval.calls or approval.blocked or not approval.checked:
-        why = f"waiting for governance, calls missing: {len(approval.calls)}"
-        return Outcome(Step.AWAIT_APPROVAL, APPROVAL_POLL, why, changes={"approved": approved})
-    work.say("governance allows this deployment now", block=approved.block_number)
+    try:
+        standing = tools.ask_approval(work)
+    except (UnavailableError, InvalidEvidence) as error:
+        return _undecided(work, error)
+    if standing.code or not standing.approval.checked:
+        return _waits(work, standing)
+    approved = _approved(standing, work.now)
+    work.say(f"governance allows this deployment now{_by_whom(standing)}", block=approved.block_number)
     return Outcome(Step.RETIRE, changes={"approved": approved})
 
 
 def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
+def _waits(work: LeasedWork, standing: Standing) -> Outcome:
+    """Stay, and tell why where that is news."""
+    seconds = min(max(standing.lag, 1), APPROVAL_POLL) if standing.code == NOT_FINAL else APPROVAL_POLL
+    return _stay(work, _approved(standing, work.now), seconds)
+
+
+def _undecided(work: LeasedWork, error: DstackError) -> Outcome:
+    code, why = undecided(error)
+    known = work.deployment.approved or Approved(calls=0)
+    return _stay(work, msgspec.structs.replace(known, code=code, why=why, checked_at=work.now), APPROVAL_POLL)
+
+
+def _stay(work: LeasedWork, approved: Approved, seconds: int) -> Outcome:
+    before = work.deployment.approved
+    # the first look tells the calls themselves
+    told = MISSING if work.deployment.step is Step.PROPOSE or before is None else before.code
+    if approved.code != told:
+        work.report(approved.why, approved.code, {"block": approved.block_number})
+    return Outcome(Step.AWAIT_APPROVAL, seconds, approved.why, changes={"approved": approved})
+
+
+def _nobody_waits(standing: Standing) -> DeniedError:
+    calls = len(standing.approval.calls)
+    if calls:
+        return DeniedError(
+            "deploy.approval.missing",
+            f"calls that governance must make first: {calls}, and nobody asked to wait for them",
+            "have the calls made that the events list, then deploy again",
+        )
+    return DeniedError(
+        standing.code, f"{standing.why}, and nobody asked to wait", "deploy again when the grant is final"
+    )
+
+
+def _by_whom(standing: Standing) -> str:
+    return ", by the word of one endpoint" if standing.asked == 1 else ""
+
+
     """Take away the machine of an earlier plan: both would have one name."""
     del tools
     if not work.deployment.may_have_machine or work.deployment.is_current:
@@ -285,11 +333,12 @@ def _check_time(work: LeasedWork, limit: int, what: str) -> None:
         )
 
 
-def _approved(approval: ApprovalPlan, chain: ChainPlan | None, now: int) -> Approved:
+def _approved(standing: Standing, now: int) -> Approved:
+    calls, chain = len(standing.approval.calls), standing.chain
     if chain is None:
-        return Approved(calls=len(approval.calls), checked_at=now, is_asked=False)
+        return Approved(calls=calls, checked_at=now, is_asked=False)
     return Approved(
-        calls=len(approval.calls),
+        calls=calls,
         block_number=chain.block_number,
         block_hash=chain.block_hash,
         chain_id=chain.chain_id,
@@ -299,6 +348,11 @@ def _approved(approval: ApprovalPlan, chain: ChainPlan | None, now: int) -> Appr
 
 STEPS: Final[Mapping[Step, StepFunction]] = {
     Step.PREPARE: _prepare,
+        code=standing.code,
+        why=standing.why,
+        final_block=standing.final_block,
+        asked=standing.asked,
+        quorum=standing.quorum,
     Step.BUILD: _build,
     Step.PROPOSE: _propose,
     Step.AWAIT_APPROVAL: _await_approval,

@@ -6,7 +6,7 @@ from functions.deploy.planning import Planner
 from functions.deploy.record import Deployment
 from functions.deploy.steps import Attested, BuiltPlan
 from functions.deploy.work import LeasedWork
-from functions.plan.model import ApprovalPlan, ChainPlan
+from functions.plan.standing import Standing
 
 
 class Attesting(Protocol):
@@ -28,7 +28,7 @@ class Tools:
         """See `StepTools`."""
         return self._planner.build(work)
 
-    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> Standing:
         """See `StepTools`."""
         return self._planner.ask_approval(work)
 

@@ -107,10 +107,13 @@ _DEPLOY_SETTINGS: Final = (
         "DSTACK_KMS_CONTRACT", "address of the DstackKms contract in hex, with DSTACK_RPC_URL_SECRET", ""
     ),
     Setting("DSTACK_CHAIN_ID", "id of the chain of that contract", ""),
+    Setting("DSTACK_RPC_QUORUM", "how many of the chain's endpoints must agree, a majority where empty", ""),
     _PCCS,
 )
 _RPC_URL: Final = Setting(
-    "DSTACK_RPC_URL", "name of the secret with the URL of a JSON-RPC endpoint of the chain", ""
+    "DSTACK_RPC_URL",
+    "name of the secret with URLs of JSON-RPC endpoints of the chain, with spaces between them",
+    "",
 )
 
 _LOOK: Final = (

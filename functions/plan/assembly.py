@@ -22,9 +22,10 @@ from functions.plan.model import (
     Outcome,
     Plan,
 )
+from functions.plan.standing import Standing, judged
 from shared.boot_info import AWS_NITRO_TPM, GCP_TDX, NITRO_ENCLAVE, BootInfo
 from shared.chain.abi import checksum_address
-from shared.chain.approval import Approval, Call, ChainState, Wanted, needed_approval
+from shared.chain.approval import Approval, Call, ChainState, ChainViews, Wanted, needed_approval
 from shared.chain.rules import UP_TO_DATE
 from shared.compose.diff import Change, ComposeDiff, diff_app_compose
 from shared.compose.findings import Finding, error, has_errors, note, warning
@@ -46,6 +47,7 @@ _NOT_ASKED_FOR: Final = Approval(
 )
 
 AskChain = Callable[[BootInfo], ChainState]
+AskViews = Callable[[BootInfo], ChainViews]
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -150,17 +152,22 @@ def make_plan(facts: Facts, ask_chain: AskChain | None) -> Plan:
     )
 
 
-def ask_again(plan: Plan, asked: Asked, ask_chain: AskChain | None) -> tuple[ApprovalPlan, ChainPlan | None]:
-    """Return what is missing on chain now for a plan that was made before.
+def ask_again(plan: Plan, asked: Asked, ask_views: AskViews | None) -> Standing:
+    """Return how a plan that was made before stands with the contracts now.
 
-    Raises what `ask_chain` and `needed_approval` raise.
+    Raises what `ask_views` and `needed_approval` raise.
     """
     compose_hash = bytes.fromhex(plan.compose.compose_hash)
     image = bytes.fromhex(plan.image.os_image_hash)
     wanted, boot_info = _wanted(plan.platform, plan.app, compose_hash, image, asked)
-    state = None if ask_chain is None else ask_chain(boot_info)
+    views = None if ask_views is None else ask_views(boot_info)
+    state = None if views is None else views.head
     approval = needed_approval(wanted, asked.kms_contract, state)
-    return _approval_plan(approval), _chain_plan(asked.kms_contract, state)
+    standing = Standing(approval=_approval_plan(approval), chain=_chain_plan(asked.kms_contract, state))
+    if views is None:
+        return standing
+    final = None if views.final is None else needed_approval(wanted, asked.kms_contract, views.final)
+    return judged(standing, views, final)
 
 
 def _outcome(

@@ -1,6 +1,7 @@
 """Asks one RPC endpoint what the contracts say, every answer at one block (contracts section 1.3).
 
-The endpoint is believed: this is for a plan that a person reads. A KMS wants proofs of the same facts.
+The endpoint is believed: this is for a plan that a person reads. `shared.net.agreed_reader` has several of
+them agree; a KMS wants proofs of the same facts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,14 @@ from typing import Final
 from shared.boot_info import BootInfo
 from shared.chain import abi, rules, views
 from shared.chain.approval import AppState, ChainState
+from shared.chain.header import BlockRef
 from shared.errors import ConfigError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call, Endpoint, data, fields, quantity
 
 # A contract that lacks our views answers by reverting, or with something else than one word.
 _FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
 
-_BlockId = Mapping[str, str]
+_BlockId = Mapping[str, str | bool]
 
 
 class ContractReader:
@@ -46,7 +48,27 @@ class ContractReader:
             )
         block = fields(head, what="the newest block")
         block_hash = data(block.get("hash"), what="the block hash", length=32)
-        at = {"blockHash": _hex(block_hash)}
+        return self._state(boot_info, chain_id, block, {"blockHash": _hex(block_hash)})
+
+    def read_at(self, block: BlockRef, boot_info: BootInfo, chain_id: int) -> ChainState:
+        """Return the same at a block that somebody else vouches for, on a chain that answered before.
+
+        Raises as `read`, and `UnavailableError("rpc.block.unknown")` where the endpoint does not have it.
+        """
+        at: _BlockId = {"blockHash": _hex(block.hash), "requireCanonical": True}
+        [answered] = self._endpoint.batch([("eth_getBlockByHash", [_hex(block.hash), False])])
+        if answered is None:
+            raise UnavailableError(
+                "rpc.block.unknown", f"{self._endpoint.host} does not know block {block.number}"
+            )
+        found = fields(answered, what="the block")
+        if data(found.get("hash"), what="the block hash", length=32) != block.hash:
+            raise ProtocolError("rpc.malformed", f"asked for block {block.number}, got another one")
+        return self._state(boot_info, chain_id, found, at)
+
+    def _state(
+        self, boot_info: BootInfo, chain_id: int, block: Mapping[str, object], at: _BlockId
+    ) -> ChainState:
         app_id = boot_info.app_id.rjust(20, b"\0")
         self._require_contract(at)
         nonce, app_code, *words = self._endpoint.batch(
@@ -68,7 +90,7 @@ class ContractReader:
         return ChainState(
             chain_id=chain_id,
             block_number=quantity(block.get("number"), what="the block number"),
-            block_hash=block_hash,
+            block_hash=data(block.get("hash"), what="the block hash", length=32),
             block_time=quantity(block.get("timestamp"), what="the block's time"),
             kms_owner=abi.decode_address(owner),
             kms_nonce=quantity(nonce, what="the nonce of the kms contract"),

@@ -116,6 +116,7 @@ def test_the_deploy_functions_settings_follow_from_project_region_and_bucket(
             "DSTACK_SERVICE_ACCOUNTS": "",
             "DSTACK_KMS_CONTRACT": GIVEN["DSTACK_KMS_CONTRACT"],
             "DSTACK_CHAIN_ID": "8453",
+            "DSTACK_RPC_QUORUM": "",
             "DSTACK_VERIFIER_ATTESTATION__URLS__PCCS": "",
         }
         assert "--set-secrets" not in options

@@ -18,7 +18,7 @@ from functions.deploy.record import CloudName, Deployment, Files, Goal, Lease, S
 from functions.deploy.runner import run_until_settled
 from functions.deploy.steps import STEPS, Attested, BuiltPlan
 from functions.deploy.work import LeasedWork
-from functions.plan.model import ApprovalPlan, ChainPlan
+from functions.plan.standing import Standing
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.compose.project import GlobalConfig
 from shared.net.dialer import DirectDialer
@@ -106,7 +106,7 @@ class World(Generic[CloudT]):
     def build(self, work: LeasedWork) -> BuiltPlan:
         return self._planner.build(work)
 
-    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> Standing:
         return self._planner.ask_approval(work)
 
     def attest(self, deployment: Deployment, evidence_url: str) -> Attested:

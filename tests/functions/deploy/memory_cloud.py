@@ -22,6 +22,7 @@ from functions.plan.model import (
     ImagePlan,
     Plan,
 )
+from functions.plan.standing import BLOCKED, MISSING, Standing
 from shared.compose.findings import Finding
 from shared.errors import DstackError
 
@@ -226,6 +227,10 @@ class MemoryTools:
         self.missing: tuple[GovernanceCall, ...] = ()
         self.blocked: tuple[str, ...] = ()
         self.checked = True
+        self.undecided: DstackError | None = None
+        self.waits_for = ""
+        self.lag = 12
+        self.asked = 3
         self.attested: Attested | DstackError = Attested(simulated=True, verdict={"ok": True})
         self.calls: list[str] = []
 
@@ -234,13 +239,27 @@ class MemoryTools:
         self.calls.append("build")
         return BuiltPlan(plan=self.plan, config={"app-compose.json": b"{}", ".sys-config.json": b"{}"})
 
-    def ask_approval(self, work: LeasedWork) -> tuple[ApprovalPlan, ChainPlan | None]:
+    def ask_approval(self, work: LeasedWork) -> Standing:
         del work
+        if self.undecided is not None:
+            raise self.undecided
         chain = ChainPlan(chain_id=1, block_number=7, block_hash="0x07", kms_contract="0x02")
         approval = ApprovalPlan(
             checked=self.checked, calls=self.missing, blocked=self.blocked, notes=(), new_app_id=""
         )
-        return approval, chain if self.checked else None
+        if not self.checked:
+            return Standing(approval=approval, chain=None)
+        code = MISSING if self.missing else BLOCKED if self.blocked else self.waits_for
+        return Standing(
+            approval=approval,
+            chain=chain,
+            code=code,
+            why="" if not code else f"waits [{code}]",
+            final_block=5,
+            lag=self.lag,
+            asked=self.asked,
+            quorum=self.asked // 2 + 1,
+        )
 
     def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
         del deployment

@@ -73,6 +73,38 @@ def test_a_chain_needs_its_number(tmp_path: Path) -> None:
         _ = here(tmp_path, **settings).tools
 
 
+CHAIN = {"DSTACK_KMS_CONTRACT": "0x" + "11" * 20, "DSTACK_CHAIN_ID": "1"}
+TWO = "https://rpc.example.com https://rpc.example.net"
+
+
+@pytest.mark.parametrize("urls", ["https://rpc.example.com", TWO, f"{TWO} https://rpc.example.org"])
+def test_a_chain_may_have_several_endpoints(tmp_path: Path, urls: str) -> None:
+    assert here(tmp_path, DSTACK_RPC_URL=urls, **CHAIN).tools is not None
+
+
+@pytest.mark.parametrize(
+    ("urls", "quorum", "code"),
+    [
+        (TWO, "1", "quorum.config.size"),
+        (TWO, "3", "deploy.settings"),
+        (TWO, "0", "deploy.settings"),
+        (TWO, "two", "deploy.settings"),
+        ("https://rpc.example.com https://rpc.example.com/key", "", "quorum.config.hosts"),
+        ("https://rpc.example.com http://rpc.example.net", "", "quorum.config.plain_http"),
+        ("ftp://rpc.example.com", "", "rpc.url.invalid"),
+    ],
+)
+def test_endpoints_that_are_no_quorum_are_refused(tmp_path: Path, urls: str, quorum: str, code: str) -> None:
+    with refuses(code, ConfigError):
+        _ = here(tmp_path, DSTACK_RPC_URL=urls, DSTACK_RPC_QUORUM=quorum, **CHAIN).tools
+
+
+def test_an_age_that_is_no_number_is_named(tmp_path: Path) -> None:
+    with refuses("deploy.settings", ConfigError) as caught:
+        _ = here(tmp_path, DSTACK_RPC_URL=TWO, DSTACK_RPC_MAX_HEAD_AGE="old", **CHAIN).tools
+    assert "DSTACK_RPC_MAX_HEAD_AGE" in caught.value.message
+
+
 def test_a_stand_in_that_is_no_command_line_is_named(tmp_path: Path) -> None:
     with refuses("deploy.settings", ConfigError):
         _ = here(tmp_path, DSTACK_LOCAL_APP="an 'open quote").clouds["local"]

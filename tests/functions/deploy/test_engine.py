@@ -10,11 +10,12 @@ import pytest
 from functions.deploy.cloud import DeniedError, TransientCloudError
 from functions.deploy.engine import LEASE_SECONDS, MAX_ATTEMPTS, Engine, Next
 from functions.deploy.record import Deployment, Event, Goal, Lease, ProgressHint, Step
-from functions.deploy.steps import ATTESTATION_SECONDS, LAUNCH_SECONDS
+from functions.deploy.steps import APPROVAL_POLL, ATTESTATION_SECONDS, LAUNCH_SECONDS
 from functions.deploy.store import ConflictError, NotFoundError
+from functions.plan.standing import DISAGREEMENT, NOT_FINAL, REVOKED, UNANSWERED
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.compose.findings import error
-from shared.errors import InvalidEvidence, StorageError, UnavailableError
+from shared.errors import DstackError, InvalidEvidence, StorageError, UnavailableError
 from tests.functions.deploy.memory_cloud import (
     CALL,
     Clock,
@@ -154,6 +155,87 @@ def test_ends_with_the_calls_where_nobody_waits_for_governance(bench: Bench) -> 
     ]
     assert event.data["calls"][0]["function"] == "addComposeHash"
     assert bench.cloud.made == []
+
+
+def wait(bench: Bench, code: str) -> None:
+    """Poll for some minutes, and expect nothing but the reason to wait."""
+    engine = bench.engine()
+    for _ in range(12):
+        bench.clock.now += 60
+        engine.advance("web")
+        found = bench.store.get("web")
+        assert found.step is Step.AWAIT_APPROVAL
+        assert found.approved is not None
+        assert found.approved.code == code
+    assert bench.cloud.made == []
+
+
+@pytest.mark.parametrize("code", [NOT_FINAL, REVOKED])
+def test_waits_while_one_view_refuses(bench: Bench, code: str) -> None:
+    bench.tools.waits_for = code
+    bench.run(until=Step.AWAIT_APPROVAL)
+    wait(bench, code)
+    bench.tools.waits_for = ""
+    bench.run()
+    assert bench.step is Step.RUNNING
+    assert [event.code for event in all_events(bench.store)].count(code) == 1
+
+
+def test_looks_again_when_a_grant_can_be_final(bench: Bench) -> None:
+    bench.tools.waits_for, bench.tools.lag = NOT_FINAL, 2
+    bench.run(until=Step.AWAIT_APPROVAL)
+    assert bench.store.get("web").due == bench.clock.now + 2
+    bench.tools.lag = 900
+    bench.clock.now += 2
+    bench.engine().advance("web")
+    assert bench.store.get("web").due == bench.clock.now + APPROVAL_POLL
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (UnavailableError("quorum.disagreement", "1 of 2 say so"), DISAGREEMENT),
+        (InvalidEvidence("quorum.finalized.regressed", "it went back"), DISAGREEMENT),
+        (UnavailableError("quorum.too_few", "1 of 2 answer"), UNANSWERED),
+    ],
+)
+def test_a_deployment_that_waits_outlives_what_endpoints_do(
+    bench: Bench, fault: DstackError, code: str
+) -> None:
+    bench.tools.missing = (CALL,)
+    bench.run(until=Step.AWAIT_APPROVAL)
+    bench.tools.missing, bench.tools.undecided = (), fault
+    wait(bench, code)
+    bench.tools.undecided = None
+    bench.run()
+    assert bench.step is Step.RUNNING
+
+
+def test_endpoints_that_contradict_each_other_are_waited_out(bench: Bench) -> None:
+    bench.tools.undecided = UnavailableError("quorum.disagreement", "1 of 2 say so")
+    bench.run(until=Step.AWAIT_APPROVAL)
+    wait(bench, DISAGREEMENT)
+
+
+def test_a_grant_that_is_not_final_ends_where_nobody_waits(bench: Bench) -> None:
+    found = bench.store.get("web")
+    settings = found.settings | {"wait_for_approval": False}
+    bench.store.replace(
+        msgspec.structs.replace(found, settings=settings, version=found.version + 1), found.version
+    )
+    bench.tools.waits_for = NOT_FINAL
+    bench.run()
+    assert (bench.step, bench.failure) == (Step.FAILED, NOT_FINAL)
+
+
+def test_says_where_an_approval_rests_on_one_endpoint(bench: Bench) -> None:
+    bench.tools.asked = 1
+    bench.run()
+    said = [event.message for event in all_events(bench.store)]
+    assert "governance allows this deployment, by the word of one endpoint" in said
+    approved = bench.store.get("web").approved
+    assert approved is not None
+    assert (approved.asked, approved.quorum) == (1, 1)
 
 
 def test_what_no_call_can_allow_fails(bench: Bench) -> None:
