@@ -5,6 +5,7 @@ from typing import Final
 import click
 
 from cli.gov.acting import carry_out, kind_text
+from cli.gov.cautions import owner_to_be
 from cli.gov.chain import ZERO_ADDRESS, Contracts
 from cli.gov.change import Change
 from cli.gov.code import code_text
@@ -55,6 +56,7 @@ def register(app_id: str, where: Where, acting: Acting) -> None:
 
 @app.command("deploy")
 @click.option("--owner", required=True, metavar="ADDR", help="Who shall own the app.")
+@click.option("--owner-is-key", is_flag=True, help="Let a single key own it: whoever has the key decides.")
 @click.option("--compose-hash", metavar="HEX", help="Allow this app-compose at once.")
 @click.option("--device-id", metavar="HEX", help="Allow this machine at once.")
 @click.option("--allow-any-device", is_flag=True, help="Let every machine run it.")
@@ -68,15 +70,14 @@ def deploy(
     where: Where,
     acting: Acting,
     *,
-    allow_any_device: bool,
-    require_tcb: bool,
-    disable_upgrades: bool,
+    owner_is_key: bool,
+    **flags: bool,
 ) -> None:
     """Make an app contract with the factory, and register it. Its address is the app id.
 
     Exit codes: 0 sent, 2 usage, 3 refused, 4 changes pending, 5 a Safe must sign, 6 timed out.
     """
-    if device_id and allow_any_device:
+    if device_id and flags["allow_any_device"]:
         raise ConfigError("gov.option", "--device-id says nothing where --allow-any-device is given")
     raw = address(owner, "--owner")
     contracts = contracts_of(where)
@@ -87,15 +88,14 @@ def deploy(
         raise ConfigError(
             "gov.app.deploy", "an owner is needed, and an implementation: see `gov set-app-implementation`"
         )
+    owner_to_be(contracts, raw, at, may_be_key=owner_is_key)
     made = checksum_address(create_address(where.kms, contracts.nonce(where.kms, at)))
-    notes = [f"the app id will be {made}, if nobody makes an app before"]
-    if allow_any_device:
-        notes.append("any machine may run the app")
+    notes = (f"the app id will be {made}, if nobody makes an app before",)
     arguments = (
         raw,
-        disable_upgrades,
-        require_tcb,
-        allow_any_device,
+        flags["disable_upgrades"],
+        flags["require_tcb"],
+        flags["allow_any_device"],
         hash32(device_id, "--device-id") if device_id else _ZERO32,
         hash32(compose_hash, "--compose-hash") if compose_hash else _ZERO32,
     )
@@ -103,7 +103,7 @@ def deploy(
         to=where.kms,
         function=calldata.DEPLOY_AND_REGISTER_APP,
         arguments=arguments,
-        notes=tuple(notes),
+        notes=notes,
     )
     carry_out(where, acting, [change])
 
@@ -145,8 +145,7 @@ _flag("require-tcb", calldata.SET_REQUIRE_TCB_UP_TO_DATE, "Want a TCB status of 
 @acting_options
 def disable_upgrades(app_id: str, where: Where, acting: Acting) -> None:
     """Never let the code of APP_ID change again. Nobody can take it back."""
-    note = "for good: a fault in the contract's code can never be mended"
-    carry_out(where, acting, [Change(to=_app_id(app_id), function=calldata.DISABLE_UPGRADES, notes=(note,))])
+    carry_out(where, acting, [Change(to=_app_id(app_id), function=calldata.DISABLE_UPGRADES)])
 
 
 @app.command("list")

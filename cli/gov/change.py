@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from cli.gov.cautions import cautions
 from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, Owner
 from shared.chain import abi, calldata, views
 from shared.chain.abi_values import Kind, Value, decode_values
@@ -73,13 +74,16 @@ _MAY_BE_ZERO: Final = (calldata.DEPLOY_AND_REGISTER_APP, calldata.TRANSFER_OWNER
 
 
 def look(contracts: Contracts, change: Change, at: Block) -> Seen:
-    """Return how a change stands at a block.
+    """Return how a change stands at a block, with what there is to note of it.
 
     Raises `ConfigError("gov.contract")` where no contract is, `ConfigError("gov.zero")` for an all-zero hash,
-    which is what an absent one becomes on chain, and `PolicyDenied("gov.no_transfer")` where nobody was
+    which is what an absent one becomes on chain, `ConfigError("gov.app.deploy")` for an app that the KMS
+    contract would own, and `PolicyDenied("gov.no_transfer")` where nobody was
     named who could accept.
     """
     _refuse_zero(change)
+    if change.function == calldata.DEPLOY_AND_REGISTER_APP and change.arguments[0] == change.to:
+        raise ConfigError("gov.app.deploy", "the KMS contract shall own the app: it calls nobody, ever")
     contracts.require_code(change.to, at)
     owner = contracts.owner(change.to, at)
     sender = {"owner": owner.address, "pending owner": owner.pending, "anyone": None}[change.function.caller]
@@ -87,7 +91,13 @@ def look(contracts: Contracts, change: Change, at: Block) -> Seen:
         raise PolicyDenied(
             "gov.no_transfer", f"no transfer of {abi.checksum_address(change.to)} waits to be accepted"
         )
-    return Seen(change=change, owner=owner, sender=sender, is_made=_is_made(contracts, change, owner, at))
+    notes = (*change.notes, *cautions(contracts, change.to, change.function, change.arguments, at))
+    return Seen(
+        change=msgspec.structs.replace(change, notes=notes),
+        owner=owner,
+        sender=sender,
+        is_made=_is_made(contracts, change, owner, at),
+    )
 
 
 def _is_made(contracts: Contracts, change: Change, owner: Owner, at: Block) -> bool:

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from cli.gov.acting import kind_text, outbox_place, write_batch
+from cli.gov.cautions import owner_to_be
 from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, head_json, head_text
 from cli.gov.code import code_of, implementation_code
 from cli.gov.creation import Creation, bytecode, creation, creation_json, creations
@@ -80,7 +81,9 @@ def deploy(
     acting.check()
     contracts = Contracts(endpoint_of(where), ZERO_ADDRESS, where.chain_id)
     at = contracts.pin()
-    wanted = ZERO_ADDRESS if only else _owner(contracts, owner, at, may_be_key=owner_is_key)
+    wanted = ZERO_ADDRESS
+    if not only:
+        wanted = owner_to_be(contracts, address(owner, "--owner"), at, may_be_key=owner_is_key)
     app = address(app_implementation, "--app-implementation") if app_implementation else None
     if app is not None and implementation_code(contracts, app, at).contract != APP:
         raise ConfigError("gov.deploy.app", f"{checksum_address(app)} is no known build of {APP}")
@@ -101,17 +104,6 @@ def _salt(text: str | None, *, is_wanted: bool) -> bytes | None:
     if not is_wanted:
         raise ConfigError("gov.option", "--salt belongs to --create2 or --safe")
     return hash32(text, "--salt")
-
-
-def _owner(contracts: Contracts, text: str, at: Block, *, may_be_key: bool) -> bytes:
-    """Return who shall own the contract. Raises `ConfigError("gov.deploy.owner")`."""
-    owner = address(text, "--owner")
-    has_code = bool(contracts.code(owner, at))
-    if owner == ZERO_ADDRESS or has_code == may_be_key:
-        kind = "is a contract on this chain" if has_code else "is no contract on this chain, expected a Safe"
-        advice = "leave --owner-is-key out" if has_code else "--owner-is-key takes a key's account"
-        raise ConfigError("gov.deploy.owner", f"{checksum_address(owner)} {kind}: {advice}")
-    return owner
 
 
 def _require_deployer(contracts: Contracts, at: Block) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from cli.gov.cautions import weakens
 from cli.gov.chain import ZERO_ADDRESS, Block, Contracts
 from cli.gov.code import code_text, identified
 from cli.gov.creation import call_text, created_text
@@ -161,14 +162,13 @@ class _Reading:
             return [*found, *(["makes the new code call something at once"] if initializer else [])]
         if function == calldata.SET_APP_IMPLEMENTATION:
             return self._unknown_code(arguments[0], APP)
-        if function == calldata.DEPLOY_AND_REGISTER_APP:
-            return [why for flag, why in ((arguments[3], _ANY_DEVICE), (arguments[1], _FIXED)) if flag]
+        if function == calldata.SET_KMS_INFO:
+            return ["replaces the root keys that deployers encrypt to"]
         if function == calldata.TRANSFER_OWNERSHIP and isinstance(new_owner := arguments[0], bytes):
             return [self._offer(new_owner)] if new_owner != ZERO_ADDRESS else []
         if function.name.startswith("add") and arguments[0] == bytes(32):
             return ["allows the all-zero hash, which an absent one becomes"]
-        given, why = _WEAKENING.get(function, ((), ""))
-        return [why] if why and given in {None, arguments} else []
+        return weakens(function, arguments)
 
     def _offer(self, new_owner: bytes) -> str:
         kind = "a contract" if self._code(new_owner) else "a single key's account"
@@ -183,17 +183,6 @@ class _Reading:
             return []
         told = code_text(found) if code else "no contract at all"
         return [f"puts code in place that is no known build of {wanted}: {told}"]
-
-
-_ANY_DEVICE: Final = "lets the app run on any device"
-_FIXED: Final = "takes away for ever that the app's code can be mended"
-# Functions that weaken what holds now: with these arguments, None for any.
-_WEAKENING: Final[Mapping[Function, tuple[tuple[Value, ...] | None, str]]] = {
-    calldata.DISABLE_UPGRADES: (None, _FIXED),
-    calldata.SET_ALLOW_ANY_DEVICE: ((True,), _ANY_DEVICE),
-    calldata.SET_REQUIRE_TCB_UP_TO_DATE: ((False,), "lets the app run on platforms with known holes"),
-    calldata.SET_KMS_INFO: (None, "replaces the root keys that deployers encrypt to"),
-}
 
 
 def _raw(data: bytes) -> str:

@@ -85,7 +85,7 @@ class Site:
 
     def app(self, owner: int = OWNER) -> str:
         """Make an app with the command, and return its id."""
-        ran = self.send("app", "deploy", "--owner", self.address(owner), "--json")
+        ran = self.send("app", "deploy", "--owner", self.address(owner), "--owner-is-key", "--json")
         return str(ran.json["transactions"][0]["app_id"])
 
 

@@ -69,7 +69,8 @@ def test_disables_upgrades_of_an_app_for_good(site: Site) -> None:
 def test_tells_the_id_of_the_app_that_the_factory_made(site: Site, fresh: Fresh) -> None:
     value = fresh()
     ran = site.send(
-        "app", "deploy", "--owner", site.address(OTHER), "--compose-hash", value, "--device-id", value
+        *("app", "deploy", "--owner", site.address(OTHER), "--owner-is-key"),
+        *("--compose-hash", value, "--device-id", value),
     )
     app_id = ran.output.partition("app id: ")[2].split()[0]
     assert f"the app id will be {app_id}," in ran.output
@@ -121,6 +122,60 @@ def test_takes_an_offer_back(site: Site) -> None:
     site.send("transfer-ownership", site.address(OTHER), "--app", app_id)
     assert site.send("transfer-ownership", "none", "--app", app_id).code == 0
     refused(site.gov("accept-ownership", "--app", app_id), "gov.no_transfer", 3)
+
+
+# ---- what is noted ----
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (("allow-any-device", "true"), "lets the app run on any device"),
+        (("disable-upgrades",), "takes away for ever that the app's code can be mended"),
+        (("require-tcb", "false"), "lets the app run on platforms with known holes"),
+    ],
+)
+def test_notes_what_a_call_weakens(site: Site, words: tuple[str, ...], note: str) -> None:
+    app_id = site.app()
+    if words[0] == "require-tcb":
+        site.send("app", "require-tcb", app_id, "true")
+    assert f"note    {note}" in site.gov("app", words[0], app_id, *words[1:]).output
+    assert "note " not in site.gov("app", "allow-any-device", app_id, "false").output
+
+
+def test_notes_what_a_new_app_is_without(site: Site) -> None:
+    flags = ("--allow-any-device", "--disable-upgrades")
+    ran = site.gov("app", "deploy", "--owner", site.address(OTHER), "--owner-is-key", *flags)
+    for note in (
+        "lets the app run on any device",
+        "takes away for ever that the app's code can be mended",
+        f"a single key will own the app: {site.address(OTHER)}",
+    ):
+        assert f"note    {note}" in ran.output
+
+
+def test_a_single_key_owns_a_new_app_only_where_that_is_said(site: Site) -> None:
+    refused(site.gov("app", "deploy", "--owner", site.address(OTHER)), "gov.deploy.owner", 2)
+    other = site.deployed.kms_implementation.hex()
+    refused(site.gov("app", "deploy", "--owner", other, "--owner-is-key"), "gov.deploy.owner", 2)
+    assert site.gov("app", "deploy", "--owner", other).code == 4
+
+
+def test_the_kms_contract_owns_no_app(site: Site) -> None:
+    refused(site.gov("app", "deploy", "--owner", site.kms), "gov.app.deploy", 2)
+
+
+def test_notes_that_published_keys_are_replaced(site: Site, tmp_path: Path) -> None:
+    def info(first: str) -> str:
+        path = tmp_path / f"{first}.json"
+        path.write_text(json.dumps({"ca_pubkey": "03" * 91, "k256_pubkey": first * 33}))
+        return str(path)
+
+    assert site.send("kms", "set-info", info("04")).code == 0
+    ran = site.gov("kms", "set-info", info("05"))
+    assert f"replaces the published keys, k256 {'04' * 33}: deployers will encrypt to k256 " in ran.output
+    assert f"k256 {'05' * 33}, and" in ran.output
+    assert "replaces" not in site.gov("kms", "set-info", info("04")).output
 
 
 # ---- what is shown ----

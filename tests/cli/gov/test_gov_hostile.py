@@ -185,7 +185,7 @@ def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch:
 
 def test_an_app_needs_an_owner(site: Site) -> None:
     refused(site.gov("app", "deploy", "--owner", "0x" + "00" * 20), "gov.app.deploy", 2)
-    both = ["--owner", site.address(OWNER), "--device-id", "11" * 32, "--allow-any-device"]
+    both = ["--owner", site.address(OWNER), "--owner-is-key", "--device-id", "11" * 32, "--allow-any-device"]
     refused(site.gov("app", "deploy", *both), "gov.option", 2)
 
 

@@ -81,7 +81,9 @@ def test_the_safe_makes_an_app_and_takes_over_a_contract(
 ) -> None:
     value = fresh()
     ran = safe_site.send(
-        "app", "deploy", "--owner", safe_site.address(OTHER), "--compose-hash", value, "--json", account=OTHER
+        *("app", "deploy", "--owner", safe_site.address(OTHER), "--owner-is-key", "--compose-hash", value),
+        "--json",
+        account=OTHER,
     )
     app_id = ran.json["transactions"][0]["app_id"]
     safe_site.send("transfer-ownership", safe_site.safe.address, "--app", app_id, account=OTHER)
