@@ -2,9 +2,7 @@
 
 import hashlib
 import hmac
-import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -728,50 +726,6 @@ def test_endpoints_that_show_no_logs_save_nothing(running: World, monkeypatch: p
 def test_a_sweep_of_nothing_is_quiet(running: World) -> None:
     assert running.service.reconcile().drifts == ()
     assert running.notices == []
-
-
-# ---- any order ----
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_thousand_deliveries_in_any_order_come_to_the_same(tmp_path: Path, seed: int) -> None:
-    """Deliveries are shuffled and repeated while the chain goes on, and endpoints lag behind it."""
-    chance = random.Random(seed)  # noqa: S311 - no key is made of it
-    hashes = [f"{one:02x}" * 32 for one in range(1, 5)]
-    (tmp_path / "mixed").mkdir()
-    (tmp_path / "ordered").mkdir()
-    mixed, ordered = World(tmp_path / "mixed"), World(tmp_path / "ordered")
-    script = [(chance.choice(hashes), chance.random() < 0.5) for _ in range(60)]
-    for world in (mixed, ordered):
-        for number, one in enumerate(hashes):
-            world.chain.mine(add=one)
-            world.deploy(one, f"web{number}")
-        world.chain.final = world.chain.head
-    for one, is_added in script:
-        hint = ordered.chain.mine(**{"add" if is_added else "remove": one})
-        assert hint is not None
-        ordered.post(plain(hint, id=hint.block_hash.hex()))
-        ordered.drain()
-        ordered.chain.final = ordered.chain.head
-        ordered.governor.look()
-    hints = ordered.chain.events[len(hashes) :]
-    deliveries = hints + chance.choices(hints, k=1000 - len(hints))
-    chance.shuffle(deliveries)
-    for number, hint in enumerate(deliveries):
-        if number % 8 == 0 and script:
-            one, is_added = script.pop(0)
-            mixed.chain.mine(**{"add" if is_added else "remove": one})
-            mixed.chain.final = max(mixed.chain.final, mixed.chain.head - chance.randrange(4))
-        mixed.post(plain(hint, id=f"{hint.block_hash.hex()}{chance.randrange(3)}"))
-        if chance.random() < 0.1:
-            mixed.drain()
-    assert not script
-    mixed.chain.final = mixed.chain.head
-    while mixed.queue:
-        mixed.drain()
-    for name in (f"web{number}" for number in range(len(hashes))):
-        assert (mixed.get(name).quarantine is None) == (ordered.get(name).quarantine is None)
-        assert mixed.get(name).effective_goal is ordered.get(name).effective_goal
 
 
 def test_a_device_that_nobody_knows_stops_nothing(running: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ import hmac
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from functions.stores.sqlite import SqliteStore
 from shared.boot_info import BootInfo
 from shared.chain.header import BlockRef
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
-from shared.errors import DstackError
+from shared.errors import DstackError, UnavailableError
 from shared.keccak import keccak256
 from tests.functions.deploy.memory_cloud import NOW, some_deployment
 
@@ -41,11 +42,23 @@ def block_hash(number: int, fork: str = "") -> bytes:
     return keccak256(f"{fork}{number}".encode())
 
 
+class Dropped(NamedTuple):
+    """Blocks that were taken off a chain."""
+
+    allowed: list[frozenset[str]]
+    forks: list[str]
+    events: list[LogHint]
+
+
 class MemoryChain:
-    """Blocks by number, each with the compose hashes that it allows; the quorum's word, or its failure."""
+    """Blocks by number, each with the compose hashes that it allows; the quorum's word, or its failure.
+
+    Handlers may ask while it changes.
+    """
 
     def __init__(self) -> None:
         self.kms = KMS
+        self._lock = RLock()
         self.allowed: list[frozenset[str]] = [frozenset()]
         self.forks: list[str] = [""]
         self.final = 0
@@ -61,6 +74,10 @@ class MemoryChain:
 
     def mine(self, *, add: str = "", remove: str = "", app: bytes = APP, fork: str = "") -> LogHint | None:
         """Make a block in which a compose hash is allowed, or not any more."""
+        with self._lock:
+            return self._mine(add, remove, app, fork)
+
+    def _mine(self, add: str, remove: str, app: bytes, fork: str) -> LogHint | None:
         self.allowed.append(self.allowed[-1] | ({add} if add else set()) - ({remove} if remove else set()))
         if remove:
             self.allowed[-1] -= {remove}
@@ -77,23 +94,42 @@ class MemoryChain:
         self.events.append(hint)
         return hint
 
-    def reorganise(self, depth: int) -> None:
+    def reorganise(self, depth: int) -> Dropped:
         """Drop the newest blocks, with what happened in them."""
-        del self.allowed[-depth:], self.forks[-depth:]
-        self.events = [one for one in self.events if one.block_number <= self.head]
+        with self._lock:
+            first = len(self.allowed) - depth
+            events = [one for one in self.events if one.block_number >= first]
+            dropped = Dropped(self.allowed[first:], self.forks[first:], events)
+            del self.allowed[first:], self.forks[first:]
+            self.events = [one for one in self.events if one.block_number < first]
+            return dropped
+
+    def restore(self, dropped: Dropped) -> None:
+        """Have blocks back that were dropped from where the chain ends now."""
+        with self._lock:
+            self.allowed += dropped.allowed
+            self.forks += dropped.forks
+            self.events += dropped.events
 
     def ref(self, number: int) -> BlockRef:
-        return BlockRef(number, block_hash(number, self.forks[number]))
+        with self._lock:
+            return BlockRef(number, block_hash(number, self.forks[number]))
 
     def blocks(self, now: int) -> tuple[BlockRef, BlockRef]:
         del now
         if self.failure is not None:
             raise self.failure
-        return self.ref(self.final), self.ref(self.head - self.lag)
+        with self._lock:
+            return self.ref(self.final), self.ref(self.head - self.lag)
 
     def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
         self.asked += 1
-        allowed = self.allowed[block.number]
+        with self._lock:
+            if not self.is_canonical(block):
+                raise UnavailableError(
+                    "governance.quorum.too_few", f"block {block.number} is not the chain's"
+                )
+            allowed = self.allowed[block.number]
         if self.doubt:
             return View(block, tuple(None for _ in workloads), "1 of 2 say one thing")
         verdicts = (
@@ -102,7 +138,8 @@ class MemoryChain:
         return View(block, tuple(verdicts))
 
     def is_canonical(self, block: BlockRef) -> bool:
-        return block.number <= self.head and self.ref(block.number) == block
+        with self._lock:
+            return block.number <= self.head and self.ref(block.number) == block
 
     def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
         return [one for one in self.events if one.address in addresses and first <= one.block_number <= last]
