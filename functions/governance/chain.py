@@ -33,6 +33,9 @@ MAX_GAS: Final = 2_000_000
 MAX_CALLS: Final = 50
 """In one batch; nodes refuse longer ones."""
 
+MAX_DOUBTFUL: Final = 50
+"""Logs of a range that fewer endpoints show than must agree: each costs a look into what is remembered."""
+
 _OVERSIZE: Final = frozenset({"rpc.malformed", "net.response.oversize"})
 """What an answer beyond our own bounds is refused with."""
 
@@ -146,6 +149,7 @@ class AgreedChain:
     def logs(self, addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
         """Return what any endpoint shows of our events in a range: hints, so one too many does no harm.
 
+        Of those that no quorum shows, since endpoints lag or lie, the first `MAX_DOUBTFUL`.
         Raises as `view`: where fewer answer than the quorum is, a log could be missing. It is a
         `TooManyLogsError` where a smaller range may be answered.
         """
@@ -165,13 +169,15 @@ class AgreedChain:
             raise error
         known = frozenset(addresses)
         # what was not asked for comes of an endpoint that lies, and there is no end to that
-        found = {
+        shown = Counter(
             hint
             for answer in given
-            for hint in _hints(answer)
+            for hint in set(_hints(answer))
             if hint.address in known and hint.topic in EVENTS and first <= hint.block_number <= last
-        }
-        return sorted(found, key=lambda hint: (hint.block_number, hint.log_index, hint.block_hash))
+        )
+        doubtful = [hint for hint, votes in shown.items() if votes < self._quorum]
+        dropped = sorted(doubtful, key=_place)[MAX_DOUBTFUL:]
+        return sorted(shown.keys() - set(dropped), key=_place)
 
     def _verdicts(
         self, block: BlockRef, workloads: tuple[BootInfo, ...], endpoint: Endpoint
@@ -219,6 +225,10 @@ class AgreedChain:
             "governance.quorum.too_few",
             f"{count} of {len(self._endpoints)} endpoints answer, expected {self._quorum}: {reasons}",
         )
+
+
+def _place(hint: LogHint) -> tuple[int, int, bytes]:
+    return hint.block_number, hint.log_index, hint.block_hash
 
 
 def _hints(logs: Sequence[object]) -> Iterator[LogHint]:

@@ -292,6 +292,14 @@ def test_n57_logs_that_were_not_asked_for_are_dropped() -> None:
     assert chain_of(Node("a"), Node("b"), liar).logs([KMS], 1, 9) == []
 
 
+def test_n57_logs_that_one_node_invents_are_bounded_and_hide_no_true_one() -> None:
+    liar, a, b = Node("liar"), Node("a"), Node("b")
+    liar.logs = [log_json(number) for number in range(400)]
+    a.logs = b.logs = [log_json(number) for number in range(1000, 1000 + 2 * MAX_DOUBTFUL)]
+    found = [one.log_index for one in chain_of(liar, a, b).logs([KMS], 1, 9)]
+    assert found == [*range(MAX_DOUBTFUL), *range(1000, 1000 + 2 * MAX_DOUBTFUL)]
+
+
 def test_logs_of_our_events_alone_are_asked_for() -> None:
     node = Node("a")
     chain_of(node, Node("b")).logs([KMS], 1, 9)
