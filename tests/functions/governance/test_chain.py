@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from functions.deploy.record import Workload
-from functions.governance.chain import MALFORMED, MAX_CALLS, MAX_GAS, REVERTED, AgreedChain, TooManyLogsError
+from functions.governance.chain import (
+    MALFORMED,
+    MAX_CALLS,
+    MAX_DOUBTFUL,
+    MAX_GAS,
+    REVERTED,
+    AgreedChain,
+    TooManyLogsError,
+)
 from functions.governance.events import EVENTS
 from functions.governance.judgement import Question
 from shared.boot_info import BootInfo
