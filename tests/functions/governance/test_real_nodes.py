@@ -9,8 +9,11 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, find_anvil, start_chain
 from functions.deploy.engine import Engine
-from functions.deploy.record import Step
+from functions.deploy.record import Planned, Step
+from functions.deploy.record import Running as MachineState
+from functions.deploy.steps import workload
 from functions.governance.assembly import service_from_env
+from functions.governance.chain import MALFORMED, REVERTED
 from functions.governance.notice import Notice
 from functions.governance.service import GovernanceService
 from functions.plan.model import AppIdentity
@@ -19,6 +22,7 @@ from shared.errors import InvalidEvidence, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
+from shared.net.json_rpc import fields as fields_of
 from tests.functions.deploy.memory_cloud import Clock, MemoryCloud, MemoryTools, some_deployment, some_plan
 from tests.functions.governance.site import COMPOSE, DEVICE, IMAGE, SECRET, Site, signed
 from tests.shared.refusal import refuses
@@ -110,6 +114,56 @@ def test_a_grant_that_a_reorganisation_takes_back_resumes_nothing(
     site.settle()
     [drift] = running.service.reconcile().drifts
     assert drift.kind == "waits_for_what_is_allowed"
+
+
+REGISTER_APP = "0x17a1d80f"
+# Runtime code: a loop without end, and a reason of two bytes that are no text (bool, offset, length, bytes).
+BURNS_ALL_GAS = "5b5f56"
+SAYS_NO_TEXT = "604060205261fffe60f01b606052600260405260805ff3"
+
+
+def register(rpc: JsonRpc, site: Site, runtime: str) -> str:
+    """Deploy a contract of anybody's and register it as an app; return its address."""
+    size = len(runtime) // 2
+    init = f"60{size:02x}600c60003960{size:02x}6000f3"
+    assert len(init) // 2 == 12
+
+    def send(**fields: str) -> str:
+        sender = site.chain.accounts[1].address
+        sent = rpc.call("eth_sendTransaction", [{"from": sender, "gas": hex(500_000), **fields}])
+        rpc.call("evm_mine")
+        receipt = fields_of(rpc.call("eth_getTransactionReceipt", [sent]), what="a receipt")
+        assert receipt["status"] == "0x1"
+        return str(receipt.get("contractAddress"))
+
+    app = send(data=f"0x{init}{runtime}")
+    send(to=site.owner.kms.address, data=f"{REGISTER_APP}{app.removeprefix('0x').zfill(64)}")
+    return app.removeprefix("0x").lower()
+
+
+@pytest.mark.parametrize("runtime", [BURNS_ALL_GAS, SAYS_NO_TEXT], ids=["gas", "text"])
+def test_n57_an_app_of_anybodys_that_misbehaves_keeps_no_other_from_being_stopped(
+    site: Site, running: Running, rpc: JsonRpc, runtime: str
+) -> None:
+    site.deploy(running.store)
+    planned = msgspec.structs.replace(
+        running.store.get("web").planned or Planned(), app_id=register(rpc, site, runtime)
+    )
+    running.store.create(
+        some_deployment(
+            "hostile",
+            step=Step.RUNNING,
+            planned=planned,
+            running=MachineState(),
+            launched=workload(planned),
+        )
+    )
+    site.remove()
+    drifts = running.service.reconcile().drifts
+    assert {(one.name, one.acted) for one in drifts} == {("hostile", True), ("web", True)}
+    held = running.store.get("hostile").quarantine
+    assert held is not None
+    assert held.reason == (REVERTED if runtime == BURNS_ALL_GAS else MALFORMED)
 
 
 def test_n57_nodes_of_two_chains_stop_nothing(

@@ -85,6 +85,11 @@ def test_one_question_finds_out_whether_it_is_back_and_the_others_go_without_it(
     site.ask()
     assert site.next() == "done"
     assert site.hanging.asked == 2
+    site.clock.now += REST_SECONDS
+    site.ask()
+    assert site.next() == "hangs"
+    site.hanging.answer()
+    assert site.next() == "done"
 
 
 def test_n57_what_is_left_out_is_no_answer_and_too_few_refuse(site: Site) -> None:
