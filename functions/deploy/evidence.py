@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from functions.deploy.record import Deployment
+from functions.deploy.record import Deployment, Proven
 from functions.deploy.steps import Attested
 from shared.attestation.endorsements import NO_ENDORSEMENTS
 from shared.attestation.envelope import Attestation, decode_envelope
-from shared.attestation.identity import info_of
+from shared.attestation.identity import claimed_boot_info, info_of
 from shared.attestation.image import check_image
 from shared.attestation.policy import DEFAULT_POLICY, Policy
 from shared.attestation.report_data import deploy_challenge
@@ -169,7 +169,16 @@ class Attester:
             raise InvalidEvidence(
                 "deploy.evidence.app_id", f"evidence is of app {found.hex()}, planned was {planned.app_id}"
             )
-        return Attested(simulated=verified.verdict.simulated, verdict=verified.verdict.to_json())
+        shown = claimed_boot_info(verified)
+        return Attested(
+            simulated=verified.verdict.simulated,
+            verdict=verified.verdict.to_json(),
+            proven=Proven(
+                mr_aggregated=shown.mr_aggregated.hex(),
+                device_id=shown.device_id.hex(),
+                tcb_status=shown.tcb_status,
+            ),
+        )
 
 
 def _check_address(url: str) -> None:

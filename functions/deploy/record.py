@@ -166,10 +166,19 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     at: int
 
 
+class Proven(msgspec.Struct, frozen=True, kw_only=True):
+    """What verified evidence showed of the machine itself: hashes of 32 bytes in hex, the vendor's word."""
+
+    mr_aggregated: str
+    device_id: str
+    tcb_status: str = ""
+
+
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """What the cloud says of the machine, and what its evidence proved. Only the second is to be believed.
 
     `plan_id` and `encrypted_env` are of the launch: the plan, and the blob of the ciphertext on its disk.
+    `proven` outlives a stop: what was stopped for something in it is let go by the same.
     """
 
     external_ip: str = ""
@@ -181,6 +190,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     attested_at: int = 0
     simulated: bool = False
     verdict: dict[str, Any] = {}
+    proven: Proven | None = None
 
 
 class ProgressHint(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +214,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     `uid` is new each time the name is used and stands in every tag. `since` is when the present step began,
     put off by the time in which nobody carried it forward. `attempt` counts its failures, `due` is when it is
     to be tried next. `launched` is what the machine runs while one is up; `quarantine` is governance's.
+    So is `key_server`: the `mr_aggregated` of what the contract once allowed as a key server, or empty.
 
     `progress` are the newest hints of guests that know `progress_token`: nothing is ever decided by them, and
     writing them down changes no other field, `updated_at` included.
@@ -226,6 +237,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     running: Running | None = None
     launched: Workload | None = None
     quarantine: Quarantine | None = None
+    key_server: str = ""
     resources: tuple[Resource, ...] = ()
     failure: Failure | None = None
     lease: Lease | None = None

@@ -7,7 +7,7 @@ import msgspec
 
 from functions.deploy.cloud import Cloud, DeniedError, Machine, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Approved, Deployment, Planned, Running, Step, Workload
+from functions.deploy.record import Approved, Deployment, Planned, Proven, Running, Step, Workload
 from functions.deploy.work import LeasedWork
 from functions.plan.model import Plan
 from functions.plan.standing import DISAGREEMENT, MISSING, NOT_FINAL, Standing, undecided
@@ -50,6 +50,7 @@ class Attested(msgspec.Struct, frozen=True, kw_only=True):
 
     simulated: bool
     verdict: dict[str, Any]
+    proven: Proven | None = None
 
 
 class StepTools(Protocol):
@@ -163,7 +164,6 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
     return Outcome(Step.RETIRE, changes={"approved": approved})
 
 
-def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
 def _waits(work: LeasedWork, standing: Standing) -> Outcome:
     """Stay, and tell why where that is news."""
     seconds = min(max(standing.lag, 1), APPROVAL_POLL) if standing.code == NOT_FINAL else APPROVAL_POLL
@@ -202,6 +202,7 @@ def _by_whom(standing: Standing) -> str:
     return ", by the word of one endpoint" if standing.asked == 1 else ""
 
 
+def _retire(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
     """Take away the machine of an earlier plan: both would have one name."""
     del tools
     if not work.deployment.may_have_machine or work.deployment.is_current:
@@ -261,7 +262,11 @@ def _await_attestation(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outc
         check_machine(work.plan, _still_up(cloud.describe(work)))
         return Outcome(Step.AWAIT_ATTESTATION, ATTESTATION_POLL, f"waiting for the app: {error.message}")
     known = msgspec.structs.replace(
-        running, attested_at=work.now, simulated=attested.simulated, verdict=attested.verdict
+        running,
+        attested_at=work.now,
+        simulated=attested.simulated,
+        verdict=attested.verdict,
+        proven=attested.proven,
     )
     word = "simulated evidence" if attested.simulated else "evidence"
     work.say(f"fresh {word} shows what was planned", plan_id=running.plan_id, simulated=attested.simulated)
@@ -343,16 +348,16 @@ def _approved(standing: Standing, now: int) -> Approved:
         block_hash=chain.block_hash,
         chain_id=chain.chain_id,
         checked_at=now,
-    )
-
-
-STEPS: Final[Mapping[Step, StepFunction]] = {
-    Step.PREPARE: _prepare,
         code=standing.code,
         why=standing.why,
         final_block=standing.final_block,
         asked=standing.asked,
         quorum=standing.quorum,
+    )
+
+
+STEPS: Final[Mapping[Step, StepFunction]] = {
+    Step.PREPARE: _prepare,
     Step.BUILD: _build,
     Step.PROPOSE: _propose,
     Step.AWAIT_APPROVAL: _await_approval,
