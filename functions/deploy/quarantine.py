@@ -80,6 +80,14 @@ class Quarantines:
 
         return self._change(name, uid, free, f"governance: free again, {why}", "governance.freed")
 
+    def recognise(self, name: str, uid: str, mr_aggregated: str) -> bool:
+        """Remember that the contract allows what runs as a key server, so that it can be told when not."""
+
+        def remember(found: Deployment) -> dict[str, Any] | None:
+            return None if found.key_server == mr_aggregated else {"key_server": mr_aggregated}
+
+        return self._change(name, uid, remember, "", "")
+
     def resume(self, name: str, uid: str) -> bool:
         """Have a deployment that waits for approval ask the chain now."""
 

@@ -107,12 +107,16 @@ class AgreedChain:
             )
         return finalized, head
 
-    def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+    def view(
+        self, block: BlockRef, workloads: Sequence[BootInfo], selector: bytes = abi.IS_APP_ALLOWED
+    ) -> View:
         """Ask whether workloads are allowed at a block; what one contract does is its own verdict alone.
+
+        `selector` is of the function that decides: of apps, or of key servers (`abi.IS_KMS_ALLOWED`).
 
         Raises `UnavailableError("governance.quorum.too_few")` where fewer than the quorum answer.
         """
-        answers = self._ask(partial(self._verdicts, block, tuple(workloads)))
+        answers = self._ask(partial(self._verdicts, block, tuple(workloads), selector))
         given = [answer for answer in answers if isinstance(answer, tuple)]
         if len(given) < self._quorum:
             raise self._too_few(answers, len(given))
@@ -180,11 +184,9 @@ class AgreedChain:
         return sorted(shown.keys() - set(dropped), key=_place)
 
     def _verdicts(
-        self, block: BlockRef, workloads: tuple[BootInfo, ...], endpoint: Endpoint
+        self, block: BlockRef, workloads: tuple[BootInfo, ...], selector: bytes, endpoint: Endpoint
     ) -> tuple[str | None, ...]:
-        calls = [
-            self._call(block, abi.boot_info_call(abi.IS_APP_ALLOWED, workload)) for workload in workloads
-        ]
+        calls = [self._call(block, abi.boot_info_call(selector, workload)) for workload in workloads]
         verdicts: list[str | None] = []
         for start in range(0, len(calls), MAX_CALLS):
             part = calls[start : start + MAX_CALLS]

@@ -14,9 +14,19 @@ from functions.deploy.quarantine import Quarantines, at_stake, next_up
 from functions.deploy.record import Deployment, Quarantine
 from functions.deploy.store import DeploymentStore
 from functions.governance.chain import View
-from functions.governance.judgement import Judgement, Question, Views, judge, questions
+from functions.governance.judgement import (
+    NO_APP,
+    Judgement,
+    Question,
+    Views,
+    judge,
+    key_server_question,
+    question,
+    questions,
+)
 from functions.governance.notice import Notice, Notify
 from shared.boot_info import BootInfo
+from shared.chain import abi
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, UnavailableError
 
@@ -32,8 +42,10 @@ class Chain(Protocol):
         """Return the newest finalised block and the head."""
         ...
 
-    def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
-        """Return what a quorum says of workloads at a block."""
+    def view(
+        self, block: BlockRef, workloads: Sequence[BootInfo], selector: bytes = abi.IS_APP_ALLOWED
+    ) -> View:
+        """Return what a quorum says of workloads at a block, by the function of this selector."""
         ...
 
     def is_canonical(self, block: BlockRef) -> bool:
@@ -103,6 +115,10 @@ class Governor:
         try:
             finalized, head = named or self._blocks(at_least)
             views, doubt = self._views(asked, finalized, head)
+            servers = tuple({one: None for found in concerned for one in _key_servers(found, views)})
+            if servers:
+                more, other_doubt = self._views(servers, finalized, head, abi.IS_KMS_ALLOWED)
+                views, doubt = views | more, doubt or other_doubt
         except AheadError:
             raise
         except DstackError as error:
@@ -151,11 +167,15 @@ class Governor:
         return finalized, head
 
     def _views(
-        self, asked: Sequence[Question], finalized: BlockRef, head: BlockRef
+        self,
+        asked: Sequence[Question],
+        finalized: BlockRef,
+        head: BlockRef,
+        *selector: bytes,
     ) -> tuple[dict[Question, Views], str]:
         workloads = [one.boot_info() for one in asked]
-        at_head = self._chain.view(head, workloads)
-        at_final = self._chain.view(finalized, workloads)
+        at_head = self._chain.view(head, workloads, *selector)
+        at_final = self._chain.view(finalized, workloads, *selector)
         views = {
             one: Views(one.read(newest), one.read(final))
             for one, newest, final in zip(asked, at_head.verdicts, at_final.verdicts, strict=True)
@@ -182,8 +202,11 @@ class Governor:
                 name=found.name,
             )
             return [Drift(name=found.name, kind=judged.drift, reason="", acted=False)]
+        if judged.action == "tell":
+            self._warn(found, judged)
+            return ()
         acted = self._act(found, judged, head)
-        if judged.action == "hold":  # which changes nothing that anyone sees
+        if judged.action in {"hold", "recognise"}:  # which change nothing that anyone sees
             return ()
         if acted:
             self._tell(found, judged, head, is_orphaned=is_orphaned)
@@ -197,6 +220,8 @@ class Governor:
             )
         if judged.action == "resume":
             return self._quarantines.resume(found.name, found.uid)
+        if judged.action == "recognise":
+            return self._quarantines.recognise(found.name, found.uid, judged.reason)
         quarantine = Quarantine(
             reason=judged.reason[:200],
             chain_id=self._chain_id,
@@ -232,6 +257,17 @@ class Governor:
             )
         )
 
+    def _warn(self, found: Deployment, judged: Judgement) -> None:
+        facts = {"name": found.name, "uid": found.uid, "chain_id": self._chain_id}
+        self._notify(
+            Notice(
+                code=judged.code,
+                message=f"{found.name} runs on: {judged.reason[:200]}",
+                severity="warning",
+                facts=facts,
+            )
+        )
+
     def _alarm(self, code: str, message: str, address: bytes | None, *, name: str = "") -> None:
         facts = {"chain_id": self._chain_id} | ({"name": name} if name else {})
         if address is not None:
@@ -244,6 +280,15 @@ def _is_orphaned(held: Quarantine | None, head: BlockRef, is_canonical: Callable
     if held is None or held.block_number > head.number:
         return False
     return not is_canonical(BlockRef(held.block_number, bytes.fromhex(held.block_hash)))
+
+
+def _key_servers(found: Deployment, views: dict[Question, Views]) -> Iterator[Question]:
+    """Return what must be asked about key servers: of what runs and is none of the contract's apps."""
+    running = at_stake(found)
+    if running is not None and views[question(found, running)].head in NO_APP:
+        asked = key_server_question(found, running)
+        if asked is not None:
+            yield asked
 
 
 def _concerns(found: Deployment, address: bytes | None, kms: bytes) -> bool:

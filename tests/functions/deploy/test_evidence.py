@@ -18,7 +18,7 @@ from enclave.serving.attested_tls import build_plain_server, run_server
 from enclave.simulator.authority import SimulatedAuthority
 from enclave.simulator.nsm import SimulatedNsm
 from functions.deploy.evidence import CHALLENGE_SECONDS, MAX_ANSWER, Attester, HttpChallenger, Verifier
-from functions.deploy.record import Deployment, Planned
+from functions.deploy.record import Deployment, Planned, Proven
 from shared.attestation.report_data import deploy_challenge
 from shared.attestation.trust import TrustAnchors
 from shared.errors import InvalidEvidence, ProtocolError, StorageError, UnavailableError
@@ -79,6 +79,13 @@ def test_fresh_evidence_of_the_planned_image_is_a_proof() -> None:
     assert attested.verdict["simulated"] is True
     assert attested.verdict["lanes"]["os_image"]["status"] == "verified"
     assert len(enclave.asked[0]) == 32
+
+
+def test_a_proof_tells_the_measurement_and_the_device() -> None:
+    attested = Enclave().attester().attest(planned(), URL)
+    assert attested.proven == Proven(
+        mr_aggregated=IMAGE, device_id=hashlib.sha256(b"i").hexdigest(), tcb_status=""
+    )
 
 
 def test_each_challenge_is_used_once() -> None:

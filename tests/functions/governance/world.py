@@ -23,6 +23,7 @@ from functions.governance.service import Answer, GovernanceService
 from functions.governance.sqlite_state import SqliteMemory
 from functions.stores.sqlite import SqliteStore
 from shared.boot_info import BootInfo
+from shared.chain import abi
 from shared.chain.header import BlockRef
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
 from shared.errors import DstackError, UnavailableError
@@ -122,7 +123,9 @@ class MemoryChain:
         with self._lock:
             return self.ref(self.final), self.ref(self.head - self.lag)
 
-    def view(self, block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+    def view(
+        self, block: BlockRef, workloads: Sequence[BootInfo], selector: bytes = abi.IS_APP_ALLOWED
+    ) -> View:
         self.asked += 1
         with self._lock:
             if not self.is_canonical(block):
@@ -132,10 +135,13 @@ class MemoryChain:
             allowed = self.allowed[block.number]
         if self.doubt:
             return View(block, tuple(None for _ in workloads), "1 of 2 say one thing")
-        verdicts = (
-            "" if one.compose_hash.hex() in allowed else COMPOSE_HASH_NOT_ALLOWED for one in workloads
-        )
-        return View(block, tuple(verdicts))
+        return View(block, tuple(self.verdict(block, one, selector, allowed) for one in workloads))
+
+    def verdict(self, block: BlockRef, one: BootInfo, selector: bytes, allowed: frozenset[str]) -> str:
+        """Return what the contract says of one workload at a block."""
+        del block
+        assert selector == abi.IS_APP_ALLOWED
+        return "" if one.compose_hash.hex() in allowed else COMPOSE_HASH_NOT_ALLOWED
 
     def is_canonical(self, block: BlockRef) -> bool:
         with self._lock:
@@ -148,8 +154,8 @@ class MemoryChain:
 class World:
     """All of it. `queue` is what waits for the worker, `advanced` what the engine was called for."""
 
-    def __init__(self, directory: Path) -> None:
-        self.chain = MemoryChain()
+    def __init__(self, directory: Path, chain: MemoryChain | None = None) -> None:
+        self.chain = chain or MemoryChain()
         self.store = SqliteStore(directory / "deployments.sqlite")
         self.memory = SqliteMemory(directory / "governance.sqlite", self.clock)
         self.now = NOW
