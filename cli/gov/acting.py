@@ -31,7 +31,7 @@ def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoRetu
     Raises what `look`, `Sender.send` and the endpoint raise, `ConfigError`: `gov.mode`, `gov.safe_file`;
     `PolicyDenied`: `gov.not_owner`, `gov.would_revert`.
     """
-    acting.check()
+    acting.check(where)
     contracts = contracts_of(where)
     at = contracts.pin()
     seen = [look(contracts, change, at) for change in dict.fromkeys(changes)]

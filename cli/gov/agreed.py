@@ -4,6 +4,7 @@ For what is read, and for the checks before something is sent. A transaction goe
 the chain alone decides what becomes of it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -30,7 +31,7 @@ _LOGS: Final = "eth_getLogs"
 _RECKONED: Final = frozenset({"eth_estimateGas", "eth_maxPriorityFeePerGas"})
 _SEND: Final = "eth_sendRawTransaction"
 # What endpoints say of a transaction that they have.
-_KNOWN: Final = ("known", "imported")
+_KNOWN: Final = re.compile(r"\balready ?(known|imported|exists)\b|\bknown transaction\b", re.IGNORECASE)
 _REFUSALS: Final = frozenset({"rpc.error", "rpc.reverted"})
 
 
@@ -147,7 +148,7 @@ class AgreedEndpoint:
 
 def is_known(error: DstackError) -> bool:
     """Tell whether an endpoint refused a transaction because it has it already."""
-    return any(word in error.message.lower() for word in _KNOWN)
+    return _KNOWN.search(error.message) is not None
 
 
 def _canonical(method: str, value: object) -> Any:  # noqa: ANN401 - JSON is untyped

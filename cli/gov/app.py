@@ -49,7 +49,7 @@ def register(app_id: str, where: Where, acting: Acting) -> None:
     at = contracts.pin()
     raw = address(app_id, "APP_ID")
     contracts.require_code(raw, at)
-    notes = (f"the app runs {code_text(read_app(contracts, raw, at).code)}",)
+    notes = (f"of the app's code: {code_text(read_app(contracts, raw, at).code)}",)
     change = Change(to=where.kms, function=calldata.REGISTER_APP, arguments=(raw,), notes=notes)
     carry_out(where, acting, [change])
 
@@ -82,7 +82,7 @@ def deploy(
     raw = address(owner, "--owner")
     contracts = contracts_of(where)
     at = contracts.pin()
-    contracts.require_code(where.kms, at)
+    contracts.require_kms(at)
     (implementation,) = contracts.views(at, (where.kms, abi.call(abi.APP_IMPLEMENTATION)))
     if raw == ZERO_ADDRESS or abi.decode_address(implementation) == ZERO_ADDRESS:
         raise ConfigError(

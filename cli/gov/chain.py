@@ -88,6 +88,25 @@ class Contracts:
                 "gov.contract", f"no contract is at {abi.checksum_address(address)} on chain {at.chain_id}"
             )
 
+    def require_kms(self, at: Block) -> None:
+        """Raise `ConfigError("gov.contract")` where the KMS contract's views do not answer at its address."""
+        self.require_code(self.kms, at)
+        try:
+            abi.decode_string(self.views(at, (self.kms, abi.call(abi.GATEWAY_APP_ID)))[0])
+            self.flags(at, (self.kms, abi.call(views.ALLOWED_OS_IMAGES, bytes(32))))
+        except (UnavailableError, ProtocolError) as error:
+            if error.code in _FOREIGN:
+                raise self.another_kind(self.kms) from error
+            raise
+
+    @staticmethod
+    def another_kind(address: bytes) -> ConfigError:
+        """Return what to raise of a contract whose views do not answer as ours do."""
+        return ConfigError(
+            "gov.contract",
+            f"{abi.checksum_address(address)} does not answer as that contract of ours: is it another one?",
+        )
+
     def views(self, at: Block, *calls: tuple[bytes, bytes]) -> list[bytes]:
         """Return the results of views, each as (contract, calldata). Raises as the endpoint does."""
         asked: list[Call] = [

@@ -9,7 +9,7 @@ from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, Owner
 from shared.chain import abi, calldata, views
 from shared.chain.abi_values import Kind, Value, decode_values
 from shared.chain.calldata import Function
-from shared.errors import ConfigError, PolicyDenied
+from shared.errors import ConfigError, PolicyDenied, ProtocolError, UnavailableError
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +69,7 @@ _SETTINGS: Final[dict[str, tuple[bytes, tuple[Kind, ...]]]] = {
     "setAppImplementation": (abi.APP_IMPLEMENTATION, ("address",)),
     "setKmsInfo": (views.KMS_INFO, ("bytes",) * 4),
 }
+_FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
 # a device or a compose hash may be added later, and a transfer to nobody takes one back
 _MAY_BE_ZERO: Final = (calldata.DEPLOY_AND_REGISTER_APP, calldata.TRANSFER_OWNERSHIP)
 
@@ -76,15 +77,24 @@ _MAY_BE_ZERO: Final = (calldata.DEPLOY_AND_REGISTER_APP, calldata.TRANSFER_OWNER
 def look(contracts: Contracts, change: Change, at: Block) -> Seen:
     """Return how a change stands at a block, with what there is to note of it.
 
-    Raises `ConfigError("gov.contract")` where no contract is, `ConfigError("gov.zero")` for an all-zero hash,
-    which is what an absent one becomes on chain, `ConfigError("gov.app.deploy")` for an app that the KMS
-    contract would own, and `PolicyDenied("gov.no_transfer")` where nobody was
+    Raises `ConfigError`: `gov.contract` where no contract is, or one whose views do not answer, `gov.zero`
+    for an all-zero hash, which is what an absent one becomes on chain, `gov.app.deploy` for an app that the
+    KMS contract would own; and `PolicyDenied("gov.no_transfer")` where nobody was
     named who could accept.
     """
     _refuse_zero(change)
     if change.function == calldata.DEPLOY_AND_REGISTER_APP and change.arguments[0] == change.to:
         raise ConfigError("gov.app.deploy", "the KMS contract shall own the app: it calls nobody, ever")
     contracts.require_code(change.to, at)
+    try:
+        return _look(contracts, change, at)
+    except (UnavailableError, ProtocolError) as error:
+        if error.code in _FOREIGN:
+            raise contracts.another_kind(change.to) from error
+        raise
+
+
+def _look(contracts: Contracts, change: Change, at: Block) -> Seen:
     owner = contracts.owner(change.to, at)
     sender = {"owner": owner.address, "pending owner": owner.pending, "anyone": None}[change.function.caller]
     if sender == ZERO_ADDRESS and change.function.caller == "pending owner":

@@ -11,10 +11,12 @@ from cli.gov.chain import Block, Contracts
 from shared.chain.abi import checksum_address
 from shared.chain.code import APP, KMS, CodeList
 from shared.chain.known_builds import KNOWN_BUILDS, KnownBuild
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ProtocolError
+from shared.hex import decode_hex
 from shared.keccak import keccak256
 
 _GAP: Final = "__gap"
+_NO_CODE: Final = keccak256(b"")
 
 
 class Code(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,15 +81,17 @@ def layout(contract: str) -> tuple[Variable, ...]:
 def read_described(path: Path) -> _Described:
     """Read an artefact as `contracts/build.mjs` writes it. Raises `ConfigError("gov.artifact")`."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Described)
-    except (OSError, msgspec.DecodeError) as error:
+        described = msgspec.json.decode(path.read_bytes(), type=_Described)
+        decode_hex(described.deployed_bytecode, what="deployedBytecode")
+    except (OSError, msgspec.DecodeError, ProtocolError) as error:
         raise ConfigError("gov.artifact", f"{path} is no artefact of contracts/build.mjs: {error}") from error
+    return described
 
 
 def describes(described: _Described, code: bytes, address: bytes) -> bool:
     """Tell whether code at an address is what an artefact describes."""
     offsets = described.immutable_offsets
-    expected = bytearray.fromhex(described.deployed_bytecode.removeprefix("0x"))
+    expected = bytearray(decode_hex(described.deployed_bytecode, what="deployedBytecode"))
     if not offsets or any(not 0 <= offset <= len(expected) - 32 for offset in offsets):
         return False
     for offset in offsets:
@@ -138,4 +142,8 @@ def code_text(code: Code) -> str:
         return f"{code.contract} of {code.build}"
     if code.contract:
         return f"{code.contract} of {code.build}, behind a proxy that nobody here knows"
+    if not any(code.address):
+        return "no proxy: its own code answers, and nobody here knows it"
+    if code.code_hash == _NO_CODE:
+        return f"no code at all at {checksum_address(code.address)}"
     return f"unknown code, hash 0x{code.code_hash.hex()}"

@@ -78,7 +78,7 @@ def deploy(
     Exit codes: 0 deployed or so already, 2 usage, 3 refused, 4 nothing was sent, 5 a Safe must sign, 6 timed
     out.
     """
-    acting.check()
+    acting.check(where)
     contracts = Contracts(endpoint_of(where), ZERO_ADDRESS, where.chain_id)
     at = contracts.pin()
     wanted = ZERO_ADDRESS

@@ -9,7 +9,7 @@ import msgspec
 from cli.gov.acting import carry_out
 from cli.gov.change import Change
 from cli.gov.listed import list_options, print_allowed
-from cli.gov.options import Acting, Where, acting_options, contracts_of, hash32
+from cli.gov.options import Acting, Where, acting_options, address, contracts_of, hash32
 from shared.chain import calldata, events, views
 from shared.chain.calldata import Function
 from shared.errors import ConfigError, PolicyDenied
@@ -137,9 +137,11 @@ def root_ca(bootstrap_info: Path, meta: Path) -> None:
 @acting_options
 def set_gateway(app_id: str, where: Where, acting: Acting) -> None:
     """Name the gateway app that apps may trust: its address, or its app id in hex."""
-    raw = decode_hex_setting(app_id, what="APP_ID", length=20, code="gov.option")
+    raw = address(app_id, "APP_ID")
     contracts = contracts_of(where)
-    registered = contracts.flags(contracts.pin(), (where.kms, views.REGISTERED_APPS + raw.rjust(32, b"\0")))
+    at = contracts.pin()
+    contracts.require_kms(at)
+    registered = contracts.flags(at, (where.kms, views.REGISTERED_APPS + raw.rjust(32, b"\0")))
     notes = () if registered == [True] else ("no app of that id is registered",)
     carry_out(
         where,

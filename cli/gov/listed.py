@@ -36,8 +36,11 @@ def from_block_option(command: Command) -> Command:
 
 
 def start_of(contracts: Contracts, contract: bytes, from_block: int | None, at: Block) -> int:
-    """Return the block from which events are read."""
-    contracts.require_code(contract, at)
+    """Return the block from which events are read. Raises `ConfigError("gov.contract")`."""
+    if contract == contracts.kms:
+        contracts.require_kms(at)
+    else:
+        contracts.require_code(contract, at)
     return first_block(contracts, contract, at) if from_block is None else from_block
 
 

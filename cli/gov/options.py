@@ -73,14 +73,22 @@ class Acting(msgspec.Struct, frozen=True, kw_only=True):
     timeout: int = DEFAULT_TIMEOUT
     max_fee: int = DEFAULT_MAX_FEE
 
-    def check(self) -> None:
-        """Raise `ConfigError("gov.mode")` where the options do not say one thing."""
+    def check(self, where: Where) -> None:
+        """Raise `ConfigError("gov.mode")` where the options do not say one thing.
+
+        Raise `ConfigError("gov.option")` where something is to be signed, and no chain is named: an endpoint
+        that calls itself another one would choose for which chain that is.
+        """
         if sum((bool(self.safe), self.dry_run, self.send)) > 1:
             raise ConfigError("gov.mode", "--safe, --send and --dry-run are three different things: give one")
         if self.send != (self.key_file is not None):
             raise ConfigError("gov.mode", "--send and --key-file belong together")
         if self.append and self.safe in {"", "-"}:
             raise ConfigError("gov.mode", "--append needs --safe and the name of a file")
+        if (self.safe or self.send) and where.chain_id is None:
+            raise ConfigError(
+                "gov.option", "--chain-id is missing: --safe and --send want the chain that is meant"
+            )
 
 
 def where_options(command: Command) -> Command:
@@ -109,7 +117,7 @@ def where_options(command: Command) -> Command:
             "--chain-id",
             type=click.IntRange(min=1),
             envvar="DSTACK_CHAIN_ID",
-            help="Refuse the answers of another chain.",
+            help="Refuse the answers of another chain; --safe and --send want it.",
         ),
         click.option(
             "--kms-contract",

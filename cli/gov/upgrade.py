@@ -67,7 +67,9 @@ def upgrade(
     new = address(implementation, "--to")
     contracts.require_code(proxy, at)
     present = code_of(contracts, proxy, at)
-    if (present.contract == APP or contract is not None) and contracts.upgrades_disabled(proxy, at):
+    is_app = present.contract == APP or proxy != where.kms
+    # of a KMS contract that slot holds a published key
+    if is_app and contracts.upgrades_disabled(proxy, at):
         raise PolicyDenied(
             "gov.upgrade.disabled", f"upgrades of {checksum_address(proxy)} are disabled for ever"
         )
@@ -75,7 +77,7 @@ def upgrade(
         contracts,
         new,
         at,
-        wanted=present.contract or (KMS if contract is None else APP),
+        wanted=present.contract or (APP if is_app else KMS),
         artifact=artifact,
         code_hash=code_hash,
         present=present,

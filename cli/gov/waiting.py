@@ -15,7 +15,6 @@ from shared.errors import DstackError
 from shared.hex import decode_hex
 
 STEP: Final = "await_approval"
-_FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,18 +48,17 @@ def _waiting(contracts: Contracts, name: str, planned: dict[str, Any], at: Block
         except DstackError as error:
             if change.to != app_id:
                 raise
-            blocked.append(_blocked(error))
+            blocked.append(_blocked(error, has_code=bool(contracts.code(app_id, at))))
             continue
         if not seen.is_made:
             calls.append(seen)
     return Waiting(name=name, calls=tuple(calls), blocked=tuple(blocked))
 
 
-def _blocked(error: DstackError) -> str:
+def _blocked(error: DstackError, *, has_code: bool) -> str:
     if error.code == "gov.contract":
-        return "no contract is at the app id: only the plan tells what makes one"
-    if error.code in _FOREIGN:
-        return "a contract of another kind is at the app id: only the plan tells what makes one"
+        found = "a contract of another kind" if has_code else "no contract"
+        return f"{found} is at the app id: only the plan tells what makes one"
     return f"the app contract could not be read: {error.message} [{error.code}]"
 
 

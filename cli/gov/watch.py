@@ -129,7 +129,7 @@ def watch(from_block: str, apps: tuple[str, ...], poll: float, where: Where, *, 
     """
     contracts = contracts_of(where)
     at = contracts.pin()
-    contracts.require_code(where.kms, at)
+    contracts.require_kms(at)
     after = at.number if from_block == "now" else _number(from_block) - 1
     watched = {address(one, "--app") for one in apps}
     if not apps:

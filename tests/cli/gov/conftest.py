@@ -107,7 +107,8 @@ def site(_site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
     """The contracts on a chain; what commands keep is the test's own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
-    for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CHAIN_ID", "DSTACK_CLOUD_API"):
+    monkeypatch.setenv("DSTACK_CHAIN_ID", str(_site.chain.chain_id))
+    for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CLOUD_API"):
         monkeypatch.delenv(name, raising=False)
     return _site
 

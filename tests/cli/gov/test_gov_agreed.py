@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.gov.agreed import AgreedEndpoint
+from cli.gov.agreed import AgreedEndpoint, is_known
 from cli.gov.chain import Contracts
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call, RevertedError
@@ -257,6 +257,25 @@ def test_a_transaction_that_one_has_already_is_on_its_way() -> None:
     with refuses("rpc.error", UnavailableError) as caught:
         ask("eth_sendRawTransaction", *refusals)
     assert caught.value.message == "already known"
+
+
+@pytest.mark.parametrize(
+    ("said", "is_it"),
+    [
+        ("already known", True),
+        ("ALREADY_EXISTS: already known", True),
+        ("AlreadyKnown", True),
+        ("Known transaction", True),
+        ("known transaction: 0xabc", True),
+        ("transaction already imported", True),
+        ("Transaction with the same hash was already imported.", True),
+        ("unknown transaction type", False),
+        ("unknown account", False),
+        ("unknown transaction", False),
+    ],
+)
+def test_known_is_not_found_in_unknown(said: str, *, is_it: bool) -> None:
+    assert is_known(UnavailableError("rpc.error", f"node.example answered with an error: {said}")) is is_it
 
 
 def test_a_number_that_is_none_is_refused() -> None:

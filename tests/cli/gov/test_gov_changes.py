@@ -9,6 +9,7 @@ import pytest
 from cli.gov.acting import outbox_place
 from shared.chain.calldata import decode_call
 from tests.cli.gov.conftest import OTHER, OWNER, Ran, Site
+from tests.docs.console_page import call
 
 Fresh = Callable[[], str]
 PAIRS = [
@@ -84,7 +85,7 @@ def test_registers_a_contract_that_exists(site: Site) -> None:
     ran = site.send("app", "register", site.kms, account=OTHER)
     assert ran.code == 0, ran.output
     assert site.owner.kms.functions.registeredApps(site.kms).call()
-    assert "the app runs DstackKms" in ran.output
+    assert "of the app's code: DstackKms" in ran.output
 
 
 def test_registers_no_address_without_code(site: Site) -> None:
@@ -104,6 +105,17 @@ def test_names_the_gateway(site: Site) -> None:
     assert site.send("set-gateway", app_id).code == 0
     assert site.owner.kms.functions.gatewayAppId().call() == app_id
     refused(site.gov("set-gateway", "any"), "gov.option", 2)
+
+
+def test_refuses_a_gateway_in_the_wrong_case(site: Site) -> None:
+    app_id = site.app()
+    wrong = next(
+        app_id[:at] + app_id[at].swapcase() + app_id[at + 1 :]
+        for at in range(41, 1, -1)
+        if app_id[at].isalpha()
+    )
+    refused(site.gov("set-gateway", wrong), "gov.option", 2)
+    assert site.gov("set-gateway", app_id[2:].lower()).code == 4
 
 
 def test_hands_an_app_over_in_two_steps(site: Site) -> None:
@@ -245,6 +257,17 @@ def test_refuses_an_address_in_the_wrong_case(site: Site) -> None:
 
 def test_refuses_another_chain(site: Site, fresh: Fresh) -> None:
     refused(site.gov("image", "add", fresh(), "--chain-id", "1"), "gov.chain_id", 2)
+
+
+@pytest.mark.parametrize("words", [("--safe", "-"), ("--send", "--key-file", "x.key")])
+def test_nothing_is_signed_for_a_chain_that_only_the_endpoint_names(
+    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("DSTACK_CHAIN_ID")
+    refused(site.gov("image", "add", fresh(), *words), "gov.option", 2)
+    output, code = call(["gov", "deploy", "--owner", site.kms, "--rpc", site.chain.url, *words])
+    assert ("--chain-id is missing" in output, code) == (True, 2)
+    assert site.gov("image", "add", fresh(), "--dry-run").code == 4
 
 
 def test_refuses_a_contract_that_is_not_there(site: Site, fresh: Fresh) -> None:

@@ -78,10 +78,11 @@ def safe(chain: Chain) -> RealSafe:
 
 
 @pytest.fixture
-def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def state(chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
-    for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CHAIN_ID", "DSTACK_CLOUD_API"):
+    monkeypatch.setenv("DSTACK_CHAIN_ID", str(chain.chain_id))
+    for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CLOUD_API"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

@@ -71,10 +71,10 @@ def test_a_block_that_is_none_is_refused(method: str, answer: object) -> None:
     ("answers", "code"),
     [
         ({"eth_getCode": None}, "rpc.malformed"),
-        ({}, "rpc.reverted"),
-        ({"8da5cb5b": WORD, "e30c3978": "0x"}, "abi.malformed"),
-        ({"8da5cb5b": "0x" + "ff" * 32, "e30c3978": WORD}, "abi.malformed"),
-        ({"8da5cb5b": WORD, "e30c3978": WORD, "9a4e1d18": "0x" + "00" * 31 + "02"}, "abi.malformed"),
+        ({}, "gov.contract"),
+        ({"8da5cb5b": WORD, "e30c3978": "0x"}, "gov.contract"),
+        ({"8da5cb5b": "0x" + "ff" * 32, "e30c3978": WORD}, "gov.contract"),
+        ({"8da5cb5b": WORD, "e30c3978": WORD, "9a4e1d18": "0x" + "00" * 31 + "02"}, "gov.contract"),
     ],
 )
 def test_a_contract_that_answers_something_else_is_refused(answers: dict[str, object], code: str) -> None:
@@ -181,6 +181,36 @@ def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch:
     options = ["--rpc", site.chain.url, "--send", "--key-file", str(site.key_file(OWNER))]
     output, code = call(["gov", "deploy", "--only", "DstackApp", *options])
     assert ("[gov.deploy.code]" in output, code) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("kms", "list"),
+        ("image", "list"),
+        ("app", "list"),
+        ("status",),
+        ("watch", "--no-follow"),
+        ("kms", "add-mr", "11" * 32),
+        ("transfer-ownership", "none"),
+        ("set-gateway", "11" * 20),
+        ("app", "deploy", "--owner", "0x" + "11" * 20),
+        ("app", "register", DEPLOYER.hex()),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("kind", ["another", "app", "silent"])
+def test_another_contract_than_the_kms_contract_is_told(
+    site: Site, words: tuple[str, ...], kind: str
+) -> None:
+    wrong = {"another": checksum_address(DEPLOYER), "app": "", "silent": ""}[kind]
+    if kind == "app":
+        wrong = site.app()
+    elif kind == "silent":
+        wrong = site.contract("00")  # STOP, as the fallback of a Safe
+    if kind == "app" and words[0] == "transfer-ownership":
+        words = ("kms", "remove-mr", "11" * 32)  # apps have that function
+    refused(site.gov(*words, "--kms-contract", wrong), "gov.contract", 2)
 
 
 def test_an_app_needs_an_owner(site: Site) -> None:

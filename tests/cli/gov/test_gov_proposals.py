@@ -153,6 +153,7 @@ def _safe_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SafeSite]:
 def desk(_safe_site: SafeSite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Desk]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("DSTACK_CHAIN_ID", str(_safe_site.chain.chain_id))
     for name in ("DSTACK_SAFE_SERVICE", "DSTACK_SAFE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with transaction_service() as service:

@@ -33,6 +33,7 @@ class SafeSite(Site):
         )
         key = str(self.key_file(OTHER))
         options = ["--owner", self.safe.address, "--send", "--key-file", key, "--json"]
+        options += ["--chain-id", str(self.chain.chain_id)]
         output, code = call(["gov", "deploy", "--rpc", self.chain.url, *options])
         assert code == 0, output
         self.kms = json.loads(output)["proxy"]
@@ -55,6 +56,7 @@ def _safe_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SafeSite]:
 def safe_site(_safe_site: SafeSite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SafeSite:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("DSTACK_CLOUD_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("DSTACK_CHAIN_ID", str(_safe_site.chain.chain_id))
     return _safe_site
 
 

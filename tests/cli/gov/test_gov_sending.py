@@ -263,8 +263,9 @@ def test_an_answer_that_did_not_come_is_waited_for(desk: Desk) -> None:
     assert desk.send().block_number == 11
 
 
-def test_a_refusal_leaves_nothing_behind(desk: Desk) -> None:
-    desk.node.refuses = UnavailableError("rpc.error", "insufficient funds")
+@pytest.mark.parametrize("said", ["insufficient funds", "unknown transaction type"])
+def test_a_refusal_leaves_nothing_behind(desk: Desk, said: str) -> None:
+    desk.node.refuses = UnavailableError("rpc.error", said)
     with refuses("gov.refused", UnavailableError):
         desk.send()
     assert list(desk.place.glob("*")) == []

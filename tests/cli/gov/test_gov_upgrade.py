@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cli.devchain.artifacts import artifact_path
 from cli.devchain.governance import Governance
-from cli.gov.code import Variable, layout, layout_problems
+from cli.gov.code import Code, Variable, code_text, layout, layout_problems
+from shared.keccak import keccak256
 from tests.cli.gov.conftest import OTHER, OWNER, PAYER, Creation, Site
 from tests.cli.gov.test_gov_changes import refused
 from tests.docs.console_page import call
@@ -95,6 +97,15 @@ def test_upgrades_an_app_to_a_known_build(site: Site) -> None:
     refused(site.gov("upgrade", app_id, "--to", "0x" + "77" * 20), "gov.contract", 2)
 
 
+def test_the_kms_contract_that_is_named_is_no_app(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    path.write_text(json.dumps({"ca_pubkey": "03" * 91, "k256_pubkey": "02" * 33}))
+    site.send("kms", "set-info", str(path))  # in the slot that tells of an app whether upgrades are disabled
+    new = deploy(site, "--only", "DstackKms")["DstackKms"]
+    ran = site.gov("upgrade", site.kms, "--to", new)
+    assert (ran.code, "the new code is DstackKms" in ran.output) == (4, True)
+
+
 def test_sets_the_factorys_implementation(site: Site) -> None:
     new = deploy(site, "--only", "DstackApp")["DstackApp"]
     assert site.send("set-app-implementation", new).code == 0
@@ -159,8 +170,19 @@ def test_refuses_an_artifact_of_other_code(site: Site, tmp_path: Path) -> None:
     ran = site.gov("upgrade", "--to", address, "--artifact", str(artifact_path("DstackKms")))
     refused(ran, "gov.upgrade.artifact", 3)
     broken = tmp_path / "broken.json"
-    broken.write_text("{}")
-    refused(site.gov("upgrade", "--to", address, "--artifact", str(broken)), "gov.artifact", 2)
+    whole = json.loads(artifact_path("DstackKms").read_text())
+    for text in ("{}", json.dumps(whole | {"deployedBytecode": "0xzz"})):
+        broken.write_text(text)
+        refused(site.gov("upgrade", "--to", address, "--artifact", str(broken)), "gov.artifact", 2)
+
+
+def test_a_contract_that_is_no_proxy_is_said_to_be_none(site: Site) -> None:
+    code = Code(address=bytes(20), code_hash=keccak256(b""))
+    assert code_text(code).startswith("no proxy")
+    assert code_text(msgspec.structs.replace(code, address=b"\1" * 20)).startswith("no code at all at 0x01")
+    ran = site.gov("app", "register", site.deployed.kms_implementation.hex())
+    assert "the app runs no proxy" not in ran.output
+    assert "no proxy" in ran.output
 
 
 def changed(contract: str, index: int, **values: Any) -> list[Variable]:

@@ -55,7 +55,7 @@ def test_tells_the_calls_that_are_missing_until_they_are_made(
 def test_an_app_that_is_not_registered_is_to_be(
     site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, site.kms, fresh(), fresh())  # a contract, and no app
+    waits(monkeypatch, site.contract("00"), fresh(), fresh())  # a contract, and no app
     assert "registerApp" in missing(site)
 
 
