@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from web3.types import RPCEndpoint
 
 from cli.devchain.governance import Governance
 from cli.main import main
@@ -200,6 +201,13 @@ def send_planned(owner: Governance, *options: str, function: str = "") -> None:
     assert calls, output
     for one in calls:
         owner.settle(owner.send(RawCall(one["to"], one["calldata"])))
+
+
+def send_until_final(owner: Governance, *options: str, function: str = "") -> None:
+    """Do the same, and let the chain go on until what was sent is final: until then a deployment waits."""
+    send_planned(owner, *options, function=function)
+    for _ in range(4):
+        owner.web3.provider.make_request(RPCEndpoint("evm_mine"), [])
 
 
 @dataclass

@@ -14,7 +14,15 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from enclave.dstack_util.enclave_config import EnclaveConfig
 from shared.compose.project import NITRO_DEFAULTS
-from tests.docs.console_page import Session, Transcript, files, need_tools, send_planned, table_codes, wrong
+from tests.docs.console_page import (
+    Session,
+    Transcript,
+    files,
+    need_tools,
+    send_until_final,
+    table_codes,
+    wrong,
+)
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.aws_site import PROFILE, aws_site
 from tests.end_to_end.commands import become
@@ -70,12 +78,13 @@ def make_session(place: Path, stack: ExitStack) -> Session:
     become(monkeypatch, site.environment | {"EDITOR": f"cp {place}/config.json"}, place)
     for name in ("DSTACK_CLOUD_CONFIG", "DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CLOUD_API"):
         monkeypatch.delenv(name, raising=False)
-    sending = dict.fromkeys(SENDING, lambda: send_planned(owner))
+    sending = dict.fromkeys(SENDING, lambda: send_until_final(owner))
     return Session(
         place,
         words={
             "203.0.113.10": site.address,
             "https://rpc.example.com": chain.url,
+            "https://rpc.example.net": chain.url.replace("127.0.0.1", "localhost"),
             "my-bucket": site.bucket,
             "verify evidence.json": f"verify evidence.json --trust-anchor {place}/aws_nitro_enclave.pem",
             "/home/you": str(place),

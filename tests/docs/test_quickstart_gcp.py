@@ -21,7 +21,7 @@ from functions.deploy.runner import run_until_settled
 from functions.google_api.errors import LOGIN
 from shared.compose.project import GCP_DEFAULTS
 from shared.errors import UnavailableError
-from tests.docs.console_page import Session, Transcript, need_tools, send_planned, table_codes, wrong
+from tests.docs.console_page import Session, Transcript, need_tools, send_until_final, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
 from tests.end_to_end.gcp_site import BUCKET, GcpSite, gcp_site
@@ -92,7 +92,7 @@ def make_session(place: Path, stack: ExitStack) -> Session:
     _jump_over_timeouts(monkeypatch)
     _enforce_firewall(site, monkeypatch)
     monkeypatch.setattr("cli.pull.RELEASES", f"{downloads.url}/{{name}}-uki.tar.gz")
-    send = partial(send_planned, owner, "--app-owner", owner.address)
+    send = partial(send_until_final, owner, "--app-owner", owner.address)
     sending = {line: partial(send, function=function) for line, function in SENDING.items()}
     return Session(
         place,
