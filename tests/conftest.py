@@ -14,6 +14,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 RECURSION_LIMIT = 1000
+QUICK_BLOCKS = 0.1
+"""Seconds between anvil's blocks, where a test waits for some of them to become final."""
 
 settings.register_profile("dstack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dstack")
@@ -44,6 +46,6 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def chain() -> Iterator[Chain]:
-    """A development chain of one block per second, one for the session: anvil where present or py-evm."""
-    with start_chain("auto") as running:
+    """A development chain whose blocks become final, one for the session: anvil where present or py-evm."""
+    with start_chain("auto", block_time=QUICK_BLOCKS) as running:
         yield running

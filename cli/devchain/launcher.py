@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -62,11 +63,12 @@ def find_anvil() -> Path | None:
 
 
 @contextlib.contextmanager
-def start_chain(engine: str = "auto", *, port: int = 0, block_time: int = 1) -> Iterator[Chain]:
+def start_chain(engine: str = "auto", *, port: int = 0, block_time: float = 1) -> Iterator[Chain]:
     """Run a chain for the length of a `with` block.
 
     `auto` is anvil where there is one that starts, else py-evm; `Chain.engine` says which it was. Blocks come
-    every `block_time` seconds, `finalized` is two behind the head; 0 mines on each transaction instead.
+    every `block_time` seconds, `finalized` is two behind the head; 0 mines on each transaction instead. With
+    py-evm these are whole seconds, rounded up: each of its blocks is stamped later than its parent.
     Raises `UnavailableError("devchain.start")` when the node ends or stays silent.
     """
     if engine not in ENGINES:
@@ -91,7 +93,7 @@ def start_chain(engine: str = "auto", *, port: int = 0, block_time: int = 1) -> 
 
 
 @contextlib.contextmanager
-def _anvil(binary: Path, directory: Path, port: int, block_time: int) -> Iterator[Chain]:
+def _anvil(binary: Path, directory: Path, port: int, block_time: float) -> Iterator[Chain]:
     command = [
         str(binary),
         *("--host", "127.0.0.1", "--port", str(port), "--chain-id", str(CHAIN_ID)),
@@ -105,10 +107,10 @@ def _anvil(binary: Path, directory: Path, port: int, block_time: int) -> Iterato
 
 
 @contextlib.contextmanager
-def _py_evm(directory: Path, port: int, block_time: int, fallback: str) -> Iterator[Chain]:
+def _py_evm(directory: Path, port: int, block_time: float, fallback: str) -> Iterator[Chain]:
     command = [
         *(sys.executable, "-m", "cli.devchain", "--engine", "py-evm"),
-        *("--port", str(port), "--block-time", str(block_time)),
+        *("--port", str(port), "--block-time", str(math.ceil(block_time))),
     ]
     with _process(command, directory / "py-evm.log", rb'(\{"url":.*\})\n') as (process, ready):
         yield Chain(json.loads(ready[1])["url"], "py-evm", process, fallback)

@@ -14,6 +14,7 @@ from cli.devchain.governance import Deployment, Governance
 from cli.devchain.launcher import Chain, find_anvil, start_chain
 from cli.devchain.node import MAX_BODY
 from shared.keccak import keccak256
+from tests.conftest import QUICK_BLOCKS
 
 COMPOSE, OS_IMAGE = b"c" * 32, b"o" * 32
 IMPLEMENTATION_SLOT = 0x360894A13BA1A3210667C828492DB98DCA3E2076CC3735A920A3CA505D382BBC
@@ -67,7 +68,7 @@ def proven(root: str, key: bytes, nodes: list[str]) -> bytes:
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "anvil" and find_anvil() is None:
         pytest.skip("no anvil on this machine: install node and npm, then run make setup")
-    with start_chain(request.param) as chain:
+    with start_chain(request.param, block_time=QUICK_BLOCKS) as chain:
         yield Site(chain)
 
 

@@ -22,6 +22,7 @@ from tests.cli.gov.conftest import OTHER, PAYER, Ran, Site
 from tests.cli.gov.relays import Relay, relays
 from tests.cli.gov.test_gov_changes import refused
 from tests.cli.gov.test_gov_hostile import AT, Liar
+from tests.conftest import QUICK_BLOCKS
 from tests.docs.console_page import call
 from tests.safe.real_safe import RealSafe, need_safe
 from tests.shared.refusal import refuses
@@ -68,7 +69,7 @@ def chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
     need_safe()
     if request.param == "anvil" and find_anvil() is None:
         pytest.skip("anvil is absent: npm ci --ignore-scripts in contracts")
-    with start_chain(request.param) as running:  # whose blocks become final
+    with start_chain(request.param, block_time=QUICK_BLOCKS) as running:  # whose blocks become final
         yield running
 
 
