@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from cli.image import image
 from shared.measurement.boot_disk import gcp_boot_disk
+from shared.measurement.disk_image import DiskImage
 from shared.measurement.os_image_directory import finish_image
 from tests.shared.measurement.made_disks import make_kernel, make_uki
 from tests.shared.measurement.test_os_image_directory import QEMU_FILES, UKI, Files, replay
@@ -31,9 +32,13 @@ def refusal(path: Path) -> str:
     return code
 
 
+def boot_disk(uki: bytes) -> DiskImage:
+    return gcp_boot_disk(BytesIO(uki), BytesIO(b"rootfs"))
+
+
 @pytest.fixture(scope="module")
 def made() -> dict[str, bytes]:
-    disk = b"".join(gcp_boot_disk(BytesIO(UKI), BytesIO(b"rootfs")).chunks())
+    disk = b"".join(boot_disk(UKI).chunks())
     files = Files({**QEMU_FILES, "disk.raw": disk, "measurement.aws.replay.json": replay()})
     return {**files, **finish_image(files)}
 
@@ -41,7 +46,10 @@ def made() -> dict[str, bytes]:
 @pytest.fixture
 def directory(made: dict[str, bytes], tmp_path: Path) -> Path:
     for name, data in made.items():
-        (tmp_path / name).write_bytes(data)
+        if name != "disk.raw":
+            (tmp_path / name).write_bytes(data)
+    with (tmp_path / "disk.raw").open("wb") as file:
+        boot_disk(UKI).write_to(file)  # with holes, where a copy would write zeros
     return tmp_path
 
 
@@ -76,8 +84,8 @@ def test_another_file_is_refused(directory: Path) -> None:
 
 def test_another_boot_disk_is_refused(directory: Path) -> None:
     other = make_uki(make_kernel()[:-1] + b"?")
-    disk = b"".join(gcp_boot_disk(BytesIO(other), BytesIO(b"rootfs")).chunks())
-    (directory / "disk.raw").write_bytes(disk)
+    with (directory / "disk.raw").open("wb") as file:
+        boot_disk(other).write_to(file)
     assert refusal(directory) == "os_image.measurement"
 
 
