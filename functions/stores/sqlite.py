@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS event (
 """
 _CHUNK: Final = 1 << 20
 _PAUSE: Final = 0.01
+_SYNCHRONOUS: Final = "FULL"  # a resource is recorded before it is made, whatever the machine does then
 
 
 class SqliteStore:
@@ -127,7 +128,7 @@ class SqliteStore:
             try:
                 connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
                 _log_ahead(connection)
-                connection.execute("PRAGMA synchronous = FULL")  # a resource is recorded before it is made
+                connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS}")
             except sqlite3.Error as error:
                 raise StorageError("deploy.store", f"cannot open {self._path}: {error}") from error
             self._local.connection = connection

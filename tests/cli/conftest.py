@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.functions.conftest import unsynced
+
+__all__ = ["unsynced"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_receipts() -> Iterator[None]:

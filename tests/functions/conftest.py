@@ -1,4 +1,4 @@
-"""AWS on loopback, one for the session."""
+"""AWS on loopback, one for the session, and a store that does not wait for the disk."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -21,3 +21,9 @@ def aws_server() -> "Iterator[AwsServer]":
 def aws(aws_server: "AwsServer") -> "Iterator[AwsServer]":
     with aws_server.quiet():
         yield aws_server
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SQLite not wait for the disk: tests end processes, and none takes the power from a machine."""
+    monkeypatch.setattr("functions.stores.sqlite._SYNCHRONOUS", "OFF")

@@ -23,6 +23,11 @@ from tests.functions.stores.contract import (
 from tests.shared.refusal import refuses
 
 
+@pytest.fixture
+def unsynced() -> None:
+    """The store as it is deployed: it waits for the disk."""
+
+
 class TestSqliteStore(StoreContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Iterator[StoreHarness]:
@@ -68,6 +73,13 @@ def test_processes_lose_no_update_of_a_thousand_deployments(tmp_path: Path) -> N
 
     assert [process.exitcode for process in processes] == [0, 0]
     check_all_marks(store, writers, names)
+    store.close()
+
+
+def test_a_change_counts_when_the_disk_has_it(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "d.db")
+    with store._transaction() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     store.close()
 
 
