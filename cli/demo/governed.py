@@ -19,9 +19,9 @@ from cli.demo.guests import Measured
 from cli.demo.processes import Process, ProcessGroup
 from functions.deploy.cloud import Cloud, Machine
 from functions.deploy.engine import Engine
-from functions.deploy.record import Deployment, Files, Goal, Planned, Running, Step
+from functions.deploy.record import Deployment, Files, Goal, Planned, Running, Step, workload
 from functions.deploy.runner import this_holder
-from functions.deploy.steps import StepTools, workload
+from functions.deploy.steps import StepTools
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.errors import PolicyDenied, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient

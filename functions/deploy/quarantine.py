@@ -9,8 +9,16 @@ from typing import Any, Final
 
 import msgspec
 
-from functions.deploy.record import Deployment, Event, Goal, Quarantine, Step, Workload, event_id
-from functions.deploy.steps import workload
+from functions.deploy.record import (
+    Deployment,
+    Event,
+    Goal,
+    Quarantine,
+    Step,
+    Workload,
+    event_id,
+    workload,
+)
 from functions.deploy.store import ConflictError, DeploymentStore, NotFoundError, Schedule
 
 _TRIES: Final = 20

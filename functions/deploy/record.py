@@ -152,6 +152,18 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     os_image_hash: str
 
 
+def workload(planned: Planned | None) -> Workload | None:
+    """Return what a plan runs, as governance decides on it."""
+    if planned is None:
+        return None
+    return Workload(
+        platform=planned.platform,
+        app_id=planned.app_id,
+        compose_hash=planned.compose_hash,
+        os_image_hash=planned.os_image_hash,
+    )
+
+
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     """Why governance has a deployment stopped: the contract's reason, at a block that a quorum agreed on.
 

@@ -7,7 +7,7 @@ import msgspec
 
 from functions.deploy.cloud import Cloud, DeniedError, Machine, Wait
 from functions.deploy.machine_claims import check_machine
-from functions.deploy.record import Approved, Deployment, Planned, Proven, Running, Step, Workload
+from functions.deploy.record import Approved, Deployment, Planned, Proven, Running, Step, workload
 from functions.deploy.work import LeasedWork
 from functions.plan.model import Plan
 from functions.plan.standing import DISAGREEMENT, MISSING, NOT_FINAL, Standing, undecided
@@ -314,18 +314,6 @@ def _rollback(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome:
         return Outcome(Step.ROLLBACK, waiting.seconds, waiting.what)
     work.say("the machine of the failed launch is gone")
     return Outcome(Step.FAILED, changes={"running": None, "launched": None})
-
-
-def workload(planned: Planned | None) -> Workload | None:
-    """Return what a plan runs, as governance decides on it."""
-    if planned is None:
-        return None
-    return Workload(
-        platform=planned.platform,
-        app_id=planned.app_id,
-        compose_hash=planned.compose_hash,
-        os_image_hash=planned.os_image_hash,
-    )
 
 
 def _check_time(work: LeasedWork, limit: int, what: str) -> None:

@@ -1,12 +1,14 @@
 """What a queue's message does, free of any cloud: advance one deployment, and see to the next message."""
 
 from collections.abc import Callable
-from typing import Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 
-from functions.deploy.engine import Next
 from functions.deploy.store import NotFoundError, Schedule
+
+if TYPE_CHECKING:  # who reads messages alone has no engine
+    from functions.deploy.engine import Next
 
 MAX_MESSAGE: Final = 1024
 """Bytes of a message: it holds a name."""
@@ -21,7 +23,7 @@ Report = Callable[[str, str], None]
 class Advancing(Protocol):
     """The engine, as far as a worker uses it."""
 
-    def advance(self, name: str) -> Next:
+    def advance(self, name: str) -> "Next":
         """See `functions.deploy.engine.Engine`."""
         ...
 
@@ -37,7 +39,7 @@ def encode_message(name: str) -> bytes:
 
 def handle_message(
     engine: Advancing, schedule: Schedule, body: bytes, report: Report, sent_at: int | None = None
-) -> Next | None:
+) -> "Next | None":
     """Advance the deployment that a message names, and schedule the next call; returns what `advance` said.
 
     What can never succeed is reported and dropped, for None: `worker.message` for what is no message,
@@ -65,7 +67,7 @@ def handle_message(
     return after
 
 
-def _has_successor(after: Next, sent_at: int | None) -> bool:
+def _has_successor(after: "Next", sent_at: int | None) -> bool:
     return sent_at is not None and after.written_at is not None and sent_at + CLOCKS_APART < after.written_at
 
 

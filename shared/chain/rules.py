@@ -4,10 +4,14 @@ First failure wins, in the contracts' order and with their exact strings; the em
 Property tests hold these functions equal to the deployed Solidity.
 """
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from shared.boot_info import NITRO_ENCLAVE, BootInfo
-from shared.chain.facts import AppFacts, ViewFacts
+
+if TYPE_CHECKING:  # who needs the reasons alone proves nothing
+    from shared.chain.facts import AppFacts, ViewFacts
 
 ALLOWED = ""
 APP_NOT_REGISTERED = "App not registered"
@@ -36,7 +40,7 @@ def treat_nitro_as_up_to_date(boot_info: BootInfo) -> BootInfo:
     return boot_info
 
 
-def kms_half_of_app(view: ViewFacts) -> str:
+def kms_half_of_app(view: "ViewFacts") -> str:
     """`DstackKms.isAppAllowed` up to the call of the app's own contract, which `app_half` continues."""
     if not view.app_registered:
         return APP_NOT_REGISTERED
@@ -47,7 +51,7 @@ def kms_half_of_app(view: ViewFacts) -> str:
     return ALLOWED
 
 
-def app_half(app: AppFacts, tcb_status: str) -> str:
+def app_half(app: "AppFacts", tcb_status: str) -> str:
     """`DstackApp.isAppAllowed`."""
     if app.require_tcb_up_to_date and tcb_status != UP_TO_DATE:
         return TCB_NOT_UP_TO_DATE
@@ -58,7 +62,7 @@ def app_half(app: AppFacts, tcb_status: str) -> str:
     return ALLOWED
 
 
-def kms(view: ViewFacts, tcb_status: str) -> str:
+def kms(view: "ViewFacts", tcb_status: str) -> str:
     """`DstackKms.isKmsAllowed`."""
     if tcb_status != UP_TO_DATE:
         return TCB_NOT_UP_TO_DATE

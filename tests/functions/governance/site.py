@@ -11,8 +11,7 @@ from uuid import uuid4
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
-from functions.deploy.record import Planned, Running, Step
-from functions.deploy.steps import workload
+from functions.deploy.record import Planned, Running, Step, workload
 from functions.deploy.store import DeploymentStore
 from functions.stores.dynamodb import DynamoDbStore
 from shared.net.dialer import DirectDialer

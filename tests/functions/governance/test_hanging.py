@@ -7,8 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from functions.deploy.record import Planned, Running, Step
-from functions.deploy.steps import workload
+from functions.deploy.record import Planned, Running, Step, workload
 from functions.governance.assembly import service_from_env
 from functions.governance.delivery import LogHint
 from functions.governance.notice import Notice

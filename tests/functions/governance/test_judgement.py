@@ -4,8 +4,7 @@ from typing import Any
 
 import msgspec
 
-from functions.deploy.record import Deployment, Planned, Running, Step
-from functions.deploy.steps import workload
+from functions.deploy.record import Deployment, Planned, Running, Step, workload
 from functions.governance.judgement import Question, question
 from tests.functions.deploy.memory_cloud import some_deployment
 

@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from functions.deploy.record import Deployment, Planned, Proven, Running, Step
-from functions.deploy.steps import workload
+from functions.deploy.record import Deployment, Planned, Proven, Running, Step, workload
 from functions.governance.chain import View
 from functions.governance.delivery import LogHint
 from shared.boot_info import BootInfo

@@ -9,9 +9,8 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, find_anvil, start_chain
 from functions.deploy.engine import Engine
-from functions.deploy.record import Planned, Step
+from functions.deploy.record import Planned, Step, workload
 from functions.deploy.record import Running as MachineState
-from functions.deploy.steps import workload
 from functions.governance.assembly import service_from_env
 from functions.governance.chain import MALFORMED, REVERTED
 from functions.governance.notice import Notice

@@ -8,8 +8,7 @@ import pytest
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain
-from functions.deploy.record import Planned, Proven, Running, Step
-from functions.deploy.steps import workload
+from functions.deploy.record import Planned, Proven, Running, Step, workload
 from functions.governance.assembly import service_from_env
 from functions.stores.sqlite import SqliteStore
 from tests.functions.deploy.memory_cloud import some_deployment

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from functions.deploy.quarantine import Quarantines
-from functions.deploy.record import Deployment, Goal, Planned, Running, Step, Workload
-from functions.deploy.steps import workload
+from functions.deploy.record import Deployment, Goal, Planned, Running, Step, Workload, workload
 from functions.governance.chain import View
 from functions.governance.delivery import LogHint
 from functions.governance.governor import Governor
