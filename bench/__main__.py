@@ -38,6 +38,8 @@ BENCHES: dict[str, Callable[[], Result]] = {
     "import-authorize": import_budget.authorize,
     "import-deploy-aws": import_budget.deploy_aws,
     "import-deploy-gcp": import_budget.deploy_gcp,
+    "import-governance-aws": import_budget.governance_aws,
+    "import-governance-gcp": import_budget.governance_gcp,
     "advance": deploy_engine.advance,
     "converge": deploy_engine.converge,
     "cli-help": deploy_engine.show_help,
