@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 DEFAULT_CACHE: Final = "/tmp/dstack"  # noqa: S108 - what a Lambda function may write to; digests are checked
 CLOUDS: Final = ("gcp-tdx", "aws-nitro", LOCAL)
 MAX_AGE: Final = 366 * 24 * 3600
+RPC_TIMEOUT: Final = 10.0
+RPC_REST_SECONDS: Final = 50.0
+"""An endpoint that hangs holds up one look of a minute, once, where more are named than must agree."""
 
 
 def now() -> int:
@@ -243,16 +246,18 @@ def chain_settings(
         DEFAULT_MAX_HEAD_AGE,
         AgreedReader,
     )
+    from shared.net.breaker import spare_endpoints  # noqa: PLC0415
     from shared.net.dialer import DirectDialer  # noqa: PLC0415
     from shared.net.fetch import HttpClient  # noqa: PLC0415
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
-    http = HttpClient(DirectDialer())
+    http = HttpClient(DirectDialer(), timeout=RPC_TIMEOUT)
+    needed = quorum or len(rpc_urls) // 2 + 1  # a majority, and of two both
     reader = AgreedReader(
-        [JsonRpc(url, http) for url in rpc_urls],
+        spare_endpoints([JsonRpc(url, http) for url in rpc_urls], needed, RPC_REST_SECONDS),
         kms_contract,
         chain_id=chain_id,
-        quorum=quorum,
+        quorum=needed,
         max_head_age=max_head_age or DEFAULT_MAX_HEAD_AGE,
     )
     return ChainSettings(ask=reader.read, kms_contract=kms_contract)

@@ -12,7 +12,7 @@ from functions.deploy.work import LeasedWork
 from functions.plan.model import Plan
 from functions.plan.standing import DISAGREEMENT, MISSING, NOT_FINAL, Standing, undecided
 from shared.compose.findings import Severity
-from shared.errors import DstackError, InvalidEvidence, PolicyDenied, UnavailableError
+from shared.errors import ConfigError, DstackError, InvalidEvidence, PolicyDenied, UnavailableError
 
 BUILD_LEASE: Final = 900
 """Building an enclave image of a gigabyte takes minutes on a small machine."""
@@ -155,7 +155,8 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
     del cloud
     try:
         standing = tools.ask_approval(work)
-    except (UnavailableError, InvalidEvidence) as error:
+    except (UnavailableError, InvalidEvidence, ConfigError) as error:
+        # the chain was asked before, so it is no setting that an endpoint makes look wrong
         return _undecided(work, error)
     if standing.code or not standing.approval.checked:
         return _waits(work, standing)

@@ -31,8 +31,8 @@ _T = TypeVar("_T")
 class AgreedReader:
     """Views of the KMS contract at `kms` (20 bytes) that `quorum` of `endpoints` agree on.
 
-    `quorum` None is a majority. One endpoint may stand alone where no other is named: then its word is all
-    there is, and the views say so. `chain_id` None takes any chain. `max_head_age` is in seconds; a
+    One endpoint may stand alone where no other is named: then its word is all there is, and the views say so.
+    `chain_id` None takes any chain. `max_head_age` is in seconds; a
     development chain on this machine is not held to it. Raises as `ChainQuorum`.
     """
 
@@ -42,13 +42,13 @@ class AgreedReader:
         kms: bytes,
         *,
         chain_id: int | None,
-        quorum: int | None = None,
+        quorum: int,
         max_head_age: int = DEFAULT_MAX_HEAD_AGE,
     ) -> None:
         self._endpoints = tuple(endpoints)
         self._kms = kms
         self._chain_id = chain_id
-        self._quorum = len(endpoints) // 2 + 1 if quorum is None else quorum
+        self._quorum = quorum
         self._is_here = all(endpoint.host in LOOPBACK for endpoint in endpoints)
         self._max_head_age = max_head_age
         self._at_once = AtOnce(endpoints)
@@ -59,8 +59,8 @@ class AgreedReader:
 
         Raises `ConfigError`: `plan.chain_id` where another chain answers, `plan.kms_contract` where the
         address has no code at the newest block; `UnavailableError`: `quorum.behind` for a newest block that
-        is too old, `quorum.disagreement`, `quorum.too_few`; of a single endpoint what it raises; and
-        otherwise as `ChainQuorum.blocks`.
+        is too old, `quorum.disagreement`, `quorum.too_few`, or what as many endpoints raise as must agree;
+        and as `ChainQuorum.blocks`.
         """
         chain_id = self._served_chain()
         try:
@@ -127,9 +127,11 @@ class AgreedReader:
         given = [one for one in answers if not isinstance(one, DstackError)]
         failures = [one for one in answers if isinstance(one, DstackError)]
         if len(given) < self._quorum:
-            codes = Counter(one.code for one in failures).most_common(1)
-            if codes[0][1] >= self._quorum:
-                raise next(one for one in failures if one.code == codes[0][0])
+            [(code, count)] = Counter(one.code for one in failures).most_common(1)
+            first = next(one for one in failures if one.code == code)
+            # what is no answer of a node's may be one the next time
+            if count >= self._quorum and isinstance(first, ConfigError | UnavailableError):
+                raise first
             reasons = "; ".join(f"{one.code}: {one.message}" for one in failures)[:300]
             raise UnavailableError(
                 "quorum.too_few",

@@ -17,6 +17,7 @@ from functions.deploy.record import Step
 from functions.deploy.request import Upload
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import ConflictError, NotFoundError
+from functions.plan.standing import NOT_FINAL
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.compose.findings import error
 from shared.compose.state import read_state
@@ -237,6 +238,26 @@ def test_waits_for_governance_where_it_is_told_to(site: Site) -> None:
     site.tools.ask_approval = allow_later  # type: ignore[method-assign] # the chain changes its mind
     site.run("deploy", "--wait-approval")
     assert asked[0] == 3
+
+
+def test_a_grant_that_is_not_final_is_told_without_the_calls_that_were_made(site: Site) -> None:
+    site.tools.missing = (CALL,)
+    site.run("deploy", code=5)
+    site.tools.missing, site.tools.waits_for = (), NOT_FINAL
+    result = site.run("deploy", code=5)
+    assert "call 1" not in result.stdout
+    assert f"waits [{NOT_FINAL}]" in result.stdout
+    assert "NEEDS APPROVAL  run this again, or with --wait-approval" in result.stdout
+    assert site.json("deploy", code=5)["calls"] == []
+    assert NOT_FINAL in site.run("status").stdout
+    site.tools.waits_for = ""
+    assert "running" in site.run("deploy").stdout
+
+
+def test_an_approval_by_the_word_of_one_endpoint_says_so(site: Site) -> None:
+    site.tools.asked = 1
+    assert "by the word of one endpoint" in site.run("deploy").stdout
+    assert "  approval       by the word of one endpoint" in site.run("status").stdout
 
 
 def test_a_wait_that_is_over_loses_nothing(site: Site) -> None:

@@ -76,7 +76,7 @@ class Site:
         self.store = SqliteStore(place / "deployments.sqlite")
         self.cloud = MemoryCloud()
         kms = bytes.fromhex(owner.kms.address[2:])
-        reader = AgreedReader(self.nodes, kms, chain_id=chain.chain_id, max_head_age=10**9)
+        reader = AgreedReader(self.nodes, kms, chain_id=chain.chain_id, quorum=len(hosts), max_head_age=10**9)
         planner = Planner(
             GlobalConfig(image_search_paths=()),
             place / "cache",

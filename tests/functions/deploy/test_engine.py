@@ -15,7 +15,7 @@ from functions.deploy.store import ConflictError, NotFoundError
 from functions.plan.standing import DISAGREEMENT, NOT_FINAL, REVOKED, UNANSWERED
 from functions.stores.sqlite import FileBlobs, SqliteStore
 from shared.compose.findings import error
-from shared.errors import DstackError, InvalidEvidence, StorageError, UnavailableError
+from shared.errors import ConfigError, DstackError, InvalidEvidence, StorageError, UnavailableError
 from tests.functions.deploy.memory_cloud import (
     CALL,
     Clock,
@@ -197,6 +197,7 @@ def test_looks_again_when_a_grant_can_be_final(bench: Bench) -> None:
         (UnavailableError("quorum.disagreement", "1 of 2 say so"), DISAGREEMENT),
         (InvalidEvidence("quorum.finalized.regressed", "it went back"), DISAGREEMENT),
         (UnavailableError("quorum.too_few", "1 of 2 answer"), UNANSWERED),
+        (ConfigError("plan.chain_id", "the endpoint is of chain 2"), UNANSWERED),
     ],
 )
 def test_a_deployment_that_waits_outlives_what_endpoints_do(

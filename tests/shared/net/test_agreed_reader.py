@@ -62,7 +62,7 @@ def site(chain: Chain) -> Site:
 
 
 def read(site: Site, *nodes: Node, app_id: bytes, chain_id: int | None = 31337, late: int = 0) -> ChainViews:
-    reader = AgreedReader(nodes, site.kms, chain_id=chain_id)
+    reader = AgreedReader(nodes, site.kms, chain_id=chain_id, quorum=len(nodes) // 2 + 1)
     return reader.read(boot(app_id), site.now() + late)
 
 
@@ -102,7 +102,7 @@ def test_a_revocation_is_in_the_newest_view_at_once(site: Site) -> None:
 
 def test_a_contract_that_is_not_final_yet_is_in_no_final_view(site: Site, chain: Chain) -> None:
     kms = Governance(chain.url, chain.accounts[5]).deploy().kms
-    views = AgreedReader(two(site), kms, chain_id=None).read(BOOT, site.now())
+    views = AgreedReader(two(site), kms, chain_id=None, quorum=2).read(BOOT, site.now())
     assert views.final is None
     assert views.final_time > 0
 
@@ -134,6 +134,26 @@ def test_an_endpoint_that_fails_half_way_counts_for_nothing(site: Site) -> None:
         read(site, Node("a", site, forgets), app_id=b"")
 
 
+def test_what_is_no_answer_of_a_node_may_be_one_later(site: Site) -> None:
+    def garbles(call: Call, answer: object) -> object:
+        return "0x01" if call[0] == "eth_call" else answer
+
+    with refuses("quorum.too_few", UnavailableError):
+        read(site, Node("a", site, garbles), app_id=site.app())
+
+
+def test_n57_another_block_in_place_of_the_one_that_is_named_counts_for_nothing(site: Site) -> None:
+    def swaps(call: Call, answer: object) -> object:
+        return (
+            {**answer, "hash": f"0x{1:064x}"}
+            if call[0] == "eth_getBlockByHash" and isinstance(answer, dict)
+            else answer
+        )
+
+    with refuses("quorum.too_few", UnavailableError):
+        read(site, Node("a", site), Node("liar", site, swaps), app_id=b"")
+
+
 def test_another_chain_is_the_operators_mistake(site: Site) -> None:
     with refuses("plan.chain_id", ConfigError):
         read(site, *two(site), app_id=b"", chain_id=1)
@@ -141,7 +161,7 @@ def test_another_chain_is_the_operators_mistake(site: Site) -> None:
 
 def test_an_address_without_code_is_the_operators_mistake(site: Site) -> None:
     with refuses("plan.kms_contract", ConfigError):
-        AgreedReader(two(site), b"\x09" * 20, chain_id=None).read(BOOT, site.now())
+        AgreedReader(two(site), b"\x09" * 20, chain_id=None, quorum=2).read(BOOT, site.now())
 
 
 def test_an_old_newest_block_shows_nothing(site: Site) -> None:
@@ -163,7 +183,7 @@ def test_a_final_block_that_goes_back_is_refused(site: Site) -> None:
         return answer
 
     site.go_on()
-    reader = AgreedReader([Node(host, site, rewinds) for host in "ab"], site.kms, chain_id=None)
+    reader = AgreedReader([Node(host, site, rewinds) for host in "ab"], site.kms, chain_id=None, quorum=2)
     reader.read(BOOT, site.now())
     back[0] = 1
     with refuses("quorum.finalized.regressed", InvalidEvidence):
@@ -173,15 +193,13 @@ def test_a_final_block_that_goes_back_is_refused(site: Site) -> None:
 @pytest.mark.parametrize(
     ("urls", "quorum", "code"),
     [
-        (("https://a.example", "https://a.example"), None, "quorum.config.hosts"),
+        (("https://a.example", "https://a.example"), 2, "quorum.config.hosts"),
         (("https://a.example", "https://b.example"), 1, "quorum.config.size"),
         (("https://a.example", "https://b.example"), 3, "quorum.config.size"),
-        (("https://a.example", "http://b.example"), None, "quorum.config.plain_http"),
+        (("https://a.example", "http://b.example"), 2, "quorum.config.plain_http"),
     ],
 )
-def test_endpoints_that_are_no_quorum_are_refused(
-    urls: tuple[str, ...], quorum: int | None, code: str
-) -> None:
+def test_endpoints_that_are_no_quorum_are_refused(urls: tuple[str, ...], quorum: int, code: str) -> None:
     http = HttpClient(DirectDialer())
     with refuses(code, ConfigError):
         AgreedReader([JsonRpc(url, http) for url in urls], bytes(20), chain_id=1, quorum=quorum)
