@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from cli.gov.batch_file import read_kept
 from cli.gov.chain import Block, Contracts, Owner, as_hex, head_json, head_text
-from cli.gov.change import Change, Seen, look
+from cli.gov.change import Change, Seen, after, look
 from cli.gov.options import Acting, Where, contracts_of
 from cli.gov.reverts import revert_reason
-from cli.gov.safe_batch import Sent, batch_text, read_batch
+from cli.gov.safe_batch import Sent, batch_text
 from cli.places import state_path
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
@@ -27,24 +28,33 @@ if TYPE_CHECKING:
 def carry_out(where: Where, acting: Acting, changes: Sequence[Change]) -> NoReturn:
     """Show changes of the contracts as they are now, and do with them what the options say; then exit.
 
-    0 where there is nothing to do or it was done, 4 where it is still to be done, 5 where a Safe must sign.
-    Raises what `look`, `Sender.send` and the endpoint raise, `ConfigError`: `gov.mode`, `gov.safe_file`;
-    `PolicyDenied`: `gov.not_owner`, `gov.would_revert`.
+    What a file has to which they are added is shown with them. 0 where there is nothing to do or it was done,
+    4 where it is still to be done, 5 where a Safe must sign. Raises what `look`, `read_kept`, `Sender.send`
+    and the endpoint raise, `ConfigError`: `gov.mode`, `gov.safe_file`; `PolicyDenied`: `gov.not_owner`,
+    `gov.would_revert`.
     """
     acting.check(where)
     contracts = contracts_of(where)
     at = contracts.pin()
+    kept = read_kept(acting, contracts.kms, at.chain_id)
+    waiting = [look(contracts, one.change, at) for one in kept if one.change is not None]
     seen = [look(contracts, change, at) for change in dict.fromkeys(changes)]
+    seen = [after(one, [before.change for before in waiting]) for one in seen]
     told = Told(where, acting, at)
+    told.kept([one.creates for one in kept if one.creates], waiting)
     for one in seen:
         told.change(one)
     missing = [one for one in seen if not one.is_made]
+    if acting.safe:
+        _require_one_safe(contracts, [*waiting, *missing], at)
+    if not missing and any(one.is_in_file for one in seen):
+        told.end(ExitCode.NEEDS_APPROVAL, "NEEDS APPROVAL  the file has it already, for the Safe to sign")
     if not missing:
         told.end(ExitCode.OK, "NOTHING TO DO  the contracts are so already")
     if acting.dry_run:
         _simulate(contracts, missing, at, told)
     if acting.safe:
-        write_batch(acting, [(one.change.to, one.change.calldata) for one in missing], at)
+        write_batch(acting, [one.sent for one in kept], [one.change.sent for one in missing], at)
         told.end(ExitCode.NEEDS_APPROVAL, f"NEEDS APPROVAL  {_calls(len(missing))} for the Safe to sign")
     if acting.send:
         _send(contracts, acting, missing, at, told)
@@ -61,6 +71,7 @@ class Told:
         self._as_json = where.as_json
         self._err = acting.safe == "-"
         self._calls: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
         self._transactions: list[dict[str, Any]] = []
         self._at = at
         self.line(head_text(at))
@@ -70,33 +81,31 @@ class Told:
         if not self._as_json:
             click.echo(text, err=self._err)
 
+    def kept(self, creations: Sequence[str], waiting: Sequence[Seen]) -> None:
+        """Say what is in the file already."""
+        for creates in creations:
+            self._kept.append({"creates": creates})
+            self.line(f"in the file: {creates}")
+        for one in waiting:
+            self._kept.append(_call_json(one))
+            self._call(one, "in the file")
+
     def change(self, seen: Seen) -> None:
         """Say what a call does, to what, and who may make it."""
+        self._calls.append(_call_json(seen))
+        self._call(seen, f"call {len(self._calls)}")
+
+    def _call(self, seen: Seen, label: str) -> None:
         change = seen.change
-        calldata = as_hex(change.calldata)
-        self._calls.append(
-            {
-                "function": change.function.signature,
-                "arguments": [
-                    {"name": name, "type": kind, "value": shown(value)}
-                    for (name, kind), value in zip(change.function.parameters, change.arguments, strict=True)
-                ],
-                "to": checksum_address(change.to),
-                "caller": change.function.caller,
-                "sender": seen.sender and checksum_address(seen.sender),
-                "calldata": calldata,
-                "is_made": seen.is_made,
-                "notes": list(change.notes),
-            }
-        )
-        self.line(f"call {len(self._calls)}: {change.text}")
+        self.line(f"{label}: {change.text}")
         self.line(f"  to      {checksum_address(change.to)}")
         self.line(f"  sender  {sender_text(seen)}")
-        self.line(f"  data    {calldata}")
+        self.line(f"  data    {as_hex(change.calldata)}")
         for note in change.notes:
             self.line(f"  note    {note}")
         if seen.is_made:
-            self.line("  so      already: this call would change nothing")
+            where = "by the file" if seen.is_in_file else "already"
+            self.line(f"  so      {where}: this call would change nothing")
 
     def transaction(self, receipt: "Receipt") -> None:
         """Say where a transaction is, and which app it made."""
@@ -119,12 +128,31 @@ class Told:
         if self._as_json:
             told = {
                 **head_json(self._at),
+                "in_the_file": self._kept,
                 "calls": self._calls,
                 "transactions": self._transactions,
                 "exit_code": int(code),
             }
             click.echo(json.dumps(told, indent=2), err=self._err)
         sys.exit(code)
+
+
+def _call_json(seen: Seen) -> dict[str, Any]:
+    change = seen.change
+    return {
+        "function": change.function.signature,
+        "arguments": [
+            {"name": name, "type": kind, "value": shown(value)}
+            for (name, kind), value in zip(change.function.parameters, change.arguments, strict=True)
+        ],
+        "to": checksum_address(change.to),
+        "caller": change.function.caller,
+        "sender": seen.sender and checksum_address(seen.sender),
+        "calldata": as_hex(change.calldata),
+        "is_made": seen.is_made,
+        "is_in_file": seen.is_in_file,
+        "notes": list(change.notes),
+    }
 
 
 def sender_text(seen: Seen) -> str:
@@ -165,24 +193,40 @@ def _simulate(contracts: Contracts, missing: Sequence[Seen], at: Block, told: To
     told.end(ExitCode.CHANGES_PENDING, f"CHANGES PENDING  {_calls(len(missing))}, nothing was sent")
 
 
-def write_batch(acting: Acting, calls: Sequence[Sent], at: Block) -> None:
-    """Write the file for a Safe, behind what it has where that was asked for.
+def _require_one_safe(contracts: Contracts, calls: Sequence[Seen], at: Block) -> None:
+    """Refuse a file that no single Safe could carry out.
+
+    Raises `PolicyDenied("gov.not_owner")` where a key's account must call, `ConfigError("gov.safe_file")`
+    where several owners must.
+    """
+    senders = {one.sender: one for one in calls if one.sender is not None}
+    for sender, one in senders.items():
+        if not contracts.code(sender, at):
+            raise PolicyDenied(
+                "gov.not_owner",
+                f"no Safe may call {one.change.function.name}, only {sender_text(one)}: use --send",
+            )
+    if len(senders) > 1:
+        names = ", ".join(checksum_address(sender) for sender in senders)
+        raise ConfigError("gov.safe_file", f"one file is for one Safe, and the calls are of several: {names}")
+
+
+def write_batch(acting: Acting, before: Sequence[Sent], calls: Sequence[Sent], at: Block) -> None:
+    """Write the file for a Safe: `calls` behind what it has.
 
     Raises `ConfigError("gov.safe_file")`, `StorageError("gov.safe_file.io")`.
     """
+    text = batch_text(at.chain_id, [*before, *calls])
     if acting.safe == "-":
-        click.echo(batch_text(at.chain_id, calls), nl=False)
+        click.echo(text, nl=False)
         return
     path = Path(acting.safe)
     try:
-        if acting.append and path.exists():
-            before = read_batch(path.read_text(), at.chain_id)
-            calls = [*before, *(one for one in calls if one not in before)]
-        elif path.exists() and not acting.append:
+        if path.exists() and not acting.append:
             raise ConfigError("gov.safe_file", f"{path} exists: --append adds to it")
-        path.write_text(batch_text(at.chain_id, calls))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError("gov.safe_file.io", f"{path} cannot be read or written: {error}") from error
+        path.write_text(text)
+    except OSError as error:
+        raise StorageError("gov.safe_file.io", f"{path} cannot be written: {error}") from error
 
 
 def _send(contracts: Contracts, acting: Acting, missing: Sequence[Seen], at: Block, told: Told) -> NoReturn:

@@ -3,8 +3,10 @@
 from typing import Final
 
 import click
+import msgspec
 
 from cli.gov.acting import carry_out, kind_text
+from cli.gov.batch_file import Kept, read_kept
 from cli.gov.cautions import owner_to_be
 from cli.gov.chain import ZERO_ADDRESS, Contracts
 from cli.gov.change import Change
@@ -89,8 +91,6 @@ def deploy(
             "gov.app.deploy", "an owner is needed, and an implementation: see `gov set-app-implementation`"
         )
     owner_to_be(contracts, raw, at, may_be_key=owner_is_key)
-    made = checksum_address(create_address(where.kms, contracts.nonce(where.kms, at)))
-    notes = (f"the app id will be {made}, if nobody makes an app before",)
     arguments = (
         raw,
         flags["disable_upgrades"],
@@ -99,13 +99,17 @@ def deploy(
         hash32(device_id, "--device-id") if device_id else _ZERO32,
         hash32(compose_hash, "--compose-hash") if compose_hash else _ZERO32,
     )
-    change = Change(
-        to=where.kms,
-        function=calldata.DEPLOY_AND_REGISTER_APP,
-        arguments=arguments,
-        notes=notes,
-    )
-    carry_out(where, acting, [change])
+    change = Change(to=where.kms, function=calldata.DEPLOY_AND_REGISTER_APP, arguments=arguments)
+    kept = [one.sent for one in read_kept(acting, where.kms, at.chain_id) if _makes_app(one)]
+    # the factory takes a nonce for each app: those that wait in the file come before, unless this is one
+    before = kept.index(change.sent) if change.sent in kept else len(kept)
+    made = create_address(where.kms, contracts.nonce(where.kms, at) + before)
+    note = f"the app id will be {checksum_address(made)}, if nobody makes an app before"
+    carry_out(where, acting, [msgspec.structs.replace(change, notes=(note,))])
+
+
+def _makes_app(kept: Kept) -> bool:
+    return kept.change is not None and kept.change.function == calldata.DEPLOY_AND_REGISTER_APP
 
 
 def _hashes(name: str, function: Function, text: str) -> None:

@@ -1,5 +1,6 @@
 """One change of the contracts: the call that makes it, who may make it, and whether it is made already."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -26,6 +27,11 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         return calldata.encode_call(self.function, *self.arguments)
 
     @property
+    def sent(self) -> tuple[bytes, bytes]:
+        """To whom, and the bytes."""
+        return self.to, self.calldata
+
+    @property
     def text(self) -> str:
         """The call as people write it; several arguments each on a line of its own."""
         named = [
@@ -40,13 +46,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """A change as it stands at a block. `sender` is whose call the contract takes, None for anyone's.
 
-    `is_made` says that the contract is so already.
+    `is_made` says that the contract is so already, or will be by the file that waits (`is_in_file`).
     """
 
     change: Change
     owner: Owner
     sender: bytes | None
     is_made: bool
+    is_in_file: bool = False
 
 
 _ALLOWED: Final = {
@@ -108,6 +115,26 @@ def _look(contracts: Contracts, change: Change, at: Block) -> Seen:
         sender=sender,
         is_made=_is_made(contracts, change, owner, at),
     )
+
+
+def after(seen: Seen, kept: Sequence[Change]) -> Seen:
+    """Return how a change stands where others are made before it: the last one that sets the same counts."""
+    place, wanted = _sets(seen.change)
+    told = [value for at, value in map(_sets, kept) if at == place]
+    if not told:
+        return seen
+    return msgspec.structs.replace(seen, is_made=told[-1] == wanted, is_in_file=told[-1] == wanted)
+
+
+def _sets(change: Change) -> tuple[tuple[bytes, str, Value], object]:
+    """Return what a change sets, and to which value. A call that sets nothing else is alike with itself."""
+    name, arguments = change.function.name, change.arguments
+    if name in _ALLOWED:
+        selector, value = _ALLOWED[name]
+        return (change.to, selector.hex(), arguments[0]), value
+    if name in _SETTINGS or name in {"transferOwnership", "upgradeToAndCall"}:
+        return (change.to, name, b""), arguments
+    return (change.to, name, change.calldata), True
 
 
 def _is_made(contracts: Contracts, change: Change, owner: Owner, at: Block) -> bool:

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from cli.gov.acting import kind_text, outbox_place, write_batch
+from cli.gov.batch_file import read_kept
 from cli.gov.cautions import owner_to_be
 from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, head_json, head_text
 from cli.gov.code import code_of, implementation_code
@@ -152,7 +153,13 @@ def _show(contracts: Contracts, acting: Acting, plan: _Plan, at: Block, where: W
             told["owner"] = checksum_address(owner.address)
             say(f"owner      {checksum_address(owner.address)}, {kind_text(owner)}")
     elif acting.safe:
-        write_batch(acting, [(DEPLOYER, one.calldata) for one in missing], at)
+        kept = read_kept(acting, ZERO_ADDRESS, at.chain_id)
+        told["in_the_file"] = [{"creates": one.creates} for one in kept]
+        for before in kept:
+            say(f"in the file: {before.creates}")
+        sent = [one.sent for one in kept]
+        new = [(DEPLOYER, one.calldata) for one in missing if (DEPLOYER, one.calldata) not in sent]
+        write_batch(acting, sent, new, at)
         code, text = (
             ExitCode.NEEDS_APPROVAL,
             f"NEEDS APPROVAL  {len(missing)} to create, for the Safe to sign",

@@ -28,8 +28,13 @@ class _Transaction(msgspec.Struct):
     value: str = "0"
 
 
+class _Meta(msgspec.Struct):
+    checksum: str = ""
+
+
 class _Batch(msgspec.Struct):
     version: str
+    meta: _Meta
     chainId: str  # noqa: N815 - the builder's name
     transactions: list[_Transaction]
 
@@ -57,16 +62,25 @@ def batch_text(chain_id: int, calls: Sequence[Sent]) -> str:
 
 
 def read_batch(text: str, chain_id: int) -> list[Sent]:
-    """Return the calls of a file. Raises `ConfigError("gov.safe_file")` where it is of another chain."""
+    """Return the calls of a file.
+
+    Raises `ConfigError("gov.safe_file")` where it is of another chain, or its checksum is of something else.
+    """
     try:
-        batch = msgspec.json.decode(text.encode(), type=_Batch)
-    except msgspec.DecodeError as error:
+        document = msgspec.json.decode(text.encode())
+        batch = msgspec.convert(document, _Batch)
+        expected = checksum(document)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError("gov.safe_file", f"the file is no batch of calls: {error}") from error
     if batch.chainId != str(chain_id) or len(batch.transactions) > MAX_CALLS:
         raise ConfigError(
             "gov.safe_file",
             f"the file has {len(batch.transactions)} calls for chain {batch.chainId[:20]!a}, "
             f"expected at most {MAX_CALLS} for chain {chain_id}",
+        )
+    if batch.meta.checksum != expected:
+        raise ConfigError(
+            "gov.safe_file", "the file was changed since it was written: its checksum is another"
         )
     calls = []
     for one in batch.transactions:

@@ -8,10 +8,11 @@ import pytest
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
-from cli.gov.safe_batch import checksum
+from cli.gov.safe_batch import batch_text, checksum
 from shared.chain import calldata
 from shared.chain.abi_values import Value
 from shared.chain.calldata import Function, encode_call
+from shared.chain.create2 import DEPLOYER
 from shared.errors import PolicyDenied
 from tests.cli.gov.conftest import OTHER, PAYER, Site
 from tests.cli.gov.test_gov_changes import refused
@@ -146,6 +147,111 @@ def test_adding_the_same_call_again_adds_nothing(safe_site: SafeSite, fresh: Fre
     for _ in range(2):
         safe_site.gov("image", "add", value, value, "--safe", str(path), "--append")
     assert len(json.loads(path.read_text())["transactions"]) == 1
+
+
+# ---- what the file has ----
+
+
+def test_shows_what_is_in_the_file_to_which_it_adds(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path
+) -> None:
+    first, second, path = fresh(), fresh(), tmp_path / "shown.json"
+    safe_site.gov("image", "add", first, "--safe", str(path))
+    ran = safe_site.gov("kms", "add-mr", second, "--safe", str(path), "--append")
+    assert f"in the file: addOsImageHash(osImageHash={first})" in ran.output
+    ran = safe_site.gov("kms", "add-device", second, "--safe", str(path), "--append", "--json")
+    assert [one["function"].partition("(")[0] for one in ran.json["in_the_file"]] == [
+        "addOsImageHash",
+        "addKmsAggregatedMr",
+    ]
+    assert len(json.loads(path.read_text())["transactions"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("to", "data"),
+    [
+        ("kms", b"\x71\x50\x18\xa6"),
+        ("kms", b""),
+        ("kms", encode_call(calldata.ADD_COMPOSE_HASH, b"\1" * 32)),
+        ("kms", encode_call(calldata.INITIALIZE_KMS, b"\1" * 20, b"\2" * 20)),
+        ("other", encode_call(calldata.ADD_OS_IMAGE_HASH, b"\1" * 32)),
+        ("deployer", bytes(32) + b"\x60"),
+    ],
+)
+def test_adds_to_no_file_with_a_call_that_is_none_of_ours(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path, to: str, data: bytes
+) -> None:
+    path = tmp_path / "foreign.json"
+    target = {"kms": bytes.fromhex(safe_site.kms[2:]), "deployer": DEPLOYER}.get(to, b"\x77" * 20)
+    text = batch_text(safe_site.chain.chain_id, [(target, data)])
+    path.write_text(text)
+    ran = safe_site.gov("kms", "add-device", fresh(), "--safe", str(path), "--append")
+    refused(ran, "gov.safe_file", 2)
+    assert path.read_text() == text
+
+
+def test_a_deployment_is_added_to_nothing_but_creations(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path
+) -> None:
+    path, deployed = tmp_path / "image.json", tmp_path / "deploy.json"
+    safe_site.gov("image", "add", fresh(), "--safe", str(path))
+    words = ["gov", "deploy", "--owner", safe_site.safe.address, "--rpc", safe_site.chain.url, "--append"]
+    output, code = call([*words, "--salt", "51" * 32, "--safe", str(path)])
+    assert ("[gov.safe_file]" in output, code) == (True, 2)
+    for salt in ("51", "52", "52"):
+        output, code = call([*words, "--salt", salt * 32, "--safe", str(deployed)])
+        assert code == 5, output
+    assert output.count("in the file: create ") == 6
+    assert len(json.loads(deployed.read_text())["transactions"]) == 6
+
+
+def test_one_file_is_for_one_safe(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    path, owner = tmp_path / "mixed.json", f"0x{DEPLOYER.hex()}"
+    ran = safe_site.send("app", "deploy", "--owner", owner, "--json", account=OTHER)
+    app_id = ran.json["transactions"][0]["app_id"]
+    safe_site.gov("image", "add", fresh(), "--safe", str(path))
+    before = path.read_text()
+    ran = safe_site.gov("app", "add-hash", app_id, fresh(), "--safe", str(path), "--append")
+    refused(ran, "gov.safe_file", 2)
+    assert path.read_text() == before
+
+
+def test_writes_no_file_for_what_a_key_alone_may_do(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path
+) -> None:
+    path, owner = tmp_path / "key.json", safe_site.address(OTHER)
+    ran = safe_site.send("app", "deploy", "--owner", owner, "--owner-is-key", "--json", account=OTHER)
+    app_id = ran.json["transactions"][0]["app_id"]
+    refused(safe_site.gov("app", "add-hash", app_id, fresh(), "--safe", str(path)), "gov.not_owner", 3)
+    assert not path.exists()
+
+
+def test_apps_of_one_file_are_noted_with_the_ids_that_they_get(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path
+) -> None:
+    path, noted = tmp_path / "apps.json", []
+    values = [fresh(), fresh()]
+    for value in (*values, values[0]):
+        words = ["app", "deploy", "--owner", safe_site.safe.address, "--compose-hash", value]
+        ran = safe_site.gov(*words, "--safe", str(path), "--append")
+        assert ran.code == 5, ran.output
+        noted.append(ran.output.rpartition("the app id will be ")[2].partition(",")[0])
+    assert "the file has it already" in ran.output
+    assert noted[0] == noted[2]
+    safe_site.safe.execute(path, signers=2)
+    for app_id, value in zip(noted, values, strict=False):
+        functions = safe_site.owner.app(bytes.fromhex(app_id[2:])).functions
+        assert functions.allowedComposeHashes(value).call()
+
+
+def test_what_waits_in_the_file_counts_as_made(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
+    value, path = fresh(), tmp_path / "undone.json"
+    for word, count in (("add", 1), ("remove", 2), ("remove", 2), ("add", 3), ("remove", 4)):
+        ran = safe_site.gov("image", word, value, "--safe", str(path), "--append")
+        assert ran.code == 5, ran.output
+        assert len(json.loads(path.read_text())["transactions"]) == count
+    safe_site.safe.execute(path, signers=2)
+    assert not safe_site.owner.kms.functions.allowedOsImages(value).call()
 
 
 def test_writes_no_file_where_nothing_is_missing(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:

@@ -80,5 +80,20 @@ def test_reading_gives_back_the_calls() -> None:
     ],
 )
 def test_adds_to_no_file_that_is_something_else(change: dict[str, object]) -> None:
+    document = json.loads(batch_text(1, CALLS)) | change
+    document["meta"]["checksum"] = checksum(document)
     with refuses("gov.safe_file", ConfigError):
+        read_batch(json.dumps(document), 1)
+
+
+@pytest.mark.parametrize("change", [{"createdAt": 1}, {"meta": {}}, {"meta": {"checksum": "0x" + "00" * 32}}])
+def test_adds_to_no_file_that_was_changed_by_hand(change: dict[str, object]) -> None:
+    with refuses("gov.safe_file", ConfigError) as caught:
         read_batch(json.dumps(json.loads(batch_text(1, CALLS)) | change), 1)
+    assert "its checksum is another" in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 5000, '{"meta": ' * 5000])
+def test_adds_to_no_file_that_is_no_document(text: str) -> None:
+    with refuses("gov.safe_file", ConfigError):
+        read_batch(text, 1)
