@@ -37,7 +37,7 @@ def held_to_policy(contracts: Contracts, deployments: Iterable[dict[str, Any]], 
 
 def _held(contracts: Contracts, deployment: dict[str, Any], at: Block) -> Held:
     planned = deployment["planned"]
-    verdict = (deployment.get("running") or {}).get("verdict") or {}
+    running = deployment.get("running") or {}
     app_id, compose_hash, image = (
         decode_hex(planned[name], what=name) for name in ("app_id", "compose_hash", "os_image_hash")
     )
@@ -50,7 +50,7 @@ def _held(contracts: Contracts, deployment: dict[str, Any], at: Block) -> Held:
     unread = ""
     if registered:
         try:
-            refused += _app_refusals(contracts, app_id, compose_hash, planned, verdict, at)
+            refused += _app_refusals(contracts, app_id, compose_hash, planned, running, at)
         except DstackError as error:
             if error.code in _FOREIGN:
                 refused.append("the app contract is of another kind, or reverts")
@@ -73,7 +73,7 @@ def _app_refusals(
     app_id: bytes,
     compose_hash: bytes,
     planned: dict[str, Any],
-    verdict: dict[str, Any],
+    running: dict[str, Any],
     at: Block,
 ) -> list[str]:
     found = []
@@ -84,19 +84,19 @@ def _app_refusals(
     )
     if not compose_allowed:
         found.append("the compose hash is not allowed")
-    device = str(verdict.get("device_id") or "")
+    device = str((running.get("proven") or {}).get("device_id") or "")
     if device and not any_device:
         call = abi.call(views.ALLOWED_DEVICE_IDS, decode_hex(device, what="device_id"))
         if contracts.flags(at, (app_id, call)) == [False]:
             found.append("the device is not allowed")
-    if _tcb_status(planned, verdict) != rules.UP_TO_DATE and _wants_tcb(contracts, app_id, at):
+    if _tcb_status(planned, running) != rules.UP_TO_DATE and _wants_tcb(contracts, app_id, at):
         found.append("the app wants a tcb status of UpToDate")
     return found
 
 
-def _tcb_status(planned: dict[str, Any], verdict: dict[str, Any]) -> str:
+def _tcb_status(planned: dict[str, Any], running: dict[str, Any]) -> str:
     """Return what the evidence said of the TCB; where none was seen, what the platform's says at best."""
-    told = verdict.get("tcb_status")
+    told = (running.get("verdict") or {}).get("tcb_status")
     if told is not None:
         return str(told)
     return "" if planned.get("platform") == "nitro" else rules.UP_TO_DATE

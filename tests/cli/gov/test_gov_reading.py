@@ -130,7 +130,7 @@ def test_a_device_counts_where_the_evidence_named_it(site: Site, fresh: Fresh, a
     site.send("app", "add-hash", app_id, compose)
     site.send("app", "allow-any-device", app_id, any_device)
     planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    running = {"verdict": {"device_id": "77" * 32}}
+    running = {"proven": {"device_id": "77" * 32}}
     contracts = Contracts(JsonRpc(site.chain.url, HttpClient(DirectDialer())), bytes.fromhex(site.kms[2:]))
     (held,) = held_to_policy(
         contracts,
