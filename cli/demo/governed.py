@@ -9,6 +9,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -145,19 +146,21 @@ class GovernedApp:
         self._app.stop()
         return Machine(status="TERMINATED")
 
-    def wait_until_stopped(self) -> Deployment:
-        """Poll the record, as a runner does, until the app is stopped.
+    def poll_until_stopped(self) -> tuple[Deployment, int]:
+        """Poll the record, as a runner does, until the app is stopped; return it, and how many polls it took.
 
-        Raises `UnavailableError("demo.governance.silent")`.
+        A poll runs all steps that are due. Raises `UnavailableError("demo.governance.silent")`.
         """
         deadline = time.monotonic() + READY_SECONDS
-        while True:
-            after = self._engine.advance(NAME)
+        for polls in count(1):
+            while self._engine.advance(NAME).seconds == 0:
+                pass
             found = self._store.get(NAME)
-            if after.step is Step.STOPPED and found.quarantine is not None:
-                return found
+            if found.step is Step.STOPPED and found.quarantine is not None:
+                return found, polls
             if time.monotonic() > deadline:
-                raise UnavailableError(
-                    "demo.governance.silent", f"the app still runs after {READY_SECONDS:.0f} seconds"
-                )
+                break
             time.sleep(POLL_SECONDS)
+        raise UnavailableError(
+            "demo.governance.silent", f"the app still runs after {READY_SECONDS:.0f} seconds"
+        )

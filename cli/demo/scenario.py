@@ -343,12 +343,14 @@ class Scenario:
                 governance.remove_compose_hash(self._app_id_bytes(), app.compose_hash)
             )
             function.deliver(self._http, receipt, self._now())
-            held = governed.wait_until_stopped().quarantine
+            stopped, polls = governed.poll_until_stopped()
+            held = stopped.quarantine
             if held is None or held.reason != REVOKED:
                 raise PolicyDenied("demo.governance.reason", f"expected {REVOKED!r}, got {held}")
             step.say(
                 "the event came by a signed webhook (a forged one was refused); the governance function read "
-                f"the contract at block {held.block_number}, and the running app was stopped: {held.reason}"
+                f"the contract at block {held.block_number}, and poll {polls} of the runner stopped the "
+                f"running app: {held.reason}"
             )
 
     def _revoke(self, guests: Guests, app: Measured) -> None:

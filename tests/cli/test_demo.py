@@ -148,6 +148,9 @@ def test_the_demo_releases_the_keys_that_the_kms_roots_derive(
     assert _processes_mentioning(str(work)) == []
     assert all(set(step) == {"name", "ok", "seconds", "detail"} and step["ok"] for step in report["steps"])
     assert "Compose hash not allowed" in report["steps"][-1]["detail"]
+    # issue 8: a removal stops the running app through a signed webhook within one poll
+    stopped = details["governance -> webhook -> app stopped"]
+    assert stopped.endswith("and poll 1 of the runner stopped the running app: Compose hash not allowed")
 
     if platform == "nitro":
         _check_enclave_images(work, details)
