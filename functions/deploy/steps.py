@@ -154,7 +154,7 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
     """Ask the chain again, until nothing is missing in either view, whoever had this step run."""
     del cloud
     try:
-        standing = tools.ask_approval(work)
+        standing = _check_final(tools.ask_approval(work), work.deployment.approved)
     except (UnavailableError, InvalidEvidence, ConfigError) as error:
         # the chain was asked before, so it is no setting that an endpoint makes look wrong
         return _undecided(work, error)
@@ -163,6 +163,18 @@ def _await_approval(work: LeasedWork, cloud: Cloud, tools: StepTools) -> Outcome
     approved = _approved(standing, work.now)
     work.say(f"governance allows this deployment now{_by_whom(standing)}", block=approved.block_number)
     return Outcome(Step.RETIRE, changes={"approved": approved})
+
+
+def _check_final(standing: Standing, known: Approved | None) -> Standing:
+    """Refuse a final block below one that was seen before: another runner may have seen it."""
+    is_same = known is not None and standing.chain is not None and known.chain_id == standing.chain.chain_id
+    if known is not None and is_same and standing.final_block < known.final_block:
+        raise InvalidEvidence(
+            "quorum.finalized.regressed",
+            f"the finalised block is {standing.final_block}, expected at least {known.final_block} as seen"
+            " before",
+        )
+    return standing
 
 
 def _waits(work: LeasedWork, standing: Standing) -> Outcome:

@@ -23,6 +23,7 @@ from functions.deploy.record import Deployment, Goal, Step
 from functions.deploy.work import LeasedWork
 from shared.attestation.envelope import Attestation, decode_envelope
 from shared.errors import CloudError, InvalidEvidence, StorageError, UnavailableError
+from shared.hex import decode_hex
 from tests.fakes.os_images import write_whole_os_image
 from tests.functions.clouds.local_deployments import (
     World,
@@ -183,6 +184,16 @@ def test_evidence_is_of_the_whole_plan(shared: Here, machines: Machines) -> None
     recorded = [(event.event, event.payload.hex()) for event in envelope_of(shared, machine).runtime_events]
     foretold = [(event.name, event.payload) for event in work.plan.events]
     assert recorded[: len(foretold)] == foretold
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_evidence_tells_what_governance_decides_on(shared: Here, machines: Machines, platform: str) -> None:
+    work, machine = machines(platform)
+    proven = shared.attest(work.deployment, machine.evidence_url).proven
+    assert proven is not None
+    assert proven.tcb_status == ("" if platform == "nitro" else "UpToDate")
+    for value in (proven.mr_aggregated, proven.device_id):
+        assert any(decode_hex(value, what="a hash", length=32))
 
 
 def test_evidence_of_another_plan_is_refused(shared: Here, machines: Machines) -> None:

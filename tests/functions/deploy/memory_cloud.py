@@ -230,6 +230,7 @@ class MemoryTools:
         self.undecided: DstackError | None = None
         self.waits_for = ""
         self.lag = 12
+        self.final_block = 5
         self.asked = 3
         self.attested: Attested | DstackError = Attested(simulated=True, verdict={"ok": True})
         self.calls: list[str] = []
@@ -255,7 +256,7 @@ class MemoryTools:
             chain=chain,
             code=code,
             why="" if not code else f"waits [{code}]",
-            final_block=5,
+            final_block=self.final_block,
             lag=self.lag,
             asked=self.asked,
             quorum=self.asked // 2 + 1,

@@ -218,6 +218,21 @@ def test_endpoints_that_contradict_each_other_are_waited_out(bench: Bench) -> No
     wait(bench, DISAGREEMENT)
 
 
+def test_n57_a_final_block_below_one_that_another_runner_saw_is_no_grant(bench: Bench) -> None:
+    bench.tools.missing = (CALL,)
+    bench.run(until=Step.AWAIT_APPROVAL)
+    bench.tools.missing, bench.tools.final_block = (), 4
+    bench.clock.now += 60
+    bench.engine("two").advance("web")
+    found = bench.store.get("web")
+    assert found.approved is not None
+    assert (found.step, found.approved.code) == (Step.AWAIT_APPROVAL, "deploy.approval.disagreement")
+    assert "at least 5 as seen before" in found.approved.why
+    bench.tools.final_block = 5
+    bench.run()
+    assert bench.step is Step.RUNNING
+
+
 def test_a_grant_that_is_not_final_ends_where_nobody_waits(bench: Bench) -> None:
     found = bench.store.get("web")
     settings = found.settings | {"wait_for_approval": False}
