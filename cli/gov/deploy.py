@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import click
@@ -11,11 +11,12 @@ import msgspec
 from cli.gov.acting import kind_text, outbox_place, write_batch
 from cli.gov.batch_file import read_kept
 from cli.gov.cautions import owner_to_be
-from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, head_json, head_text
+from cli.gov.chain import ZERO_ADDRESS, Block, Contracts, Owner, head_json, head_text
 from cli.gov.code import code_of, implementation_code
 from cli.gov.creation import Creation, bytecode, creation, creation_json, creations
 from cli.gov.options import Acting, Where, acting_options, address, endpoint_of, hash32
 from cli.gov.simulation import Simulated, simulate_creation
+from shared.chain import abi
 from shared.chain.abi import checksum_address
 from shared.chain.approval import create_address
 from shared.chain.code import APP, KMS, PROXY
@@ -93,7 +94,10 @@ def deploy(
     if plan.salt is not None:
         _require_deployer(contracts, at)
     if acting.send:
-        _report(contracts, _create(contracts, acting, plan, at), where)
+        say = _Lines(quiet=where.as_json, err=False)
+        made, done = _create(contracts, acting, plan, at, say)
+        _report(contracts, made, plan, where)
+        done()  # repeated before, it sends nothing again, and reports
     else:
         _show(contracts, acting, plan, at, where)
 
@@ -214,8 +218,13 @@ def _is_there(contracts: Contracts, one: Creation, at: Block) -> bool:
     return True
 
 
-def _create(contracts: Contracts, acting: Acting, plan: _Plan, at: Block) -> list[_Made]:
-    """Create contracts one after another; each needs the addresses of those before."""
+def _create(
+    contracts: Contracts, acting: Acting, plan: _Plan, at: Block, say: "_Lines"
+) -> tuple[list[_Made], Callable[[], None]]:
+    """Create contracts one after another, each said as soon as it is there; those behind need its address.
+
+    Return them, and what forgets that they were sent, to be called when all was told.
+    """
     from cli.gov.key_file import read_key  # noqa: PLC0415 - signing needs more than showing
     from cli.gov.sending import GWEI, Outbox, Sender  # noqa: PLC0415 - as above
 
@@ -232,38 +241,62 @@ def _create(contracts: Contracts, acting: Acting, plan: _Plan, at: Block) -> lis
     places = {APP: plan.app} if plan.app else {}
     for name in plan.names:
         one = creation(name, places, plan.owner, plan.salt)
-        if one.address is not None and _is_there(contracts, one, at):
-            places[name] = one.address
-            made.append(_Made(name, one.address, None))
-            continue
-        # the state tells of an address that is known, and of no other, whether it was created
-        receipt = sender.send(one.to, one.calldata, at, once=one.address is None)
-        place = one.address or receipt.contract
-        if place is None:
-            raise ProtocolError("rpc.malformed", "the receipt names no contract that was made")
+        block_number = None
+        place = one.address
+        if place is None or not _is_there(contracts, one, at):
+            # the state tells of an address that is known, and of no other, whether it was created
+            receipt = sender.send(one.to, one.calldata, at, once=place is None)
+            block_number = receipt.block_number
+            place = place or receipt.contract
+        if place is None or place in places.values():
+            raise ProtocolError("gov.deploy.code", f"{name} would be where another contract is, or nowhere")
         places[name] = place
-        made.append(_Made(name, place, receipt.block_number))
-    sender.done()
-    return made
+        made.append(_Made(name, place, block_number))
+        say(f"{_label(name):<10} {checksum_address(place)}")
+    return made, sender.done
 
 
-def _report(contracts: Contracts, made: Sequence[_Made], where: Where) -> None:
-    """Show what the chain says was deployed: not what was meant to be."""
+def _report(contracts: Contracts, made: Sequence[_Made], plan: _Plan, where: Where) -> None:
+    """Show what the chain says was deployed: not what was meant to be, to which it is held.
+
+    Raises `ProtocolError("gov.deploy.code")`.
+    """
     at = contracts.pin()
     blocks = [one.block_number for one in made if one.block_number is not None]
     told: dict[str, Any] = {"chain_id": at.chain_id, "block_number": max(blocks, default=None)}
     lines = []
     for one in made:
-        label = "proxy" if one.name == PROXY else one.name
         _require_known(contracts, one.name, one.address, at, is_new=one.block_number is not None)
-        told[label] = checksum_address(one.address)
-        lines.append(f"{label:<10} {checksum_address(one.address)}")
-    if made[-1].name == PROXY:
-        owner = contracts.owner(made[-1].address, at)
+        told[_label(one.name)] = checksum_address(one.address)
+    if (proxy := made[-1]).name == PROXY:
+        owner = contracts.owner(proxy.address, at)
+        if proxy.block_number is not None:
+            places = {APP: plan.app, **{one.name: one.address for one in made}}
+            _require_meant(contracts, proxy.address, (places[KMS], places[APP], plan.owner), owner, at)
         told["owner"] = checksum_address(owner.address)
         lines.append(f"owner      {checksum_address(owner.address)}, {kind_text(owner)}")
     lines.append(f"block      {max(blocks)}" if blocks else "NOTHING TO DO  the contracts are there already")
     click.echo(json.dumps(told, indent=2) if where.as_json else "\n".join(lines))
+
+
+def _require_meant(
+    contracts: Contracts, proxy: bytes, meant: tuple[bytes | None, ...], owner: Owner, at: Block
+) -> None:
+    """Hold a new proxy to the implementation, the app implementation and the owner that were meant."""
+    (app,) = contracts.views(at, (proxy, abi.call(abi.APP_IMPLEMENTATION)))
+    found = (contracts.implementation(proxy, at), abi.decode_address(app), owner.address)
+    for what, got, wanted in zip(
+        ("implementation", "app implementation", "owner"), found, meant, strict=True
+    ):
+        if got != wanted:
+            raise ProtocolError(
+                "gov.deploy.code",
+                f"the proxy has another {what} than was sent: {checksum_address(got)}",
+            )
+
+
+def _label(name: str) -> str:
+    return "proxy" if name == PROXY else name
 
 
 def _require_known(contracts: Contracts, name: str, place: bytes, at: Block, *, is_new: bool) -> None:
@@ -273,9 +306,10 @@ def _require_known(contracts: Contracts, name: str, place: bytes, at: Block, *, 
     """
     if name == PROXY:
         found = code_of(contracts, place, at)
-        is_known = found.is_known if is_new else found.is_known_proxy
+        is_known = found.is_known_proxy and (found.contract == KMS or not is_new)
     else:
-        is_known = bool(implementation_code(contracts, place, at).contract)
+        is_known = implementation_code(contracts, place, at).contract == name
     if not is_known:
-        label = "proxy" if name == PROXY else name
-        raise ProtocolError("gov.deploy.code", f"{label} is of other code than was sent, says the endpoint")
+        raise ProtocolError(
+            "gov.deploy.code", f"{_label(name)} is of other code than was sent, says the endpoint"
+        )

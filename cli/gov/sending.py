@@ -18,6 +18,7 @@ from cli.gov.key_file import Account
 from cli.gov.reverts import revert_reason
 from cli.gov.transaction import Transaction
 from shared.chain.abi import checksum_address
+from shared.chain.approval import create_address
 from shared.chain.events import APP_DEPLOYED_VIA_FACTORY, topic_of
 from shared.errors import (
     ConfigError,
@@ -127,6 +128,7 @@ class Sender:
         self._sleep = sleep
         self._clock = clock
         self._reported: list[Path] = []
+        self._next_nonce = 0
 
     def send(self, to: bytes | None, calldata: bytes, at: Block, *, once: bool) -> Receipt:
         """Send a call, or wait for the one that was sent before, and return where it is.
@@ -136,23 +138,25 @@ class Sender:
 
         Raises `PolicyDenied`: `gov.would_revert`, `gov.reverted`; `ConfigError("gov.fee")`;
         `UnavailableError`: `gov.pending`, `gov.nonce_taken`, `gov.refused`; `NotMinedError("gov.not_mined")`;
-        `StorageError("gov.outbox")`; and what the endpoint raises.
+        `StorageError("gov.outbox")`; `ProtocolError("gov.reorg")` where what this sender sent before is in no
+        block any more; and what the endpoint raises.
         """
         path = self._outbox.path(at.chain_id, self._account.address, to, calldata)
         entry = self._outbox.read(path)
         try:
-            before = None if entry is None else self._receipt(entry)
+            before = None if entry is None else self._receipt(entry, to)
             if before is not None and not once and before.block_number <= at.number:
                 entry = None  # it was made, and undone since
             if entry is None:
                 entry = self._first(path, to, calldata, at)
             elif before is None:
                 entry = self._again(path, entry, to, calldata, at)
-            receipt = self._await(entry)
+            receipt = self._await(entry, to)
         except PolicyDenied:
             path.unlink(missing_ok=True)  # it is over, and told
             raise
         self._reported.append(path)
+        self._next_nonce = entry.nonce + 1
         return receipt
 
     def done(self) -> None:
@@ -177,6 +181,13 @@ class Sender:
             raise UnavailableError(
                 "gov.pending",
                 f"{pending - mined} transactions of {self._name} are in no block yet: wait for them",
+            )
+        if mined < self._next_nonce:
+            # the same nonce would put this call, or contract, in the place of that one
+            raise ProtocolError(
+                "gov.reorg",
+                f"the chain dropped the transaction of {self._name} with nonce {self._next_nonce - 1}, or "
+                "this endpoint lags: repeat the command, which sends it again",
             )
         return mined
 
@@ -244,11 +255,11 @@ class Sender:
         if data(answer, what="the transaction's hash", length=32) != expected:
             raise ProtocolError("rpc.malformed", "the endpoint names another transaction than was sent")
 
-    def _await(self, entry: Entry) -> Receipt:
+    def _await(self, entry: Entry, to: bytes | None) -> Receipt:
         deadline = self._clock() + self._timeout
         while True:
             try:
-                receipt = self._receipt(entry)
+                receipt = self._receipt(entry, to)
             except UnavailableError:
                 receipt = None
             if receipt is not None:
@@ -261,8 +272,12 @@ class Sender:
                 )
             self._sleep(POLL_SECONDS)
 
-    def _receipt(self, entry: Entry) -> Receipt | None:
-        """Return where a transaction is. Raises `PolicyDenied("gov.reverted")` where it failed."""
+    def _receipt(self, entry: Entry, to: bytes | None) -> Receipt | None:
+        """Return where a transaction is. Raises `PolicyDenied("gov.reverted")` where it failed.
+
+        Where a contract is follows from the account and its nonce, whatever the endpoint says.
+        """
+        made = create_address(self._account.address, entry.nonce) if to is None else None
         hashes = _hashes(entry)
         answers = self._endpoint.batch([("eth_getTransactionReceipt", [as_hex(one)]) for one in hashes])
         for wanted, answer in zip(hashes, answers, strict=True):
@@ -276,13 +291,15 @@ class Sender:
                 raise PolicyDenied(
                     "gov.reverted", f"transaction {as_hex(wanted)} failed in block {number}: nothing changed"
                 )
-            made = found.get("contractAddress")
+            told = found.get("contractAddress")
+            if (None if told is None else data(told, what="the contract's address", length=20)) != made:
+                raise ProtocolError("rpc.malformed", "the receipt names another contract than was created")
             return Receipt(
                 hash=wanted,
                 block_number=number,
                 block_hash=data(found.get("blockHash"), what="the block hash", length=32),
-                contract=None if made is None else data(made, what="the contract's address", length=20),
-                app_id=_made_app(found.get("logs"), found.get("to")),
+                contract=made,
+                app_id=None if to is None else _made_app(found.get("logs"), to),
             )
         return None
 
@@ -341,12 +358,13 @@ def _hashes(entry: Entry) -> list[bytes]:
     return [keccak256(decode_hex(raw, what="the transaction")) for *_, raw in entry.signed]
 
 
-def _made_app(logs: object, to: object) -> bytes | None:
+def _made_app(logs: object, to: bytes) -> bytes | None:
     """Return which app the factory at `to` says that it made."""
     for one in logs if isinstance(logs, list) else []:
         log = fields(one, what="a log")
         topics = log.get("topics")
-        if log.get("address") == to and isinstance(topics, list) and len(topics) == 3:
+        address = data(log.get("address"), what="a log's contract", length=20)
+        if address == to and isinstance(topics, list) and len(topics) == 3:
             first, app_id, _ = (data(topic, what="a topic", length=32) for topic in topics)
             if first == topic_of(APP_DEPLOYED_VIA_FACTORY):
                 return app_id[12:]

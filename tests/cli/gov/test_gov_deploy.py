@@ -236,6 +236,87 @@ def test_other_code_at_the_address_is_told(site: Site, relay: Relay) -> None:
     refused(deploy(relay.url, *words), "gov.deploy.code", 1)
 
 
+# ---- sent, through endpoints that fail or lie, and over a chain that changes ----
+
+
+def sent(site: Site, relay: Relay) -> Ran:
+    return deploy(relay.url, "--owner", site.kms, "--send", "--key-file", str(site.key_file(OTHER)))
+
+
+def nonce(site: Site) -> int:
+    return int(site.owner.web3.eth.get_transaction_count(site.chain.accounts[OTHER].address))
+
+
+def test_no_contract_takes_the_place_of_one_that_the_chain_dropped(site: Site, relay: Relay) -> None:
+    if site.chain.engine != "anvil":
+        pytest.skip("only anvil can be told to reorganise")
+    mined: list[str] = []
+
+    def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+        if asked["method"] != "eth_getTransactionReceipt" or mined:
+            return None
+        found = site.owner.web3.provider.make_request(asked["method"], asked["params"])
+        if found["result"] is None:
+            return None
+        mined.append(asked["params"][0])
+        site.owner.web3.provider.make_request("anvil_reorg", [1, []])
+        return {"result": found["result"]}
+
+    before = nonce(site)
+    relay.lie = lie
+    refused(sent(site, relay), "gov.reorg", 1)
+    assert nonce(site) == before
+    again = sent(site, relay)
+    assert again.code == 0, again.output
+    assert nonce(site) == before + 3
+    places = [line.split()[1] for line in again.output.splitlines()[:3]]
+    assert len(set(places)) == 3
+    told = site.gov("status", "--kms-contract", places[2], "--json").json["kms"]
+    assert [told["app_implementation"], told["code"]["implementation"]] == places[:2]
+
+
+def test_an_address_that_an_endpoint_makes_up_is_refused(site: Site, relay: Relay) -> None:
+    def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+        if asked["method"] != "eth_getTransactionReceipt":
+            return None
+        found = site.owner.web3.provider.make_request(asked["method"], asked["params"])["result"]
+        return {"result": found and dict(found) | {"contractAddress": "0x" + "66" * 20}}
+
+    relay.lie = lie
+    refused(sent(site, relay), "rpc.malformed", 1)
+    relay.honest()
+    assert sent(site, relay).code == 0
+
+
+def test_what_was_created_is_told_where_the_report_fails(site: Site, relay: Relay) -> None:
+    before = nonce(site)
+    relay.fails("rate limited", "eth_getStorageAt")
+    ran = sent(site, relay)
+    refused(ran, "rpc.error", 1)
+    told = [line for line in ran.output.splitlines() if line.startswith(("DstackApp", "DstackKms", "proxy"))]
+    assert len(told) == 3
+    relay.honest()
+    again = sent(site, relay)
+    assert (again.code, again.output.splitlines()[:3]) == (0, told)
+    assert nonce(site) == before + 3
+
+
+@pytest.mark.parametrize("selector", ["8da5cb5b", "25a992da", ""])
+def test_a_proxy_is_held_to_what_was_sent(site: Site, relay: Relay, selector: str) -> None:
+    other = "0x" + (site.deployed.kms_implementation if not selector else b"\x66" * 20).rjust(32, b"\0").hex()
+
+    def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+        if asked["method"] == "eth_call" and asked["params"][0]["data"] == f"0x{selector}":
+            return {"result": other}
+        # another one of a known build
+        return {"result": other} if asked["method"] == "eth_getStorageAt" and not selector else None
+
+    relay.lie = lie
+    ran = sent(site, relay)
+    refused(ran, "gov.deploy.code", 1)
+    assert "the proxy has another " in ran.output
+
+
 # ---- simulation, against endpoints that lie ----
 
 

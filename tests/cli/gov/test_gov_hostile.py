@@ -174,10 +174,12 @@ def test_views_of_apps_alone_have_a_bound_of_gas() -> None:
     assert [one.get("gas") for one in asked] == [None, hex(VIEW_GAS)]
 
 
-def test_code_that_is_another_than_was_deployed_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        deploy, "implementation_code", lambda *_: Code(address=bytes(20), code_hash=bytes(32))
-    )
+@pytest.mark.parametrize("contract", ["", "DstackKms"])
+def test_code_that_is_another_than_was_deployed_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, contract: str
+) -> None:
+    found = Code(address=bytes(20), code_hash=bytes(32), contract=contract)
+    monkeypatch.setattr(deploy, "implementation_code", lambda *_: found)
     options = ["--rpc", site.chain.url, "--send", "--key-file", str(site.key_file(OWNER))]
     output, code = call(["gov", "deploy", "--only", "DstackApp", *options])
     assert ("[gov.deploy.code]" in output, code) == (True, 1)

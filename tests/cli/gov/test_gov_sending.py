@@ -14,6 +14,8 @@ from cli.gov.key_file import Account
 from cli.gov.sending import GWEI, NotMinedError, Outbox, Receipt, Sender
 from cli.gov.transaction import Transaction, address_of
 from shared.chain import rlp
+from shared.chain.approval import create_address
+from shared.chain.events import APP_DEPLOYED_VIA_FACTORY, topic_of
 from shared.errors import ConfigError, DstackError, ExitCode, PolicyDenied, ProtocolError, UnavailableError
 from shared.keccak import keccak256
 from shared.keys.k256 import SigningKey
@@ -150,6 +152,55 @@ def test_says_in_which_block_a_call_is(desk: Desk) -> None:
     receipt = desk.send()
     assert (receipt.block_number, receipt.block_hash) == (11, b"\xbb" * 32)
     assert receipt.hash == keccak256(desk.node.taken[0])
+
+
+def sender(desk: Desk) -> Sender:
+    return Sender(
+        Contracts(desk.node, bytes(20)),
+        Account(address_of(PRIVATE), SigningKey(PRIVATE)),
+        Outbox(desk.place),
+        timeout=3,
+        max_fee=500 * GWEI,
+        sleep=lambda _: None,
+    )
+
+
+def test_nothing_takes_the_nonce_of_what_the_chain_dropped(desk: Desk) -> None:
+    one = sender(desk)
+    one.send(TO, CALLDATA, AT, once=True)
+    desk.node.nonce = desk.node.pending = 5
+    with refuses("gov.reorg", ProtocolError):
+        one.send(TO, b"\5\6\7\x08", AT, once=True)
+    assert len(desk.node.taken) == 1
+
+
+@pytest.mark.parametrize("told", ["0x" + "66" * 20, None])
+def test_where_a_contract_is_follows_from_the_nonce(desk: Desk, told: str | None) -> None:
+    desk.node.mines = False
+    with refuses("gov.not_mined", NotMinedError):
+        sender(desk).send(None, CALLDATA, AT, once=True)
+    desk.node.mine()
+    receipt = desk.node.mined[keccak256(desk.node.taken[0])]
+    receipt["contractAddress"] = told
+    with refuses("rpc.malformed", ProtocolError):
+        sender(desk).send(None, CALLDATA, AT, once=True)
+    expected = create_address(address_of(PRIVATE), 5)
+    receipt["contractAddress"] = f"0x{expected.hex()}"
+    assert sender(desk).send(None, CALLDATA, AT, once=True).contract == expected
+
+
+def test_an_app_is_one_that_the_contract_which_was_called_made(desk: Desk) -> None:
+    desk.node.mines = False
+    with refuses("gov.not_mined", NotMinedError):
+        desk.send(once=True)
+    desk.node.mine()
+    receipt = desk.node.mined[keccak256(desk.node.taken[0])]
+    other = f"0x{'66' * 20}"
+    topics = [f"0x{topic_of(APP_DEPLOYED_VIA_FACTORY).hex()}", "0x" + "11" * 32, "0x" + "22" * 32]
+    receipt |= {"to": other, "logs": [{"address": other, "topics": topics}]}
+    assert desk.send(once=True, done=False).app_id is None
+    receipt["logs"][0]["address"] = f"0x{TO.hex().upper()}"
+    assert desk.send(once=True).app_id == b"\x11" * 20
 
 
 def test_a_wait_that_ends_says_so_and_exits_with_6(desk: Desk) -> None:
