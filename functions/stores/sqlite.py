@@ -127,8 +127,8 @@ class SqliteStore:
         if connection is None:
             try:
                 connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
-                _log_ahead(connection)
                 connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS}")
+                _log_ahead(connection)
             except sqlite3.Error as error:
                 raise StorageError("deploy.store", f"cannot open {self._path}: {error}") from error
             self._local.connection = connection

@@ -46,7 +46,7 @@ class AwsServer:
     """All services of moto at `url`. `calls` describes every call: `DynamoDB GetItem`, `GET /bucket/key`."""
 
     def __init__(self) -> None:
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._moto = _Application(create_backend_app)
         self._lock = Lock()
         self._faults: list[Fault] = []
         self._clients: dict[tuple[str, int], AwsClient] = {}
@@ -119,6 +119,19 @@ class AwsServer:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
         return _refuse(environ, start_response, fault)
+
+
+class _Application(DomainDispatcherApplication):
+    """moto lists its directories and tries hundreds of patterns for the host of a request: once is enough."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._backends: dict[str | None, str | None] = {}
+
+    def get_backend_for_host(self, host: str | None) -> str | None:
+        if host not in self._backends:
+            self._backends[host] = super().get_backend_for_host(host)
+        return self._backends[host]
 
 
 class _Quiet(MotoRequestHandler):

@@ -57,7 +57,8 @@ class NitroAws(AwsServer):
         self.reset(Path())
 
     def reset(self, directory: Path) -> None:
-        """Forget machines, faults and lies; new machines are below `directory`. moto keeps what it has."""
+        """Forget machines, faults and lies; new machines are below `directory`. moto keeps its S3."""
+        _forget_machines()
         self.directory = directory
         self.calls.clear()
         self._faults.clear()
@@ -305,6 +306,18 @@ _AGENT = {
     "SendCommand": NitroAws._send,
     "GetCommandInvocation": NitroAws._invocation,
 }
+
+
+def _forget_machines() -> None:
+    """Empty moto's lists, through all of which it goes for each tag of each answer."""
+    backend = get_backend("ec2")[DEFAULT_ACCOUNT_ID][REGION]
+    backend.reservations.clear()
+    backend.volumes.clear()
+    for groups in backend.groups.values():
+        for group_id in [one for one in groups if one in backend.tags]:  # the others are the project's own
+            del groups[group_id]
+    for resource_id in [one for one in backend.tags if one.startswith(("i-", "vol-", "sg-"))]:
+        del backend.tags[resource_id]
 
 
 def user_data(order: dict[str, str]) -> str:
