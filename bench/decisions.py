@@ -168,7 +168,10 @@ class _Replaying:
     def play(self, recorded: "_Recorded") -> None:
         self._recorded, self._next = recorded, 0
 
-    def request(self, _method: str, _url: str, body: bytes, _headers: Mapping[str, str]) -> Response:
+    def request(
+        self, _method: str, _url: str, body: bytes, _headers: Mapping[str, str], *, max_bytes: int | None
+    ) -> Response:
+        del max_bytes
         if self._next == len(self._recorded.answers):
             self._recorded.record(body)
         self._next += 1

@@ -57,10 +57,16 @@ class Served:
             remembering.cache_clear()
 
     def request(
-        self, _method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        _method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        max_bytes: int | None = None,
     ) -> Response:
         """Answer what the KMS asks."""
-        del body, headers
+        del body, headers, max_bytes
         current = self._answers[0]
         if "/bootAuth/all?" not in url:
             return Response(200, {}, current.blocks)
