@@ -169,9 +169,9 @@ class _Replaying:
         self._recorded, self._next = recorded, 0
 
     def request(
-        self, _method: str, _url: str, body: bytes, _headers: Mapping[str, str], *, max_bytes: int | None
+        self, _method: str, _url: str, body: bytes, _headers: Mapping[str, str], **limits: object
     ) -> Response:
-        del max_bytes
+        del limits
         if self._next == len(self._recorded.answers):
             self._recorded.record(body)
         self._next += 1
