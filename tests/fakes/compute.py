@@ -12,6 +12,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -703,6 +704,7 @@ def disk_raw(archive: bytes) -> bytes:
         return member.read()
 
 
+@lru_cache(maxsize=16)  # lives that are killed at every step bring the same two archives each time
 def _is_disk_archive(archive: bytes) -> bool:
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as tar:
