@@ -249,6 +249,7 @@ def _send(contracts: Contracts, acting: Acting, missing: Sequence[Seen], at: Blo
         Outbox(outbox_place()),
         timeout=acting.timeout,
         max_fee=acting.max_fee * GWEI,
+        say=told.line,
     )
     for one in missing:
         is_once = one.change.function == DEPLOY_AND_REGISTER_APP

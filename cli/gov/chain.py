@@ -4,6 +4,7 @@ A single endpoint is believed, as by `dstack-cloud plan`, and that is said: owne
 a KMS wants proofs.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,8 @@ _UPGRADES_DISABLED: Final = slots.APP_FLAGS
 _FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
 # For a view of an app, or of who owns it, which anybody may have written: ours take a fifth of that.
 VIEW_GAS: Final = 500_000
+# Questions in one request: an account's code has 24 KiB at most, and endpoints and we bound an answer.
+_BATCH: Final = 60
 # A Safe of more owners than that is none that people made.
 _MAX_SAFE_OWNERS: Final = 100
 
@@ -49,6 +52,22 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     has_code: bool
     threshold: int = 0
     signers: tuple[bytes, ...] = ()
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What kind of account may own something; `threshold` is 0 where it does not answer as a Safe does."""
+
+    has_code: bool
+    threshold: int = 0
+    signers: tuple[bytes, ...] = ()
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """What an endpoint keeps of a contract, whatever it answers: its code, and two words of storage."""
+
+    code: bytes
+    implementation: bytes
+    upgrades_disabled: bool
 
 
 class Contracts:
@@ -144,6 +163,38 @@ class Contracts:
         """Tell whether an app's code can never change again: no view does."""
         return slots.bool_at(self.storage(app, _UPGRADES_DISABLED, at))
 
+    def codes(self, addresses: Sequence[bytes], at: Block) -> list[bytes]:
+        """Return the code of several accounts."""
+        return [
+            data(one, what="the code")
+            for one in self._in_parts([("eth_getCode", [as_hex(address), _at(at)]) for address in addresses])
+        ]
+
+    def proxies(self, addresses: Sequence[bytes], at: Block) -> list[Proxy]:
+        """Return what is kept of several contracts: none of them can fail it, as their code is not run."""
+        asked: list[Call] = []
+        for address in map(as_hex, addresses):
+            asked.append(("eth_getCode", [address, _at(at)]))
+            asked += [
+                ("eth_getStorageAt", [address, as_hex(slot), _at(at)])
+                for slot in (slots.ERC1967_IMPLEMENTATION, _UPGRADES_DISABLED)
+            ]
+        told = self._in_parts(asked)
+        return [
+            Proxy(
+                code=data(code, what="the code"),
+                implementation=data(implementation, what="a storage word", length=32)[12:],
+                upgrades_disabled=slots.bool_at(data(flags, what="a storage word", length=32)),
+            )
+            for code, implementation, flags in zip(told[::3], told[1::3], told[2::3], strict=True)
+        ]
+
+    def _in_parts(self, asked: Sequence[Call]) -> list[object]:
+        found: list[object] = []
+        for start in range(0, len(asked), _BATCH):
+            found += self.endpoint.batch(asked[start : start + _BATCH])
+        return found
+
     def nonce(self, address: bytes, at: Block) -> int:
         """Return how many transactions an account sent, or how many contracts a contract made."""
         answer = self.endpoint.batch([("eth_getTransactionCount", [as_hex(address), _at(at)])])[0]
@@ -157,9 +208,21 @@ class Contracts:
                 at, (contract, abi.call(views.OWNER)), (contract, abi.call(views.PENDING_OWNER))
             )
         )
-        has_code = bool(self.code(owner, at))
-        threshold, signers = self._safe(owner, at) if has_code else (0, ())
-        return Owner(address=owner, pending=pending, has_code=has_code, threshold=threshold, signers=signers)
+        kind = self.account(owner, at)
+        return Owner(
+            address=owner,
+            pending=pending,
+            has_code=kind.has_code,
+            threshold=kind.threshold,
+            signers=kind.signers,
+        )
+
+    def account(self, address: bytes, at: Block) -> Account:
+        """Return what kind of account one is."""
+        if not self.code(address, at):
+            return Account(has_code=False)
+        threshold, signers = self._safe(address, at)
+        return Account(has_code=True, threshold=threshold, signers=signers)
 
     def simulate(self, sender: bytes, to: bytes | None, calldata: bytes, at: Block) -> None:
         """Carry a call out without sending it. Raises `RevertedError` where the contract refuses it."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from cli.devchain.artifacts import artifact_path
-from cli.gov.chain import Block, Contracts
+from cli.gov.chain import Block, Contracts, Proxy
 from shared.chain.abi import checksum_address
 from shared.chain.code import APP, KMS, CodeList
 from shared.chain.known_builds import KNOWN_BUILDS, KnownBuild
@@ -52,9 +52,21 @@ class _Described(msgspec.Struct, frozen=True, rename="camel"):
 
 def code_of(contracts: Contracts, proxy: bytes, at: Block) -> Code:
     """Return the code that a proxy runs."""
-    found = implementation_code(contracts, contracts.implementation(proxy, at), at)
-    proxy_hash = keccak256(contracts.code(proxy, at))
-    return msgspec.structs.replace(found, is_known_proxy=CodeList(KNOWN_BUILDS).is_proxy(proxy_hash))
+    return codes_of(contracts, contracts.proxies([proxy], at), at)[0]
+
+
+def codes_of(contracts: Contracts, proxies: Sequence[Proxy], at: Block) -> list[Code]:
+    """Return the code that each of several proxies runs; most share it, and it is read once."""
+    places = list({one.implementation: None for one in proxies})
+    found = {
+        place: identified(code, place)
+        for place, code in zip(places, contracts.codes(places, at), strict=True)
+    }
+    known = CodeList(KNOWN_BUILDS)
+    return [
+        msgspec.structs.replace(found[one.implementation], is_known_proxy=known.is_proxy(keccak256(one.code)))
+        for one in proxies
+    ]
 
 
 def implementation_code(contracts: Contracts, address: bytes, at: Block) -> Code:

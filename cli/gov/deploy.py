@@ -236,6 +236,7 @@ def _create(
         Outbox(outbox_place()),
         timeout=acting.timeout,
         max_fee=acting.max_fee * GWEI,
+        say=say,
     )
     made: list[_Made] = []
     places = {APP: plan.app} if plan.app else {}

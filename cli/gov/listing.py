@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from cli.gov.chain import Block, Contracts, Owner
-from cli.gov.code import Code, code_json, code_of
+from cli.gov.chain import Account, Block, Contracts, Owner, Proxy
+from cli.gov.code import Code, code_json, codes_of
 from cli.gov.logs import Log, read_logs, require_canonical
 from shared.chain import abi, events, views
 from shared.chain.abi import checksum_address
@@ -77,29 +77,51 @@ def read_allowed(
 def read_apps(contracts: Contracts, first: int, at: Block) -> list[App]:
     """Return the apps that the KMS contract knows; raises as `read_allowed`."""
     found = read_allowed(contracts, contracts.kms, events.APP_REGISTERED, views.REGISTERED_APPS, first, at)
-    return [read_app(contracts, one.value, at) for one in found if one.is_allowed]
+    return _read_each(contracts, [one.value for one in found if one.is_allowed], at)
 
 
 def read_app(contracts: Contracts, app_id: bytes, at: Block) -> App:
     """Return an app contract's settings. Anybody may have written it: no answer of its views raises."""
-    code = code_of(contracts, app_id, at)
-    try:
-        any_device, tcb = contracts.flags(
-            at,
-            (app_id, abi.call(views.ALLOW_ANY_DEVICE)),
-            (app_id, abi.call(views.REQUIRE_TCB_UP_TO_DATE)),
-        )
-        return App(
-            app_id=app_id,
-            code=code,
-            owner=contracts.owner(app_id, at),
-            allow_any_device=any_device,
-            require_tcb_up_to_date=tcb,
-            upgrades_disabled=contracts.upgrades_disabled(app_id, at),
-        )
-    except DstackError as error:
-        unread = "" if error.code in _FOREIGN else f"{error.message} [{error.code}]"
-        return App(app_id=app_id, code=code, unread=unread)
+    return _read_each(contracts, [app_id], at)[0]
+
+
+def _read_each(contracts: Contracts, app_ids: Sequence[bytes], at: Block) -> list[App]:
+    proxies = contracts.proxies(app_ids, at)
+    owners: dict[bytes, Account] = {}
+    found = []
+    for app_id, proxy, code in zip(app_ids, proxies, codes_of(contracts, proxies, at), strict=True):
+        try:
+            found.append(_read_views(contracts, app_id, proxy, code, owners, at))
+        except DstackError as error:
+            unread = "" if error.code in _FOREIGN else f"{error.message} [{error.code}]"
+            found.append(App(app_id=app_id, code=code, unread=unread))
+    return found
+
+
+def _read_views(
+    contracts: Contracts, app_id: bytes, proxy: Proxy, code: Code, owners: dict[bytes, Account], at: Block
+) -> App:
+    """Read an app's views at once, and what kind of account its owner is, where no other app has that one."""
+    asked = (views.ALLOW_ANY_DEVICE, views.REQUIRE_TCB_UP_TO_DATE, views.OWNER, views.PENDING_OWNER)
+    any_device, tcb, owner_word, pending = contracts.views(at, *((app_id, abi.call(view)) for view in asked))
+    owner = abi.decode_address(owner_word)
+    if owner not in owners:
+        owners[owner] = contracts.account(owner, at)
+    kind = owners[owner]
+    return App(
+        app_id=app_id,
+        code=code,
+        owner=Owner(
+            address=owner,
+            pending=abi.decode_address(pending),
+            has_code=kind.has_code,
+            threshold=kind.threshold,
+            signers=kind.signers,
+        ),
+        allow_any_device=abi.decode_bool(any_device),
+        require_tcb_up_to_date=abi.decode_bool(tcb),
+        upgrades_disabled=proxy.upgrades_disabled,
+    )
 
 
 def read_kms_info(contracts: Contracts, at: Block) -> KmsInfo:

@@ -33,6 +33,7 @@ from shared.keccak import keccak256
 from shared.net.json_rpc import RevertedError, data, fields, quantity
 
 GWEI: Final = 10**9
+ETHER: Final = 10**18
 POLL_SECONDS: Final = 1
 # EIP-7825: no transaction may have more
 MAX_GAS: Final = 1 << 24
@@ -107,7 +108,10 @@ class Outbox:
 
 
 class Sender:
-    """Sends for one account. `timeout` bounds the wait for each block, `max_fee` is in wei per gas."""
+    """Sends for one account. `timeout` bounds the wait for each block, `max_fee` is in wei per gas.
+
+    `say` is told what each transaction may cost, before it is sent.
+    """
 
     def __init__(
         self,
@@ -117,6 +121,7 @@ class Sender:
         *,
         timeout: float,
         max_fee: int,
+        say: Callable[[str], object] = lambda _: None,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,6 +130,7 @@ class Sender:
         self._outbox = outbox
         self._timeout = timeout
         self._max_fee = max_fee
+        self._say = say
         self._sleep = sleep
         self._clock = clock
         self._reported: list[Path] = []
@@ -227,6 +233,10 @@ class Sender:
             gas=self._gas(to, calldata),
             to=to,
             data=calldata,
+        )
+        self._say(
+            f"pays at most {fee * transaction.gas / ETHER:.6f} ether: {transaction.gas} gas at up to "
+            f"{fee / GWEI:g} gwei, a tip of {tip / GWEI:g} in it"
         )
         raw = as_hex(transaction.signed(self._account.key))
         entry = Entry(

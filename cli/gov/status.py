@@ -99,7 +99,7 @@ def _read(
     proposals, untold = _proposals(contracts, service, owner, apps, at)
     return Status(
         at=at,
-        finalized=contracts.pin("finalized").number,
+        finalized=_finalized(contracts),
         kms=contracts.kms,
         owner=owner,
         code=code_of(contracts, contracts.kms, at),
@@ -113,6 +113,16 @@ def _read(
         proposals=proposals,
         untold=untold,
     )
+
+
+def _finalized(contracts: Contracts) -> int | None:
+    """Return the newest final block's number, None where an endpoint does not know what that is."""
+    try:
+        return contracts.pin("finalized").number
+    except DstackError as error:
+        if error.code in {"rpc.error", "rpc.malformed"}:
+            return None
+        raise
 
 
 def _proposals(

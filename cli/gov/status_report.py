@@ -20,12 +20,12 @@ _UNSEEN = "deployments are not told: "
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """All that is shown, of one block.
 
-    `held` is None where no deployments could be read, for `unseen`. `untold` says of which Safes, if any, the
-    proposals are not told, and why.
+    `finalized` is None where the endpoint does not tell. `held` is None where no deployments could be read,
+    for `unseen`. `untold` says of which Safes, if any, the proposals are not told, and why.
     """
 
     at: Block
-    finalized: int
+    finalized: int | None
     kms: bytes
     owner: Owner
     code: Code
@@ -110,7 +110,8 @@ def status_json(found: Status) -> dict[str, Any]:
 def print_status(found: Status) -> None:
     """Print it for people."""
     at, owner = found.at, found.owner
-    click.echo(f"{head_text(at)}, final up to {found.finalized}")
+    final = "what is final is not told" if found.finalized is None else f"final up to {found.finalized}"
+    click.echo(f"{head_text(at)}, {final}")
     click.echo(f"kms contract {checksum_address(found.kms)}")
     click.echo(f"  owner    {checksum_address(owner.address)}, {kind_text(owner)}")
     for signer in owner.signers:

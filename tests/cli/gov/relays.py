@@ -16,17 +16,19 @@ Lie = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 class Relay:
-    """One endpoint; `lie` stands between it and the chain, `methods` is what it was asked."""
+    """One endpoint; `lie` stands between it and the chain, `methods` is what it was asked in `requests`."""
 
     def __init__(self, url: str, chain: str) -> None:
         self.url = url
         self.lie: Lie = lambda _: None
         self.methods: list[str] = []
+        self.requests = 0
         self._chain = chain
         self._http = HttpClient(DirectDialer())
 
     def answer(self, body: bytes) -> bytes:
         asked = json.loads(body)
+        self.requests += 1
         self.methods += [one["method"] for one in asked]
         answers = [
             self._honest(one) if (lie := self.lie(one)) is None else {"id": one["id"], **lie} for one in asked

@@ -243,6 +243,12 @@ def sent(site: Site, relay: Relay) -> Ran:
     return deploy(relay.url, "--owner", site.kms, "--send", "--key-file", str(site.key_file(OTHER)))
 
 
+def told(ran: Ran) -> list[str]:
+    """Return the lines that tell an address."""
+    lines = ran.output.splitlines()
+    return [line for line in lines if line.startswith(("DstackApp", "DstackKms", "proxy"))]
+
+
 def nonce(site: Site) -> int:
     return int(site.owner.web3.eth.get_transaction_count(site.chain.accounts[OTHER].address))
 
@@ -269,10 +275,10 @@ def test_no_contract_takes_the_place_of_one_that_the_chain_dropped(site: Site, r
     again = sent(site, relay)
     assert again.code == 0, again.output
     assert nonce(site) == before + 3
-    places = [line.split()[1] for line in again.output.splitlines()[:3]]
+    places = [line.split()[1] for line in told(again)]
     assert len(set(places)) == 3
-    told = site.gov("status", "--kms-contract", places[2], "--json").json["kms"]
-    assert [told["app_implementation"], told["code"]["implementation"]] == places[:2]
+    kms = site.gov("status", "--kms-contract", places[2], "--json").json["kms"]
+    assert [kms["app_implementation"], kms["code"]["implementation"]] == places[:2]
 
 
 def test_an_address_that_an_endpoint_makes_up_is_refused(site: Site, relay: Relay) -> None:
@@ -293,11 +299,10 @@ def test_what_was_created_is_told_where_the_report_fails(site: Site, relay: Rela
     relay.fails("rate limited", "eth_getStorageAt")
     ran = sent(site, relay)
     refused(ran, "rpc.error", 1)
-    told = [line for line in ran.output.splitlines() if line.startswith(("DstackApp", "DstackKms", "proxy"))]
-    assert len(told) == 3
+    assert len(told(ran)) == 3
     relay.honest()
     again = sent(site, relay)
-    assert (again.code, again.output.splitlines()[:3]) == (0, told)
+    assert (again.code, told(again)) == (0, told(ran))
     assert nonce(site) == before + 3
 
 

@@ -69,6 +69,28 @@ def test_status_tells_who_may_change_what(site: Site) -> None:
     assert told["deployments"] == []
 
 
+@pytest.mark.parametrize(
+    "answer", [{"error": {"code": -39001, "message": "unknown block"}}, {"result": None}]
+)
+def test_status_copes_with_a_chain_that_names_nothing_final(site: Site, answer: dict[str, Any]) -> None:
+    with relays(site.chain.url, 1) as (relay,):
+        relay.lie = lambda asked: answer if asked["params"][:1] == ["finalized"] else None
+        assert site.gov("status", "--json", rpc=relay.url).json["finalized"] is None
+        ran = site.gov("status", rpc=relay.url)
+    assert (ran.code, "what is final is not told" in ran.output) == (0, True)
+
+
+def test_an_app_more_costs_status_a_request_more(site: Site) -> None:
+    with relays(site.chain.url, 1) as (relay,):
+        site.gov("status", rpc=relay.url)
+        before, relay.requests = relay.requests, 0
+        for _ in range(4):
+            site.app()
+        site.gov("status", rpc=relay.url)
+    # one for what each app answers, and one where a list begins another part
+    assert relay.requests - before <= 4 + 3
+
+
 def test_status_tells_of_a_transfer_that_waits(site: Site) -> None:
     app_id = site.app()
     site.send("transfer-ownership", site.address(OTHER), "--app", app_id)

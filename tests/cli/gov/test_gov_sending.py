@@ -373,6 +373,21 @@ def test_takes_no_answer_that_cannot_be(
         desk.send()
 
 
+def test_what_it_may_cost_is_said_before_it_is_sent(desk: Desk) -> None:
+    said: list[tuple[str, int]] = []
+    one = Sender(
+        Contracts(desk.node, bytes(20)),
+        Account(address_of(PRIVATE), SigningKey(PRIVATE)),
+        Outbox(desk.place),
+        timeout=3,
+        max_fee=500 * GWEI,
+        say=lambda text: said.append((text, len(desk.node.taken))),
+    )
+    one.send(TO, CALLDATA, AT, once=True)
+    text = "pays at most 0.000375 ether: 125000 gas at up to 3 gwei, a tip of 1 in it"
+    assert said == [(text, 0)]
+
+
 def test_the_outbox_is_the_users_own_and_holds_no_key(desk: Desk) -> None:
     desk.node.mines = False
     with refuses("gov.not_mined", NotMinedError):
