@@ -10,6 +10,7 @@ from eth_utils import to_checksum_address
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, find_anvil, start_chain
+from cli.gov import sending
 from cli.gov.chain import Contracts
 from cli.gov.creation import Creation, bytecode, created_text, creations
 from cli.gov.simulation import simulate_creation
@@ -292,6 +293,23 @@ def test_an_address_that_an_endpoint_makes_up_is_refused(site: Site, relay: Rela
     refused(sent(site, relay), "rpc.malformed", 1)
     relay.honest()
     assert sent(site, relay).code == 0
+
+
+def test_no_two_contracts_are_at_one_address(
+    site: Site, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "create_address", lambda *_: b"\x66" * 20)
+
+    def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+        if asked["method"] != "eth_getTransactionReceipt":
+            return None
+        found = site.owner.web3.provider.make_request(asked["method"], asked["params"])["result"]
+        return {"result": found and dict(found) | {"contractAddress": "0x" + "66" * 20}}
+
+    relay.lie = lie
+    ran = sent(site, relay)
+    refused(ran, "gov.deploy.code", 1)
+    assert "DstackKms would be where another contract is" in ran.output
 
 
 def test_what_was_created_is_told_where_the_report_fails(site: Site, relay: Relay) -> None:
