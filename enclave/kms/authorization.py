@@ -72,6 +72,8 @@ class Authorizer(Protocol):
     """One mode. Both methods raise `DstackError` when no answer can be had; that is a refusal too."""
 
     mode: str
+    remembers: bool
+    """Whether `recall` ever has an answer: a caller that waits for one need not try otherwise."""
 
     def authorize(self, kind: Kind, boot_info: BootInfo) -> Decision:
         """Decide whether this workload may have keys."""
@@ -205,6 +207,7 @@ class ProofAuthorizer:
         raise_floor: Callable[[int], None] = lambda _timestamp: None,
         sources: Sequence[ProofSource] = (),
     ) -> None:
+        self.remembers = settings.allow_cache > 0
         self._settings = settings
         self._policy = policy
         self._finality = finality
@@ -402,6 +405,7 @@ class WebhookAuthorizer:
     """Mode `webhook`: upstream's. The server's word is believed, and GetMeta says so."""
 
     mode = "webhook"
+    remembers = False
 
     def __init__(self, url: str, http: HttpClient) -> None:
         self._url = url
@@ -439,6 +443,7 @@ class DevAuthorizer:
     """Mode `dev`: allows everything. `assemble` refuses to make one outside a simulated enclave."""
 
     mode = "dev"
+    remembers = True
 
     def __init__(self, gateway_app_id: str) -> None:
         self._gateway_app_id = gateway_app_id

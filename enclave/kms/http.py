@@ -62,7 +62,11 @@ def main_app(
         return service.sign_cert(request, verify, reception.judged)
 
     procedures: dict[str, Procedure[Caller]] = {
-        "GetAppKey": Procedure(pb.GetAppKeyRequest, service.get_app_key, service.get_app_key_promptly),
+        "GetAppKey": Procedure(
+            pb.GetAppKeyRequest,
+            service.get_app_key,
+            service.get_app_key_promptly if service.remembers_allows else None,
+        ),
         "GetKmsKey": Procedure(pb.GetKmsKeyRequest, service.get_kms_key_without_token),
         "GetAppEnvEncryptPubKey": Procedure(
             pb.AppId, lambda request, _caller: service.get_app_env_encrypt_pub_key(request)

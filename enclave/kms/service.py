@@ -6,6 +6,7 @@ verified and bound to its TLS key, policy arrives as an `Authorizer`.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -104,6 +105,11 @@ class KmsService:
         """Who is believed: the mode of the authorizer."""
         return self._authorizer.mode
 
+    @property
+    def remembers_allows(self) -> bool:
+        """Whether `get_app_key_promptly` may have an answer."""
+        return self._authorizer.remembers
+
     def get_app_key(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
     ) -> pb.AppKeyResponse:
@@ -114,24 +120,27 @@ class KmsService:
         was claimed is the measured one; the platform's release gate.
         """
         with Case(self.auth_mode, caller) as case:
-            decide = self._authorizer.for_one_request(
-                lambda: Subject("app", _app_boot_info(_present(caller), request.vm_config))
-            )
-            return self._app_key(request, case, decide)
+            asked = cache(lambda: _app_boot_info(_present(caller), request.vm_config))
+            decide = self._authorizer.for_one_request(lambda: Subject("app", asked()))
+            return self._app_key(request, case, decide, asked)
 
     def get_app_key_promptly(
         self, request: pb.GetAppKeyRequest, caller: VerifiedAttestation | None
     ) -> pb.AppKeyResponse:
         """Do the same from remembered allows alone; raise `WouldBlockError` where policy has to be asked."""
         with Case(self.auth_mode, caller) as case:
-            return self._app_key(request, case, self._recall)
+            return self._app_key(
+                request, case, self._recall, lambda: _app_boot_info(_present(caller), request.vm_config)
+            )
 
-    def _app_key(self, request: pb.GetAppKeyRequest, case: Case, decide: Decide) -> pb.AppKeyResponse:
+    def _app_key(
+        self, request: pb.GetAppKeyRequest, case: Case, decide: Decide, asked: Callable[[], BootInfo]
+    ) -> pb.AppKeyResponse:
         _check_api_version(request.api_version)
         self._check_self(decide, case)
         with context("App not allowed"):
             verified = _present(case.verified)
-            subject = case.subject = _app_boot_info(verified, request.vm_config)
+            subject = case.subject = asked()
             decision = _admit(decide, case, subject)
             if decision.gateway_app_id == ANY_GATEWAY and self._authorizer.mode != "dev":
                 raise PolicyDenied("kms.gateway.any", "gateway_app_id is any, which only dev mode may answer")

@@ -117,6 +117,7 @@ class Policy:
     """An authorizer whose answers a test sets, and which remembers what it was asked."""
 
     mode = "proof"
+    remembers = False
 
     def __init__(self) -> None:
         self.app = Decision(is_allowed=True, reason="", gateway_app_id="gateway", finalized_block=7)

@@ -457,6 +457,13 @@ def test_n58_an_allow_is_cached_for_exactly_what_was_asked(decided) -> None:  # 
     assert len(http.asked) == 3
 
 
+@pytest.mark.parametrize("allow_cache", [0, 60])
+def test_who_remembers_nothing_says_so(decided, allow_cache: int) -> None:  # noqa: ARG001
+    authorizer = _proof(Function(_answer()), allow_cache=allow_cache)
+    authorizer.authorize("app", BOOT_INFO)
+    assert authorizer.remembers == (authorizer.recall("app", BOOT_INFO) is not None)
+
+
 def test_a_refusal_is_never_cached(decided: list[chain.Decision]) -> None:
     decided[:] = [_decided(is_allowed=False), _decided()]
     authorizer = _proof(Function(_answer()), allow_cache=60)

@@ -20,6 +20,7 @@ class Remembering:
     """An authorizer with a memory for some kinds."""
 
     mode = "proof"
+    remembers = True
 
     def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
