@@ -35,6 +35,8 @@ from shared.net.fetch import HttpClient
 Kind = Literal["nitro", "gcp"]
 
 REVOKED = "Compose hash not allowed"
+BLOCK_SECONDS = 0.2
+"""Of anvil's chain: whoever looks on waits for a dozen blocks to become final."""
 
 _GUEST: dict[Kind, str] = {"nitro": "enclave", "gcp": "guest"}
 
@@ -114,7 +116,7 @@ class Scenario:
 
     def _start_chain(self, stack: ExitStack) -> tuple[Chain, Governance]:
         with self.narrator.step("governance -> contracts") as step:
-            chain = stack.enter_context(start_chain(self._engine))
+            chain = stack.enter_context(start_chain(self._engine, block_time=BLOCK_SECONDS))
             governance = Governance(chain.url, chain.accounts[0])
             deployed = governance.deploy()
             self.chain_engine = chain.engine
