@@ -18,8 +18,10 @@ PLATFORM ?= nitro
 demo: $(STAMP) node
 	@$(BIN)/dstack-cloud demo --platform $(PLATFORM) $(ARGS)
 
+# Bytecode is kept whatever the shell says: the tests start hundreds of Python processes, and each would compile
+# all that it imports.
 test: $(STAMP) node differential safe sdk
-	$(BIN)/pytest -n auto $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto $(ARGS)
 
 setup: $(STAMP) node differential safe sdk
 
