@@ -222,6 +222,7 @@ class AwsFunctions:
             "DSTACK_CLOUDS": "aws-nitro",
             "DSTACK_CONFIG": json.dumps(config),
             "DSTACK_RPC_URL": "",
+            "DSTACK_RPC_QUORUM": "",
             "DSTACK_KMS_CONTRACT": "",
             "DSTACK_CHAIN_ID": "",
             "DSTACK_GRANTS": f"s3:{site.bucket}/grants.json",

@@ -20,14 +20,14 @@ class Tools(MemoryTools):
     def __init__(self, gcp: World) -> None:
         super().__init__()
         self.plan = make_plan("e5" * 32, **gcp.settings)
-        self.asked: list[str] = []
+        self.evidence_urls: list[str] = []
 
     def build(self, work):
         return msgspec.structs.replace(super().build(work), config=CONFIG)
 
     def attest(self, deployment: Deployment, evidence_url: str) -> Attested:
         del deployment
-        self.asked.append(evidence_url)
+        self.evidence_urls.append(evidence_url)
         return Attested(simulated=True, verdict={})
 
 
@@ -62,7 +62,7 @@ def runner(gcp: World) -> Iterator[Runner]:
 def test_a_deployment_comes_to_run_stops_starts_and_is_removed(gcp: World, runner: Runner) -> None:
     running = runner.run()
     assert running.step is Step.RUNNING
-    assert runner.tools.asked == ["http://127.0.0.1:8090/evidence"]
+    assert runner.tools.evidence_urls == ["http://127.0.0.1:8090/evidence"]
     gcp.change(goal=Goal.STOPPED)
     assert runner.run().step is Step.STOPPED
     assert gcp.fake.find("instance", NAME).json["status"] == "TERMINATED"
