@@ -97,7 +97,7 @@ def instant_chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the more apps a contract has, the more each look at it costs
 def _site(instant_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(instant_chain, tmp_path_factory.mktemp("gov"))
 
