@@ -239,7 +239,7 @@ def test_another_chain_is_refused(site: Site, enclave: Path) -> None:
 
 def test_says_how_old_the_block_is(site: Site, enclave: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, plan = planned(enclave, *site.options)
-    monkeypatch.setattr("cli.plan.time.time", lambda: plan["chain"]["block_time"] + 3600.0)
+    monkeypatch.setattr("cli.plan.time.time", lambda: plan["chain"]["block_time"] + 3630.0)
     assert "note: that block is 60 minutes old" in run(enclave, *site.options).output
     monkeypatch.setattr("cli.plan.time.time", lambda: plan["chain"]["block_time"] + 60.0)
     assert "minutes old" not in run(enclave, *site.options).output
