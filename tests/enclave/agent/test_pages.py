@@ -295,9 +295,10 @@ def test_a_time_that_is_long_ago_is_counted_from_now(public: Site) -> None:
 
 @pytest.mark.parametrize("field", ["since", "until"])
 def test_a_bad_time_is_told_as_upstream_tells_it(public: Site, field: str) -> None:
-    response = public.get(f"/logs/web?{field}=soon")
+    response = public.get(f"/logs/untimed?{field}=soon")
     assert (response.status_code, response.text) == (200, f'{{"error":"Invalid {field}"}}')
-    assert not public.docker.asked
+    # a follower that a test before has left may still be asked for
+    assert not [path for path in public.docker.asked if "untimed" in path]
 
 
 def test_a_bad_flag_is_refused(public: Site) -> None:
