@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shared.chain.agreement import is_agreed
 from shared.errors import ConfigError, DstackError, UnavailableError
 from shared.net.at_once import AtOnce
 from shared.net.json_rpc import Call, Endpoint, RevertedError, quantity
@@ -86,11 +87,11 @@ class AgreedEndpoint:
         answers = self._at_once.ask(self._endpoints, lambda endpoint: endpoint.batch(asked))
         given = [one for one in answers if not isinstance(one, DstackError)]
         reverts = [one for one in answers if isinstance(one, RevertedError)]
-        if self._is_enough(len(reverts), len(given) + len(reverts)):
+        if is_agreed(len(reverts), len(given) + len(reverts), self.quorum):
             raise reverts[0]
         if len(given) + len(reverts) < self.quorum:
             raise next(one for one in answers if isinstance(one, DstackError) and one not in reverts)
-        if not self._is_enough(len(given), len(given) + len(reverts)):
+        if not is_agreed(len(given), len(given) + len(reverts), self.quorum):
             raise _disagreement(asked[0][0], len(given), len(given) + len(reverts), self.quorum)
         return [
             self._merged(method, params, [results[index] for results in given])
@@ -127,12 +128,9 @@ class AgreedEndpoint:
             return hex(max(quantity(one, what="the nonce") for one in values))
         told = [msgspec.json.encode(_canonical(method, one), order="deterministic") for one in values]
         (most, votes), *_ = Counter(told).most_common(1)
-        if not self._is_enough(votes, len(told)):
+        if not is_agreed(votes, len(told), self.quorum):
             raise _disagreement(method, votes, len(told), self.quorum)
         return msgspec.json.decode(most)
-
-    def _is_enough(self, votes: int, given: int) -> bool:
-        return votes >= self.quorum and 2 * votes > given
 
     def _sent(self, calls: Sequence[Call]) -> list[object]:
         """Hand calls to the first endpoint that takes them; else tell the failure that leaves most open."""

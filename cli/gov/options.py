@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from cli.addresses import read_address
+from shared.chain.agreement import majority
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
@@ -170,7 +171,7 @@ def endpoint_of(where: Where) -> Any:  # noqa: ANN401 - a type of what loads lat
     http = HttpClient(DirectDialer())
     endpoints = [JsonRpc(url, http) for url in urls]
     named = where.rpc_quorum or (None if where.rpc_urls else config.rpc_quorum)
-    quorum = len(endpoints) // 2 + 1 if named is None else named
+    quorum = majority(len(endpoints)) if named is None else named
     if len(endpoints) == quorum == 1:
         return endpoints[0]
     return AgreedEndpoint(endpoints, quorum)

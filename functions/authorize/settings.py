@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.chain.agreement import majority
 from shared.chain.decision import DEFAULT_MAX_HEAD_AGE
 from shared.errors import ConfigError, ProtocolError
 from shared.hex import decode_hex
@@ -51,7 +52,7 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         raise _invalid(error.message) from error
     _check_urls(urls)
     # a majority, and of two both
-    quorum = _number(environ, "ETH_RPC_QUORUM", len(urls) // 2 + 1, len(urls))
+    quorum = _number(environ, "ETH_RPC_QUORUM", majority(len(urls)), len(urls))
     return Settings(
         rpc_urls=urls,
         kms_contract=contract,

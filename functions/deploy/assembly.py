@@ -42,6 +42,7 @@ from functions.deploy.places import unset as _unset
 from functions.deploy.runner import this_holder
 from functions.deploy.service import DeploymentService
 from functions.deploy.store import BlobStore, DeploymentStore, Schedule
+from shared.chain.agreement import majority
 from shared.compose.project import GlobalConfig, read_global_config
 from shared.hex import decode_hex_setting
 
@@ -252,7 +253,7 @@ def chain_settings(
     from shared.net.json_rpc import JsonRpc  # noqa: PLC0415
 
     http = HttpClient(DirectDialer(), timeout=RPC_TIMEOUT)
-    needed = quorum or len(rpc_urls) // 2 + 1  # a majority, and of two both
+    needed = quorum or majority(len(rpc_urls))
     reader = AgreedReader(
         spare_endpoints([JsonRpc(url, http) for url in rpc_urls], needed, RPC_REST_SECONDS),
         kms_contract,

@@ -15,6 +15,7 @@ from functions.governance.delivery import LogHint, read_log
 from functions.governance.events import EVENTS
 from shared.boot_info import BootInfo
 from shared.chain import abi
+from shared.chain.agreement import is_agreed
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.at_once import AtOnce
@@ -125,7 +126,7 @@ class AgreedChain:
         for position in range(len(workloads)):
             words = [answer[position] for answer in given if answer[position] is not None]
             (verdict, votes), *_ = Counter(words).most_common(1) or [(None, 0)]
-            if self._is_enough(votes, len(words)):
+            if is_agreed(votes, len(words), self._quorum):
                 verdicts.append(verdict)
             else:
                 verdicts.append(None)
@@ -143,7 +144,7 @@ class AgreedChain:
         if len(given) < self._quorum:
             raise self._too_few(answers, len(given))
         has_it = sum(one == block.hash for one in given)
-        if not any(self._is_enough(votes, len(given)) for votes in (has_it, len(given) - has_it)):
+        if not any(is_agreed(votes, len(given), self._quorum) for votes in (has_it, len(given) - has_it)):
             raise UnavailableError(
                 "governance.quorum.disagreement",
                 f"{has_it} of {len(given)} have block {block.number}, expected {self._quorum} and a majority",
@@ -210,9 +211,6 @@ class AgreedChain:
 
     def _ask(self, question: Callable[[Endpoint], _T]) -> Sequence[_T | DstackError]:
         return self._at_once.ask(self._endpoints, question)
-
-    def _is_enough(self, votes: int, given: int) -> bool:
-        return votes >= self._quorum and 2 * votes > given
 
     def _agreed(self, answers: Sequence[int], what: str) -> int:
         counted = Counter(answers).most_common(1)

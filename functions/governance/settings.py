@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from functions.governance.providers import PROVIDERS
+from shared.chain.agreement import majority
 from shared.errors import ConfigError
 from shared.hex import decode_hex_setting
 
@@ -58,7 +59,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         raise _invalid("DSTACK_GOVERNANCE_NOTIFY_URL is not https")
     return Settings(
         rpc_urls=urls,
-        quorum=_number(environ, "DSTACK_GOVERNANCE_QUORUM", len(urls)) or len(urls) // 2 + 1,
+        quorum=_number(environ, "DSTACK_GOVERNANCE_QUORUM", len(urls)) or majority(len(urls)),
         kms_contract=decode_hex_setting(
             environ.get("DSTACK_KMS_CONTRACT", ""), what="DSTACK_KMS_CONTRACT", length=20, code=_INVALID
         ),

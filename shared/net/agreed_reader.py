@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from shared.boot_info import BootInfo
+from shared.chain.agreement import is_agreed
 from shared.chain.approval import ChainState, ChainViews
 from shared.chain.header import BlockRef
 from shared.errors import ConfigError, DstackError, InvalidEvidence, UnavailableError
@@ -140,7 +141,7 @@ class AgreedReader:
             )
         [most, *_] = sorted(given, key=given.count, reverse=True)
         votes = given.count(most)
-        if votes < self._quorum or 2 * votes <= len(given):
+        if not is_agreed(votes, len(given), self._quorum):
             raise UnavailableError(
                 "quorum.disagreement",
                 f"{votes} of {len(given)} endpoints say the same of what {what}, expected {self._quorum} and"

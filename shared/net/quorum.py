@@ -11,6 +11,7 @@ from functools import partial
 
 import msgspec
 
+from shared.chain.agreement import is_agreed
 from shared.chain.header import BlockRef
 from shared.errors import ConfigError, DstackError, InvalidEvidence, UnavailableError
 from shared.net.at_once import AtOnce
@@ -129,7 +130,7 @@ class ChainQuorum:
             answers = self._at_once.ask(ahead, partial(_hash_at, number))
             hashes += [answer for answer in answers if isinstance(answer, bytes)]
             [(digest, votes), *_] = Counter(hashes).most_common(1)
-            if votes >= self._quorum and 2 * votes > len(hashes):
+            if is_agreed(votes, len(hashes), self._quorum):
                 return BlockRef(number, digest)
             conflict = conflict or f"{votes} of {len(hashes)} name the same {what} block {number}"
         raise UnavailableError(
