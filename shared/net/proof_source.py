@@ -1,4 +1,4 @@
-"""Gathers a proof bundle from one RPC provider: two round trips, a third for a long string or unnamed blocks.
+"""Gathers a proof bundle from one RPC provider: two round trips, and two more where a proof does not hold.
 
 The provider is believed nothing: what it answers is walked exactly as the KMS will walk it, and only what was
 needed goes into the bundle. So a bundle that leaves here is complete and has nothing to spare.
@@ -88,10 +88,23 @@ class ProofSource:
     ) -> tuple[ProofBundle, list[object]]:
         """Return one bundle for all `requests`, and the results of `calls`, which go along in the first trip.
 
+        A proof that does not hold is asked for once more: a node that is just taking in a block may mix it
+        into the one before, and behind one provider stand many nodes, some of which lag.
+
         Raises `UnavailableError("proof.provider.cannot_prove")` where the provider does not serve proofs of
         one of the blocks (many keep only the newest); `InvalidEvidence` for what the proven state is guilty
         of itself (`proof.kms.absent`, `proof.string.*`); and what the endpoint raises.
         """
+        try:
+            return self._gather(requests, finalized, head, calls)
+        except UnavailableError as error:
+            if error.code != "proof.provider.cannot_prove":
+                raise
+        return self._gather(requests, finalized, head, calls)
+
+    def _gather(
+        self, requests: Sequence[ProofRequest], finalized: bytes, head: bytes, calls: Sequence[Call]
+    ) -> tuple[ProofBundle, list[object]]:
         blocks = tuple(dict.fromkeys((finalized, head)))
         raw = _Raw()
         try:

@@ -74,6 +74,22 @@ class Lying(Relay):
         return self.lie if method == self.method else result
 
 
+class Lagging(Relay):
+    """Does not know the newest blocks when it is first asked, as one of the many nodes behind a provider."""
+
+    def batch(self, calls: Sequence[Call]) -> list[object]:
+        answers = super().batch(calls)
+        return answers if self.batches > 1 else [None] * len(calls)
+
+
+def test_a_proof_that_does_not_hold_is_asked_for_once_more(own_world: World) -> None:
+    relay, boot_info = Lagging(own_world), own_world.boot()
+    finalized, head = own_world.blocks()
+    bundle = source(own_world, relay).gather(ProofRequest("app", boot_info), finalized.hash, head.hash)
+    assert bundle == own_world.evidence("app", boot_info, blocks=(finalized, head)).bundle
+    assert relay.batches == 3
+
+
 def refusal(world: World, relay: Relay) -> DstackError:
     finalized, head = world.blocks()
     with pytest.raises(DstackError) as caught:
