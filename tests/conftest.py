@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECURSION_LIMIT = 1000
 QUICK_BLOCKS = 0.1
 """Seconds between anvil's blocks, where a test waits for some of them to become final."""
+CHAIN_ENGINE = os.environ.get("CHAIN_ENGINE", "auto")
+"""What users of the chain are tested on. Those of the chain itself and of the contracts take both engines."""
 
 settings.register_profile("dstack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dstack")
@@ -23,6 +26,13 @@ settings.load_profile("dstack")
 # The library's HTTP servers write head and body one by one: the body would wait until the head is
 # acknowledged, which a client delays for 40 ms.
 StreamRequestHandler.disable_nagle_algorithm = True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many workers `-n auto` starts: more than cores, as each waits for a third of its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 2
 
 
 @pytest.fixture(autouse=True)
@@ -47,5 +57,5 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def chain() -> Iterator[Chain]:
     """A development chain whose blocks become final, one for the session: anvil where present or py-evm."""
-    with start_chain("auto", block_time=QUICK_BLOCKS) as running:
+    with start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS) as running:
         yield running

@@ -17,7 +17,7 @@ from cli.gov.command import COMMANDS
 from cli.gov.deploy import deploy
 from cli.gov.image import image
 from cli.gov.status import status
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import Session, Transcript, need_tools, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
@@ -37,7 +37,7 @@ class Site:
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
         self.place = place
-        self.chain = stack.enter_context(start_chain("auto", block_time=QUICK_BLOCKS))
+        self.chain = stack.enter_context(start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS))
         self._payer = Governance(self.chain.url, self.chain.accounts[PAYER])
         self._safe: RealSafe
         self.service = stack.enter_context(transaction_service())

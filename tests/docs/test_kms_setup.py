@@ -17,7 +17,7 @@ from cli.demo.functions import start_authorize
 from cli.demo.processes import Process, ProcessGroup
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import Session, Transcript, need_tools, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
@@ -38,7 +38,7 @@ class Site:
         self.place = place
         self.words: dict[str, str] = {}
         self._processes = stack.enter_context(ProcessGroup(place / "logs"))
-        self.chain: Chain = stack.enter_context(start_chain("auto", block_time=QUICK_BLOCKS))
+        self.chain: Chain = stack.enter_context(start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS))
         self._payer = Governance(self.chain.url, self.chain.accounts[PAYER])
         self._safe: RealSafe
         self._guests: dict[str, Process] = {}

@@ -10,6 +10,7 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from shared.chain.abi import checksum_address
+from tests.conftest import CHAIN_ENGINE
 from tests.docs.console_page import Session, Transcript, send_planned, wrong
 from tests.docs.references import REPOSITORY
 from tests.functions.plan.projects import write_os_image
@@ -24,7 +25,7 @@ def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcript]
     """Run the page's commands one after another in its project; each with the lines that came."""
     place = tmp_path_factory.mktemp("page")
     _write_inputs(place)
-    with start_chain("auto", block_time=0) as chain, pytest.MonkeyPatch.context() as monkeypatch:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain, pytest.MonkeyPatch.context() as monkeypatch:
         owner = Governance(chain.url, chain.accounts[0])
         kms = checksum_address(owner.deploy().kms)
         for name, value in {

@@ -14,6 +14,7 @@ from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from enclave.dstack_util.enclave_config import EnclaveConfig
 from shared.compose.project import NITRO_DEFAULTS
+from tests.conftest import CHAIN_ENGINE
 from tests.docs.console_page import (
     Session,
     Transcript,
@@ -65,7 +66,7 @@ def make_session(place: Path, stack: ExitStack) -> Session:
     aws = stack.enter_context(NitroAws())
     roots = stack.enter_context(Roots())
     site = stack.enter_context(aws_site(place, aws, roots, bytes.fromhex(APP_ID), bucket=False))
-    chain = stack.enter_context(start_chain("auto", block_time=0))
+    chain = stack.enter_context(start_chain(CHAIN_ENGINE, block_time=0))
     owner = Governance(chain.url, chain.accounts[0])
     owner.deploy()
 

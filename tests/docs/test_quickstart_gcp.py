@@ -21,7 +21,7 @@ from functions.deploy.runner import run_until_settled
 from functions.google_api.errors import LOGIN
 from shared.compose.project import GCP_DEFAULTS
 from shared.errors import UnavailableError
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import Session, Transcript, need_tools, send_until_final, table_codes, wrong
 from tests.docs.references import REPOSITORY, is_error_code
 from tests.end_to_end.commands import become
@@ -73,7 +73,7 @@ def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcript]
 def make_session(place: Path, stack: ExitStack) -> Session:
     """Return a user without settings, images or a bucket, before a chain where the KMS contract is."""
     site = stack.enter_context(gcp_site(place, stack.enter_context(Roots())))
-    chain = stack.enter_context(start_chain("auto", block_time=QUICK_BLOCKS))
+    chain = stack.enter_context(start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS))
     kms = stack.enter_context(serving(KmsStandIn(seed=7, timestamp=int(time.time()))))
     downloads = FileServer()
     stack.callback(downloads.close)

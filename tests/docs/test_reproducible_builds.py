@@ -13,6 +13,7 @@ import pytest
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import start_chain
 from shared.chain.abi import checksum_address
+from tests.conftest import CHAIN_ENGINE
 from tests.docs.console_page import matches
 from tests.docs.references import REPOSITORY, is_error_code
 
@@ -45,7 +46,7 @@ def transcript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[
     place = tmp_path_factory.mktemp("page")
     for name, text in FILES.findall(PAGE):
         (place / name).write_text(text)
-    with start_chain("auto", block_time=0) as chain:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain:
         owner = Governance(chain.url, chain.accounts[0])
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -137,8 +137,8 @@ def test_the_bases_python_has_a_wheel_of_every_package(
     found = re.search(r"library/python:(\d)\.(\d+)[.-]", _dockerfile(repository).read_text())
     assert found
     runtime = Runtime(sys.executable, (int(found[1]), int(found[2])), architecture)
-    for lock in ("enclave", "build"):
-        artefacts.resolve(repository / f"locks/{lock}.txt", tmp_path, runtime)
+    locks = [repository / f"locks/{name}.txt" for name in ("enclave", "build")]
+    artefacts.resolve(locks, tmp_path, runtime)
 
 
 @pytest.fixture(scope="module")

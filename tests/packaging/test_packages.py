@@ -256,8 +256,7 @@ def test_every_runtime_has_wheels_for_every_lock(
     artefacts: Artefacts, tmp_path: Path, version: tuple[int, int], architecture: str
 ) -> None:
     runtime = Runtime(sys.executable, version, architecture)
-    for function in AWS_FUNCTIONS:
-        artefacts.resolve(aws_zip.REPOSITORY / function.lock, tmp_path, runtime)
+    artefacts.resolve([aws_zip.REPOSITORY / one.lock for one in AWS_FUNCTIONS], tmp_path, runtime)
 
 
 def test_modules_are_found_that_are_imported_late_and_for_typing_alone_are_not() -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from cli.devchain.governance import Governance
-from cli.devchain.launcher import Chain, find_anvil, start_chain
+from cli.devchain.launcher import Chain, start_chain
+from tests.conftest import CHAIN_ENGINE
 from tests.docs.console_page import call
 
 OWNER, OTHER, PAYER = 0, 1, 2
@@ -89,11 +90,9 @@ class Site:
         return str(ran.json["transactions"][0]["app_id"])
 
 
-@pytest.fixture(scope="session", params=["anvil", "py-evm"])
-def instant_chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
-    if request.param == "anvil" and find_anvil() is None:
-        pytest.skip("anvil is absent: npm ci --ignore-scripts in contracts")
-    with start_chain(request.param, block_time=0) as running:
+@pytest.fixture(scope="session")
+def instant_chain() -> Iterator[Chain]:
+    with start_chain(CHAIN_ENGINE, block_time=0) as running:
         yield running
 
 

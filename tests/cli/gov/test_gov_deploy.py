@@ -9,7 +9,7 @@ import pytest
 from eth_utils import to_checksum_address
 
 from cli.devchain.governance import Governance
-from cli.devchain.launcher import Chain, find_anvil, start_chain
+from cli.devchain.launcher import Chain, start_chain
 from cli.gov import sending
 from cli.gov.chain import Contracts
 from cli.gov.creation import Creation, bytecode, created_text, creations
@@ -23,7 +23,7 @@ from tests.cli.gov.conftest import OTHER, PAYER, Ran, Site
 from tests.cli.gov.relays import Relay, relays
 from tests.cli.gov.test_gov_changes import refused
 from tests.cli.gov.test_gov_hostile import AT, Liar
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import call
 from tests.safe.real_safe import RealSafe, need_safe
 from tests.shared.refusal import refuses
@@ -65,12 +65,10 @@ def relay(site: Site) -> Iterator[Relay]:
 # ---- a real Safe ----
 
 
-@pytest.fixture(scope="module", params=["anvil", "py-evm"])
-def chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
+@pytest.fixture(scope="module")
+def chain() -> Iterator[Chain]:
     need_safe()
-    if request.param == "anvil" and find_anvil() is None:
-        pytest.skip("anvil is absent: npm ci --ignore-scripts in contracts")
-    with start_chain(request.param, block_time=QUICK_BLOCKS) as running:  # whose blocks become final
+    with start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS) as running:  # whose blocks become final
         yield running
 
 

@@ -39,7 +39,7 @@ from shared.net.json_rpc import JsonRpc
 from tests.cli.gov.conftest import OTHER, Ran, Site
 from tests.cli.gov.test_gov_hostile import AT, Liar
 from tests.cli.gov.test_gov_safe import OWNERS, SafeSite
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import call
 from tests.safe.real_safe import CALL, DELEGATE_CALL, Asked, RealSafe, need_safe
 from tests.safe.transaction_service import TransactionService, told, transaction_service
@@ -142,7 +142,7 @@ def calls_of(path: Path) -> list[tuple[str, bytes]]:
 @pytest.fixture(scope="module")
 def _safe_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SafeSite]:
     need_safe()
-    with start_chain("auto", block_time=QUICK_BLOCKS) as chain, pytest.MonkeyPatch.context() as patched:
+    with start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS) as chain, pytest.MonkeyPatch.context() as patched:
         place = tmp_path_factory.mktemp("proposals")
         patched.setenv("XDG_STATE_HOME", str(place / "state"))
         site = Site.__new__(Site)

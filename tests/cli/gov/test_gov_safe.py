@@ -16,7 +16,7 @@ from shared.chain.create2 import DEPLOYER
 from shared.errors import PolicyDenied
 from tests.cli.gov.conftest import OTHER, PAYER, Site
 from tests.cli.gov.test_gov_changes import refused
-from tests.conftest import QUICK_BLOCKS
+from tests.conftest import CHAIN_ENGINE, QUICK_BLOCKS
 from tests.docs.console_page import call
 from tests.safe.real_safe import RealSafe, need_safe
 from tests.shared.refusal import refuses
@@ -44,7 +44,7 @@ class SafeSite(Site):
 @pytest.fixture(scope="module")
 def _safe_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SafeSite]:
     need_safe()
-    with start_chain("auto", block_time=QUICK_BLOCKS) as chain:  # whose blocks become final
+    with start_chain(CHAIN_ENGINE, block_time=QUICK_BLOCKS) as chain:  # whose blocks become final
         place = tmp_path_factory.mktemp("safe")
         patched = pytest.MonkeyPatch()
         patched.setenv("XDG_STATE_HOME", str(place / "state"))

@@ -13,6 +13,7 @@ from shared.errors import PolicyDenied, UnavailableError
 from shared.net.json_rpc import Call, fields, quantity
 from shared.net.proof_source import ProofSource
 from shared.ratls.certificates import spki_der
+from tests.conftest import CHAIN_ENGINE
 from tests.shared.chain.world import World
 from tests.shared.refusal import refuses
 
@@ -32,7 +33,7 @@ class Dead:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with start_chain("auto", block_time=0) as chain:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain:
         yield World(chain)
 
 

@@ -14,6 +14,7 @@ from functions.authorize.settings import MAX_AGE, Settings
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
+from tests.conftest import CHAIN_ENGINE
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "contracts" / "auth-eth-golden.json"
 
@@ -25,7 +26,7 @@ def word(number: int) -> bytes:
 @pytest.fixture(scope="session")
 def golden_chain() -> Iterator[Chain]:
     """A fresh chain whose first transactions are those of the recording: the addresses come out the same."""
-    with start_chain("auto", block_time=0) as chain:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain:
         owner = Governance(chain.url, chain.accounts[0])
         owner.deploy()
         owner.settle(owner.add_os_image(word(111)))

@@ -23,6 +23,7 @@ from shared.net.agreed_reader import AgreedReader
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import Call, JsonRpc
+from tests.conftest import CHAIN_ENGINE
 from tests.functions.deploy.memory_cloud import (
     MemoryCloud,
     MemoryTools,
@@ -127,7 +128,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def chain() -> Iterator[Chain]:
-    with start_chain("auto", block_time=0) as started:
+    with start_chain(CHAIN_ENGINE, block_time=0) as started:
         yield started
 
 

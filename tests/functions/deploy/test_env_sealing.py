@@ -37,6 +37,7 @@ from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
 from shared.net.proof_source import ProofSource
 from shared.net.quorum import ChainQuorum
+from tests.conftest import CHAIN_ENGINE
 from tests.functions.deploy.kms_stand_in import KmsStandIn, serving
 from tests.shared.chain.world import World
 from tests.shared.refusal import refuses
@@ -333,7 +334,7 @@ def test_n60_refuses_an_app_id_of_another_length(kms: KmsStandIn, size: int) -> 
 
 
 def test_the_contract_pins_its_kms_and_nobody_else(other: KmsStandIn) -> None:
-    with start_chain("auto", block_time=0) as chain, serving(KmsStandIn(0x31, NOW)) as kms:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain, serving(KmsStandIn(0x31, NOW)) as kms:
         world = World(chain)
         http = HttpClient(DirectDialer(), timeout=30)
         urls = (chain.url, chain.url.replace("127.0.0.1", "localhost"))

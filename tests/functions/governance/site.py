@@ -17,6 +17,7 @@ from functions.stores.dynamodb import DynamoDbStore
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
 from shared.net.json_rpc import JsonRpc
+from tests.conftest import CHAIN_ENGINE
 from tests.functions.deploy.memory_cloud import some_deployment
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ REGION = "eu-west-1"
 @contextmanager
 def open_site() -> Iterator[tuple[Chain, Governance]]:
     """Run a chain on which the contracts are, and an image is allowed."""
-    with start_chain("auto", block_time=0) as started:
+    with start_chain(CHAIN_ENGINE, block_time=0) as started:
         owner = Governance(started.url, started.accounts[0])
         owner.deploy()
         owner.settle(owner.add_os_image(IMAGE))

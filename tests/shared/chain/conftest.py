@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli.devchain.launcher import Chain, start_chain
+from tests.conftest import CHAIN_ENGINE
 from tests.shared.chain.world import World
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "contracts"
@@ -15,7 +16,7 @@ DATA = Path(__file__).resolve().parents[2] / "data" / "contracts"
 
 @pytest.fixture(scope="session")
 def mining_chain() -> Iterator[Chain]:
-    with start_chain("auto", block_time=0) as chain:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain:
         yield chain
 
 

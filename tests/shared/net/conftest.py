@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cli.devchain.launcher import Chain, start_chain
+from tests.conftest import CHAIN_ENGINE
 from tests.shared.chain.world import World
 
 
 @pytest.fixture(scope="session")
 def mining_chain() -> Iterator[Chain]:
-    with start_chain("auto", block_time=0) as chain:
+    with start_chain(CHAIN_ENGINE, block_time=0) as chain:
         yield chain
 
 
