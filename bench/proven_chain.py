@@ -87,7 +87,7 @@ class _Answers:
         )
         self.bundle = chain.bundle()
         answer = {"isAllowed": True, "gatewayAppId": GATEWAY, "reason": ""}
-        self.decisions = msgspec.json.encode({"answers": [answer, answer], "proof": self.bundle.to_wire()})
+        self.decisions = msgspec.json.encode({"answers": [answer, answer], "proof": self.bundle.to_packed()})
 
 
 class _Chain:

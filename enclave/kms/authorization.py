@@ -185,7 +185,7 @@ def _ask_info(http: HttpClient, url: str) -> _Info:
 
 
 def _proof_query(finalized: BlockRef, head: BlockRef) -> str:
-    return f"?proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+    return f"?proof=1&packed=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
 
 
 class ProofAuthorizer:

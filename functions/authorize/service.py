@@ -62,9 +62,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class _ProofWanted(msgspec.Struct, frozen=True):
-    """The caller wants a proof, at the blocks it names, or else at the endpoints' finalised and newest."""
+    """The caller wants a proof, at the blocks it names, or else at the endpoints' finalised and newest.
+
+    `packed` is for the short form of it, which our key server asks for.
+    """
 
     named: Blocks | None
+    packed: bool
 
 
 class AuthorizeService:
@@ -135,9 +139,7 @@ class AuthorizeService:
             answer |= {"ethRpcUrls": self._settings.public_urls, "quorum": self._settings.quorum}
         if policy is not None:
             answer["policy"] = policy
-        if read.bundle is not None:
-            answer["proof"] = read.bundle.to_wire()
-        return Answer(200, answer)
+        return Answer(200, answer | _proof(read.bundle, wanted))
 
     def _boot_auth(self, kind: Kind, document: object, wanted: _ProofWanted | None) -> Answer:
         try:
@@ -163,12 +165,11 @@ class AuthorizeService:
             self._report(error.code, error.message)
             reason = error.message if error.code in DENIALS else BACKEND_UNAVAILABLE
             return Answer(200, {"answers": [_denied(reason)] * len(subjects), "code": error.code})
-        answer: dict[str, object] = {"answers": decisions}
-        return Answer(200, answer if bundle is None else {**answer, "proof": bundle.to_wire()})
+        return Answer(200, {"answers": decisions, **_proof(bundle, wanted)})
 
     def _decision(self, kind: Kind, boot_info: BootInfo, wanted: _ProofWanted | None) -> dict[str, object]:
         [decision], bundle = self._decisions((Subject(kind, boot_info),), wanted)
-        return decision if bundle is None else {**decision, "proof": bundle.to_wire()}
+        return decision | _proof(bundle, wanted)
 
     def _decisions(
         self, subjects: Sequence[Subject], wanted: _ProofWanted | None
@@ -257,10 +258,17 @@ def _proof_wanted(query: str) -> _ProofWanted | None:
         raise ProtocolError("authorize.query.invalid", f"the query is malformed: {error}") from error
     if values.get("proof") != ["1"]:
         return None
+    packed = values.get("packed") == ["1"]
     named = [values[name][-1] for name in ("finalized", "head") if name in values]
     if not named:
-        return _ProofWanted(None)
+        return _ProofWanted(None, packed)
     if len(named) == 1:
         raise ProtocolError("authorize.query.invalid", "the query names one block of two: finalized and head")
     finalized, head = (decode_hex(value, what="a block of the query", length=32) for value in named)
-    return _ProofWanted((finalized, head))
+    return _ProofWanted((finalized, head), packed)
+
+
+def _proof(bundle: ProofBundle | None, wanted: _ProofWanted | None) -> dict[str, object]:
+    if bundle is None or wanted is None:
+        return {}
+    return {"proof": bundle.to_packed() if wanted.packed else bundle.to_wire()}

@@ -17,7 +17,7 @@ class PeerVerifier:
     """Verifies evidence under one set of anchors and one policy, at the time that `now` tells.
 
     What the evidence needs besides itself is gathered through `endorsements`; None gathers nothing. That may
-    take several times `FETCH_TIMEOUT`: never call `verify` on an event loop.
+    take several times `FETCH_TIMEOUT`: call `verify` on an event loop only where nothing is gathered.
     """
 
     def __init__(
@@ -33,6 +33,11 @@ class PeerVerifier:
         self.now = now
         self._endorsements = endorsements
         self._cache = VerifierCache()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `verify` may wait for what it gathers. Where nothing is gathered it only computes."""
+        return self._endorsements is not None
 
     def verify(self, envelope: bytes, report_data: bytes) -> VerifiedAttestation:
         """Return verified evidence over exactly `report_data`.

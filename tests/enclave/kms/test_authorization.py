@@ -136,9 +136,8 @@ def _refusal(call: Callable[[], object], kind: type[DstackError]) -> str:
 def test_names_the_quorums_blocks_to_the_function(decided) -> None:  # noqa: ARG001
     http = Function(_answer())
     assert _proof(http).authorize("app", BOOT_INFO).is_allowed
-    assert http.asked == [
-        f"POST https://authorize.example/bootAuth/app?proof=1&finalized=0x{'05' * 32}&head=0x{'07' * 32}"
-    ]
+    query = f"proof=1&packed=1&finalized=0x{'05' * 32}&head=0x{'07' * 32}"
+    assert http.asked == [f"POST https://authorize.example/bootAuth/app?{query}"]
 
 
 def test_the_questions_of_one_request_are_decided_at_the_same_blocks(decided) -> None:  # noqa: ARG001

@@ -4,11 +4,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.kms.callers import CallerVerifier
+from enclave.kms.callers import MAX_PROMPT_LEAF, CallerVerifier
 from enclave.serving.prpc import WouldBlockError
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.errors import InvalidEvidence, UnavailableError
+from shared.net.endorsement_source import EndorsementSource
 from shared.ratls.certificates import client_certificate, spki_der
 from tests.shared.refusal import refuses
 
@@ -179,3 +180,14 @@ def test_the_oldest_caller_makes_room(callers, keys, app_enclave, monkeypatch) -
     with pytest.raises(WouldBlockError):
         callers.recall([leaves[0]])
     assert all(callers.recall([leaf]) for leaf in leaves[1:])
+
+
+def test_what_is_small_and_needs_nothing_fetched_is_verified_promptly(
+    callers, keys, anchors, app_enclave
+) -> None:
+    leaf, _ = app_enclave.certificate(keys)
+    assert callers.verifies_promptly([leaf])
+    assert not callers.verifies_promptly([leaf, bytes(MAX_PROMPT_LEAF)])
+    gathering = PeerVerifier(anchors=anchors, now=lambda: NOW, endorsements=EndorsementSource(None, None))
+    waiting = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=gathering)
+    assert not waiting.verifies_promptly([leaf])

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from enclave.kms.http import DEFAULT_LIMITS, main_app
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import KmsService
 from enclave.tee.peers import PeerVerifier
+from shared.attestation.verify import VerifiedAttestation
 from shared.ratls.certificates import client_certificate
 from shared.ratls.csr import signed_csr
 from shared.rpc import kms_pb2 as pb
@@ -185,6 +187,22 @@ def test_certificates_are_limited_by_the_evidence_in_the_request(listener, app_e
     assert _codes(answers) == ["ok", "ok", "prpc.rate"]
     assert answers[2].headers["retry-after"] == "60"
     assert not msgspec.json.decode(answers[2].content)["error"].startswith("invalid quote")
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_a_new_caller_takes_a_thread_unless_its_evidence_is_verified_promptly(
+    listener, leaf, monkeypatch: pytest.MonkeyPatch, *, prompt: bool
+) -> None:
+    verify, threads = CallerVerifier.verify, []
+
+    def noting(callers: CallerVerifier, chain: list[bytes]) -> VerifiedAttestation | None:
+        threads.append(threading.get_ident())
+        return verify(callers, chain)
+
+    monkeypatch.setattr(CallerVerifier, "verify", noting)
+    monkeypatch.setattr(CallerVerifier, "verifies_promptly", lambda _callers, _chain: prompt)
+    assert _codes(listener().ask(("GetAppKey", leaf))) == ["ok"]
+    assert [one == threading.get_ident() for one in threads] == [prompt]
 
 
 def test_requests_with_new_evidence_share_the_limit_on_verifying(listener, app_enclave) -> None:

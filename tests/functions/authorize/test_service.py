@@ -102,6 +102,24 @@ def test_the_proof_decides_what_the_answer_says(
     assert (decision.is_allowed, decision.reason) == (answer["isAllowed"], answer["reason"])
 
 
+@pytest.mark.parametrize("path", ["", "/bootAuth/app", "/bootAuth/all"])
+def test_a_packed_proof_is_the_same_proof(
+    settings: Settings, service: AuthorizeService, allowed_body: Body, path: str
+) -> None:
+    finalized, head = named_blocks(settings)
+    query = f"proof=1&finalized=0x{finalized.hash.hex()}&head=0x{head.hash.hex()}"
+
+    def ask(query: str) -> Any:
+        if not path:
+            return service.handle("GET", "/", query, {}, b"").body["proof"]
+        body = questions(("app", allowed_body())) if path.endswith("all") else allowed_body()
+        return post(service, body, path, query).body["proof"]
+
+    plain, packed = ask(query), ask(f"{query}&packed=1")
+    assert (type(plain), type(packed)) == (dict, str)
+    assert bundle_from_wire(packed) == bundle_from_wire(plain)
+
+
 def questions(*pairs: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     return {"questions": [{"kind": kind, "bootInfo": boot_info} for kind, boot_info in pairs]}
 
@@ -277,7 +295,7 @@ def test_a_malformed_query_is_an_error(service: AuthorizeService, allowed_body: 
     assert post(service, allowed_body(), query=query).status == 500
 
 
-@pytest.mark.parametrize("query", ["", "proof=0", "proof=", "proof=1&proof=0", "other=1"])
+@pytest.mark.parametrize("query", ["", "proof=0", "proof=", "proof=1&proof=0", "packed=1"])
 def test_no_proof_unless_asked_for(service: AuthorizeService, allowed_body: Body, query: str) -> None:
     assert set(post(service, allowed_body(), query=query).body) == {"isAllowed", "reason", "gatewayAppId"}
 

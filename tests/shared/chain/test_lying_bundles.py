@@ -1,5 +1,6 @@
 """Bundles from a function that lies: every one is refused with its own code (DESIGN section 2)."""
 
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 
 from cli.devchain.launcher import Chain
-from shared.chain.bundle import MAX_BUNDLE_BYTES, bundle_from_wire
+from shared.chain.bundle import MAX_BUNDLE_BYTES, MAX_NODES, MAX_PACKED, ProofBundle, bundle_from_wire
 from shared.chain.code import CodeList, code_list
 from shared.chain.header import BlockRef, Header, parse_header
 from shared.chain.known_builds import KNOWN_BUILDS
@@ -244,6 +245,33 @@ def test_views_are_not_interchangeable(own_world: World) -> None:
     ],
 )
 def test_n05_refuses_malformed_json_bundles(wire: object) -> None:
+    _refused_as_malformed(wire)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"\x80",
+        msgspec.msgpack.encode([[], [], []]),
+        msgspec.msgpack.encode({"headers": [], "nodes": []}),
+        msgspec.msgpack.encode({"headers": [], "nodes": [], "codes": [], "finalized": b""}),
+        msgspec.msgpack.encode({"headers": [], "nodes": b"", "codes": []}),
+        msgspec.msgpack.encode({"headers": [], "nodes": ["00"], "codes": []}),
+        msgspec.msgpack.encode({"headers": [], "nodes": [], "codes": []}) + b"\0",
+        b"\x91" * 1500,  # lists in lists
+    ],
+)
+def test_n05_refuses_malformed_packed_bundles(packed: bytes) -> None:
+    _refused_as_malformed(b64encode(packed).decode())
+
+
+@pytest.mark.parametrize("text", ["", "0x00", "AA=A", "gKCA\n", "AAA\ud800", "\u00e9AAA"])
+def test_n05_refuses_packed_bundles_that_are_no_base64(text: str) -> None:
+    _refused_as_malformed(text)
+
+
+def _refused_as_malformed(wire: object) -> None:
     with pytest.raises(InvalidEvidence) as caught:
         bundle_from_wire(wire)
     assert caught.value.code == "proof.bundle.malformed"
@@ -255,8 +283,21 @@ def test_n03_refuses_an_oversize_json_bundle_before_decoding_it() -> None:
     assert caught.value.code == "proof.bundle.size"
 
 
+def test_n03_refuses_an_oversize_packed_bundle_before_decoding_it() -> None:
+    with pytest.raises(InvalidEvidence) as caught:
+        bundle_from_wire("!" * (MAX_PACKED + 1))
+    assert caught.value.code == "proof.bundle.size"
+
+
+def test_a_packed_bundle_of_the_largest_size_is_read() -> None:
+    nodes = tuple(bytes([index % 256]) * (MAX_BUNDLE_BYTES // MAX_NODES) for index in range(MAX_NODES))
+    bundle = ProofBundle((), nodes, ())
+    assert bundle_from_wire(bundle.to_packed()) == bundle
+
+
 def test_bundle_survives_json(world: World) -> None:
     bundle = world.evidence("app", world.boot()).bundle
+    assert bundle_from_wire(msgspec.json.decode(msgspec.json.encode(bundle.to_packed()))) == bundle
     assert bundle_from_wire(msgspec.json.decode(msgspec.json.encode(bundle.to_wire()))) == bundle
 
 
