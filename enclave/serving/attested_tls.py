@@ -110,8 +110,10 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._closing = True
         self._stop_timer()
         self._uvicorn_connections.discard(self)
-        if self._http is not None:
-            self._http.connection_lost(exc)
+        # each holds the other: what is not let go waits for the garbage collector
+        http, self._http = self._http, None
+        if http is not None:
+            http.connection_lost(exc)
 
     def pause_writing(self) -> None:
         if self._http is not None:

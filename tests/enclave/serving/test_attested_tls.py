@@ -1,6 +1,7 @@
 """Attested TLS front: who gets in, what the application learns, and what no peer can hold for ever."""
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -8,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
+from enclave.serving import attested_tls
 from enclave.serving.attested_tls import loop_factory
 from enclave.serving.http_protocol import Limits
 from shared.errors import ConfigError, InvalidEvidence, ProtocolError, UnavailableError
@@ -130,6 +133,25 @@ def loop(request: pytest.FixtureRequest) -> LoopFactory:
 
 def test_application_sees_no_chain_without_client_certificate(launch: Launcher) -> None:
     assert chain_seen(launch(app)) == []
+
+
+def test_a_connection_that_ended_waits_for_no_garbage_collector(
+    launch: Launcher, authority: Authority, loop: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, made = threading.Event(), attested_tls._TlsConnection.connection_made
+
+    def noting(connection: attested_tls._TlsConnection, transport: asyncio.BaseTransport) -> None:
+        weakref.finalize(connection, gone.set)
+        made(connection, transport)
+
+    monkeypatch.setattr(attested_tls._TlsConnection, "connection_made", noting)
+    running = launch(app, loop=loop)
+    gc.disable()
+    try:
+        chain_seen(running, authority.client())
+        assert gone.wait(PATIENCE)
+    finally:
+        gc.enable()
 
 
 def test_application_sees_the_leaf_that_the_temp_ca_issued(
