@@ -260,6 +260,7 @@ def test_n05_refuses_malformed_json_bundles(wire: object) -> None:
         msgspec.msgpack.encode({"headers": [], "nodes": ["00"], "codes": []}),
         msgspec.msgpack.encode({"headers": [], "nodes": [], "codes": []}) + b"\0",
         b"\x91" * 1500,  # lists in lists
+        b"\x83\xa7headers\xdd\xff\xff\xff\xff",  # four billion headers, of which there is none
     ],
 )
 def test_n05_refuses_malformed_packed_bundles(packed: bytes) -> None:
