@@ -25,6 +25,7 @@ from tests.end_to_end.gcp_site import user_environment
 from tests.end_to_end.pipeline import Job, become_job, identities
 from tests.end_to_end.shared_clock import SharedClock
 from tests.end_to_end.test_local import start_function
+from tests.functions.clouds.local_deployments import wait_until
 from tests.packaging.conftest import Artefacts
 from tests.shared.measurement.image_making import Layout, directory, file, layer_tar
 from tests.shared.net.registry_stand_in import REPOSITORY, Answer, Registry
@@ -44,6 +45,14 @@ signal.pause()
 def stand_in(place: Path) -> str:
     """Return the command of an app that writes down its variable."""
     return shlex.join([sys.executable, "-I", "-c", APP, str(place / "seen")])
+
+
+def written(place: Path) -> str:
+    """Return what the app wrote, and take it away. A deployment counts as running when its agent answers."""
+    wait_until((place / "seen").exists)
+    text = (place / "seen").read_text()
+    (place / "seen").unlink()
+    return text
 
 
 def image(kms: AppKms) -> Layout:
@@ -110,12 +119,12 @@ def test_an_app_deployed_by_the_command_reads_its_variable_and_a_changed_one_nee
 ) -> None:
     first = shown("dstack-cloud -C web deploy --local")
     assert (first["status"], first["env_names"]) == ("running", ["TOKEN"])
-    assert (tmp_path / "seen").read_text() == "first"
+    assert written(tmp_path) == "first"
 
     (by_command / ".env").write_text("TOKEN=second\n")
     second = shown("dstack-cloud -C web deploy --local --delete")
     assert second["status"] == "running"
-    assert (tmp_path / "seen").read_text() == "second"
+    assert written(tmp_path) == "second"
     assert second["planned"] == first["planned"]
     assert second["encrypted_env"] != first["encrypted_env"]
 
@@ -126,8 +135,8 @@ def test_an_app_deployed_by_the_command_reads_its_variable_and_a_changed_one_nee
 @pytest.mark.usefixtures("by_command")
 def test_n71_a_blob_that_was_changed_in_the_store_reaches_no_machine(tmp_path: Path) -> None:
     assert shown("dstack-cloud -C web deploy --local")["status"] == "running"
+    assert written(tmp_path) == "first"
     shown("dstack-cloud -C web stop")
-    (tmp_path / "seen").unlink()
     (blob,) = (
         path for path in (tmp_path / "state" / "dstack-cloud" / "blobs").rglob("*") if path.name == stored()
     )
@@ -273,10 +282,14 @@ def publish(layout: Layout, registry: Registry) -> dict[str, str]:
 def test_an_app_deployed_by_the_api_reads_its_variable_and_tells_how_it_boots(stage: Stage) -> None:
     deployed = stage.job.gets("deploy --local --timeout 120")
     assert (deployed["status"], deployed["env_names"]) == ("running", ["TOKEN"])
-    assert (stage.place / "seen").read_text() == "first"
-    found = stage.job.gets("status")
-    done = [one["step"] for one in found["unverified_progress"] if one["status"] == "done"]
-    assert done == ["kernel", "app_id", "network", "keys", "environment", "agent", "app"]
+    assert written(stage.place) == "first"
+
+    def done() -> list[str]:
+        told = stage.job.gets("status")["unverified_progress"]
+        return [one["step"] for one in told if one["status"] == "done"]
+
+    wait_until(lambda: "app" in done())
+    assert done() == ["kernel", "app_id", "network", "keys", "environment", "agent", "app"]
     assert "progress       unverified: app done" in stage.job.asks("status")
 
 
