@@ -110,8 +110,8 @@ class CallerVerifier:
         return verified
 
     def verifies_promptly(self, peer_chain: list[bytes]) -> bool:
-        """Tell whether an event loop may `verify` this caller: without waiting or much computing."""
-        return not self._verifier.gathers and sum(map(len, peer_chain)) <= MAX_PROMPT_LEAF
+        """Tell whether an event loop may `verify` who shows a certificate: no waiting, little computing."""
+        return not self._verifier.gathers and len(peer_chain[0]) <= MAX_PROMPT_LEAF
 
     def verify_evidence(self, envelope: bytes, report_data: bytes) -> VerifiedAttestation:
         """Return verified evidence that came in a request instead of a certificate; nothing is remembered.

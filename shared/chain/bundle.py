@@ -44,7 +44,7 @@ class ProofBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_packed(self) -> str:
         """Return the text of a `proof` key that a key server of ours reads: base64 of MessagePack.
 
-        It is a third shorter than `to_wire` and read in a quarter of the time.
+        It is a third shorter than `to_wire` and read in little more than a third of the time.
         """
         return b64encode(msgspec.msgpack.encode(self)).decode()
 
@@ -90,7 +90,8 @@ def _unpacked(text: str) -> ProofBundle:
             "proof.bundle.size", f"the proof has {len(text)} characters, expected at most {MAX_PACKED}"
         )
     try:
-        # msgspec reads base64 five times as fast as the standard library
+        # msgspec reads base64 five times as fast as the standard library. It takes MessagePack in longer forms
+        # too, where `shared.attestation.messagepack` is strict; here every piece is found by its own hash.
         return msgspec.msgpack.decode(msgspec.convert(text, bytes), type=ProofBundle)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InvalidEvidence("proof.bundle.malformed", f"the proof is malformed: {error}") from error

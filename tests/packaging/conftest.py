@@ -106,6 +106,7 @@ class Artefacts:
         with ThreadPoolExecutor() as pool:
             for done in pool.map(find, locks):
                 if done.returncode != 0 and _unreachable(done.stderr):
+                    # what a registry has cannot be told without it
                     why = " ".join(done.stderr.split())[-300:]
                     pytest.skip(f"the package registry is unreachable: {why}")
                 assert done.returncode == 0, done.stderr

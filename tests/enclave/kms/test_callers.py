@@ -187,7 +187,8 @@ def test_what_is_small_and_needs_nothing_fetched_is_verified_promptly(
 ) -> None:
     leaf, _ = app_enclave.certificate(keys)
     assert callers.verifies_promptly([leaf])
-    assert not callers.verifies_promptly([leaf, bytes(MAX_PROMPT_LEAF)])
+    assert callers.verifies_promptly([bytes(MAX_PROMPT_LEAF)])
+    assert not callers.verifies_promptly([bytes(MAX_PROMPT_LEAF + 1)])
     gathering = PeerVerifier(anchors=anchors, now=lambda: NOW, endorsements=EndorsementSource(None, None))
     waiting = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=gathering)
     assert not waiting.verifies_promptly([leaf])

@@ -295,7 +295,7 @@ def test_a_malformed_query_is_an_error(service: AuthorizeService, allowed_body: 
     assert post(service, allowed_body(), query=query).status == 500
 
 
-@pytest.mark.parametrize("query", ["", "proof=0", "proof=", "proof=1&proof=0", "packed=1"])
+@pytest.mark.parametrize("query", ["", "proof=0", "proof=", "proof=1&proof=0", "packed=1", "other=1"])
 def test_no_proof_unless_asked_for(service: AuthorizeService, allowed_body: Body, query: str) -> None:
     assert set(post(service, allowed_body(), query=query).body) == {"isAllowed", "reason", "gatewayAppId"}
 
