@@ -90,8 +90,8 @@ def _unpacked(text: str) -> ProofBundle:
             "proof.bundle.size", f"the proof has {len(text)} characters, expected at most {MAX_PACKED}"
         )
     try:
-        # msgspec reads base64 five times as fast as the standard library. It takes MessagePack in longer forms
-        # too, where `shared.attestation.messagepack` is strict; here every piece is found by its own hash.
+        # msgspec reads base64 five times as fast as the standard library. It takes MessagePack in longer
+        # forms too, where `shared.attestation.messagepack` is strict; here each piece has its own hash.
         return msgspec.msgpack.decode(msgspec.convert(text, bytes), type=ProofBundle)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InvalidEvidence("proof.bundle.malformed", f"the proof is malformed: {error}") from error
