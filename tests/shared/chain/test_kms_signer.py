@@ -7,8 +7,10 @@ import pytest
 
 from shared.chain import slots
 from shared.chain.bundle import ProofBundle
+from shared.chain.code import CodeList
 from shared.chain.decision import KmsSigner, contract_facts, kms_signer
-from shared.errors import DstackError, InvalidEvidence, PolicyDenied, UnavailableError
+from shared.chain.known_builds import KNOWN_BUILDS
+from shared.errors import DstackError, PolicyDenied, UnavailableError
 from shared.keccak import keccak256
 from shared.net.json_rpc import data, fields
 from shared.net.proof_source import ProofRequest, ProofSource
@@ -122,13 +124,18 @@ def test_n03_refuses_a_key_of_any_length(own_world: World) -> None:
         evidence(own_world)
 
 
-def test_refuses_another_contract_and_unknown_code(published: World) -> None:
+def test_refuses_another_contract(published: World) -> None:
+    """An address that nobody has may be proven absent by the same nodes; these two have contracts."""
     shown = evidence(published)
-    with refuses("proof.node.missing"):
-        prove(published, shown, chain=published.policy(kms_contract=b"\x01" * 20))
-    implementation = published.policy(kms_contract=published.kms_implementation)
-    with pytest.raises(InvalidEvidence):
-        prove(published, shown, chain=implementation)
+    for other in (published.app_implementation, published.kms_implementation):
+        with refuses("proof.node.missing"):
+            prove(published, shown, chain=published.policy(kms_contract=other))
+
+
+def test_refuses_unknown_code(published: World) -> None:
+    without = CodeList(build for build in KNOWN_BUILDS if build.contract != "DstackKms")
+    with refuses("proof.code.unknown"):
+        prove(published, evidence(published), chain=published.policy(codes=without))
 
 
 def test_refuses_old_blocks(published: World) -> None:
