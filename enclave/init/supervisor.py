@@ -50,6 +50,7 @@ class Supervisor:
         self._grace = grace
         self._services: dict[int, str] = {}
         self._app = 0
+        self._is_booting = True
         self._status: int | None = None
         self._failed = ""
         self._is_ending = False
@@ -103,6 +104,7 @@ class Supervisor:
     ) -> None:
         """Start the app, which alone gets `environment`. Raises `ConfigError("init.app.start")`."""
         sys.stdout.flush()
+        self._is_booting = False  # already: a signal that comes while it starts is for the app
         try:
             app = subprocess.Popen(  # noqa: S603 - the measured image names it, and no shell reads it
                 list(command),
@@ -166,7 +168,7 @@ class Supervisor:
         return code
 
     def _note(self, number: int, _frame: object) -> None:
-        if not self._app and number in _ENDING:
+        if self._is_booting and number in _ENDING:
             raise SystemExit(_BY_SIGNAL + number)  # nothing to forward it to: the boot ends
         self._pending.append(signal.Signals(number))
 

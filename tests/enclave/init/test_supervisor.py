@@ -157,6 +157,35 @@ signal.pause()
         assert process.wait(PATIENCE) == 40
 
 
+def test_forwards_a_signal_that_comes_while_the_app_is_being_started() -> None:
+    """The app may be up, and be told to end, before the call that starts it has returned."""
+    code = """
+import signal, sys
+signal.signal(15, lambda number, frame: sys.exit(40))
+print("app is up", flush=True)
+signal.pause()
+"""
+    body = f"""
+popen, note, noted = subprocess.Popen, signal.getsignal(15), []
+def take_note(number, frame):
+    noted.append(number)
+    note(number, frame)
+signal.signal(15, take_note)
+def preempted(*command, **options):
+    started = popen(*command, **options)
+    while not noted:
+        time.sleep(0.01)
+    return started
+subprocess.Popen = preempted
+app(supervisor, {code!r})
+"""
+    with running(body) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "app is up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 40
+
+
 def test_a_signal_before_the_app_ends_the_boot_and_its_services() -> None:
     body = """
 supervisor.start_service("one", waiting)
