@@ -19,8 +19,8 @@ from enclave.init.account import Account
 from enclave.init.supervisor import Supervisor
 from shared.errors import DstackError
 
-def say(word):
-    print(word, flush=True)
+def say(word):  # in one piece: the app writes to the same pipe
+    print(f"{{word}}\\n", end="", flush=True)
 
 def app(supervisor, code, environment=None, directory="/", account=None):
     command = [sys.executable, "-I", "-c", code]
