@@ -4,7 +4,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -14,6 +14,7 @@ from shared.attestation.identity import info_of
 from shared.attestation.image import check_image
 from shared.attestation.verdict import Status
 from shared.attestation.verify import VerifiedAttestation
+from shared.ec_key import ec_key
 from shared.errors import DstackError, InvalidEvidence
 from shared.ratls.extensions import read_extensions
 
@@ -70,9 +71,9 @@ def _parse(data: bytes) -> x509.Certificate:
 
 def _check_self_signed(certificate: x509.Certificate, now: int) -> None:
     try:
-        key = certificate.public_key()
+        key = ec_key(certificate)
         algorithm = certificate.signature_hash_algorithm
-        if not isinstance(key, EllipticCurvePublicKey) or algorithm is None:
+        if key is None or algorithm is None:
             raise InvalidEvidence("verify.certificate.key", "certificate's key is not an elliptic curve key")
         key.verify(certificate.signature, certificate.tbs_certificate_bytes, ECDSA(algorithm))
         extensions = read_extensions(certificate)

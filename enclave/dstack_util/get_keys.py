@@ -18,6 +18,7 @@ from enclave.platform import Platform
 from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import establish_trust
 from enclave.tee.tee import Attestor, Clock
+from shared.ec_key import ec_key
 from shared.errors import DstackError, InvalidEvidence, ProtocolError, UnavailableError
 from shared.keys.app_keys import AppKeys, issuer_of_key
 from shared.keys.app_keys_file import AppKeysFile, KmsProvider
@@ -204,7 +205,9 @@ def _make_identity(temporary: pb.GetTempCaCertResponse, attestor: Attestor, now:
 
 def _spki(pem: bytes) -> bytes:
     try:
-        public = x509.load_pem_x509_certificate(pem).public_key()
-    except (ValueError, x509.InvalidVersion) as error:
+        key = ec_key(x509.load_pem_x509_certificate(pem))
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ProtocolError("kms.ca_cert", "the root CA certificate cannot be parsed") from error
-    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key is None:
+        raise ProtocolError("kms.ca_cert", "the root CA certificate has no elliptic curve key")
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

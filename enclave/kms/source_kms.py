@@ -30,6 +30,7 @@ from enclave.tee.evidence import certificate_evidence
 from enclave.tee.peers import PeerVerifier
 from enclave.tee.tee import Attestor
 from shared.attestation.verify import VerifiedAttestation
+from shared.ec_key import ec_key
 from shared.errors import InvalidEvidence, PolicyDenied, ProtocolError
 from shared.net.attested_client import AttestedConnection
 from shared.net.dialer import Dialer
@@ -221,7 +222,7 @@ def _temp_ca(answer: pb.GetTempCaCertResponse) -> Issuer:
     try:
         certificate = x509.load_pem_x509_certificate(answer.temp_ca_cert.encode())
         key = load_pem_private_key(answer.temp_ca_key.encode(), password=None)
-        fits = certificate.public_key() == key.public_key()
+        fits = ec_key(certificate) == key.public_key()
         _ = certificate.subject, certificate.extensions  # parsed on first use
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion):
         fits = False

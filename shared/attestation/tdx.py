@@ -21,6 +21,7 @@ from shared.attestation.pck import PckChain, load_certificate, parse_pck_chain
 from shared.attestation.policy import TcbStatus, TdAttribute, TdxPolicy
 from shared.attestation.recent import Recent
 from shared.attestation.tdx_quote import ParsedQuote, TdReport, parse_quote
+from shared.ec_key import ec_key
 from shared.errors import InvalidEvidence, PolicyDenied
 
 if TYPE_CHECKING:
@@ -315,8 +316,8 @@ def _made_qe_report(chain: PckChain, quote: ParsedQuote) -> bool:
     r, s = quote.qe_report_signature[:32], quote.qe_report_signature[32:]
     signature = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
     try:
-        key = load_certificate(chain.certificates[0]).public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
+        key = ec_key(load_certificate(chain.certificates[0]))
+        if key is None:
             return False
         key.verify(signature, quote.qe_report_raw, ec.ECDSA(SHA256()))
     except (InvalidSignature, ValueError):

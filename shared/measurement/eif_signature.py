@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAl
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from shared.attestation.cbor import Value, decode_strict
+from shared.ec_key import ec_key
 from shared.errors import ConfigError, InvalidEvidence
 from shared.measurement.eif_registers import extended
 
@@ -218,10 +219,10 @@ def verify_signature(signature: EifSignature, pcr0: bytes, *, at: int) -> None:
     # 3. signature
     algorithm = signature.algorithm
     try:
-        key = signature.certificate.public_key()
+        key = ec_key(signature.certificate)
     except _UNREADABLE as error:
         raise InvalidEvidence("eif.signature.key", "signing certificate's key is unreadable") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, algorithm.curve):
+    if key is None or not isinstance(key.curve, algorithm.curve):
         raise InvalidEvidence(
             "eif.signature.key", f"signing certificate's key is not on {algorithm.curve.name}"
         )

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from shared.attestation.collateral import MAX_CHAIN, MAX_CRL, MAX_TEXT, CollateralFacts, describe
 from shared.attestation.endorsements import TdxCollateral
 from shared.attestation.pck import PckCa, join_pem, split_pem
+from shared.ec_key import ec_key
 from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
@@ -257,8 +258,8 @@ def _checked(found: TdxCollateral, fmspc: bytes, ca: PckCa) -> CollateralFacts:
 
 def _check_spelling(text: str, signature: bytes, chain: str) -> None:
     try:
-        key = x509.load_der_x509_certificate(split_pem(chain.encode())[0]).public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
+        key = ec_key(x509.load_der_x509_certificate(split_pem(chain.encode())[0]))
+        if key is None:
             raise ProtocolError(
                 "pccs.signature", "the first certificate of a chain has no elliptic curve key"
             )

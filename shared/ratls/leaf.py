@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
+from shared.ec_key import ec_key
 from shared.errors import ConfigError, InvalidEvidence
 from shared.ratls.certificates import spki_der
 from shared.ratls.extensions import read_extensions
@@ -93,10 +94,10 @@ def parse_certificate(der: bytes) -> x509.Certificate:
 def p256_key(certificate: x509.Certificate) -> EllipticCurvePublicKey:
     """Return the key, in the one spelling that evidence binds. Raises `InvalidEvidence("ratls.key")`."""
     try:
-        key = certificate.public_key()
+        key = ec_key(certificate)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InvalidEvidence("ratls.key", "the certificate's public key does not parse") from error
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+    if key is None or not isinstance(key.curve, SECP256R1):
         raise InvalidEvidence("ratls.key", "the certificate's public key is not on p-256")
     # report_data binds the bytes of the key: a second spelling (compressed point) must not exist.
     if spki_der(key) != _spki(certificate.tbs_certificate_bytes):
