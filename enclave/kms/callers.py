@@ -6,8 +6,12 @@ valid, so keep-alive connections do not pay for it again; nothing about policy i
 """
 
 import hashlib
+import math
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -30,7 +34,12 @@ MAX_REMEMBERED_LEAF = 32 * 1024
 one is verified each time instead of kept."""
 
 MAX_PROMPT_LEAF = 8 * 1024
-"""A Nitro certificate, verified in two milliseconds. A thread would compute no faster, and costs time too."""
+"""A Nitro certificate. To verify one takes a millisecond, of an instance not seen before three; a thread for
+one alone would not be faster, and costs time too."""
+
+PROMPT_SHARE = 0.2
+"""Of an event loop's time, what may go to verifying: callers that are known wait for it. Who comes beyond
+takes a thread."""
 
 MAX_REMEMBERED_NOBODIES = 1024
 """As many as there are connections."""
@@ -67,11 +76,22 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class CallerVerifier:
-    """Turns peer certificates into evidence under this KMS's anchors, policy, clock and temporary CA."""
+    """Turns peer certificates into evidence under this KMS's anchors, policy, clock and temporary CA.
 
-    def __init__(self, *, temp_ca_der: bytes, verifier: PeerVerifier) -> None:
+    `monotonic` tells seconds. Of one event loop at most may `verify_promptly` be called.
+    """
+
+    def __init__(
+        self,
+        *,
+        temp_ca_der: bytes,
+        verifier: PeerVerifier,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._temp_ca_der = temp_ca_der
         self._verifier = verifier
+        self._monotonic = monotonic
+        self._prompt_again_at = -math.inf
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._nobodies: OrderedDict[bytes, _Nobody] = OrderedDict()
         self._lock = threading.Lock()
@@ -79,9 +99,9 @@ class CallerVerifier:
     def verify(self, peer_chain: list[bytes]) -> VerifiedAttestation | None:
         """Return the caller's verified evidence; None for a caller without a certificate or without evidence.
 
-        May fetch what the evidence needs to be judged, so it is not for an event loop but where
-        `verifies_promptly` says so. Raises `InvalidEvidence` and `PolicyDenied` for a certificate or evidence
-        that does not hold, and `UnavailableError` when it cannot be judged.
+        May fetch what the evidence needs to be judged, so it is not for an event loop. Raises
+        `InvalidEvidence` and `PolicyDenied` for a certificate or evidence that does not hold, and
+        `UnavailableError` when it cannot be judged.
         """
         if not peer_chain:
             return None
@@ -109,9 +129,27 @@ class CallerVerifier:
                     self._known.popitem(last=False)
         return verified
 
-    def verifies_promptly(self, peer_chain: list[bytes]) -> bool:
-        """Tell whether an event loop may `verify` who shows a certificate: no waiting, little computing."""
-        return not self._verifier.gathers and len(peer_chain[0]) <= MAX_PROMPT_LEAF
+    def verify_promptly(
+        self, peer_chain: list[bytes], before: Callable[[], object]
+    ) -> VerifiedAttestation | None:
+        """Return or raise the same on an event loop: where it takes no waiting, and little computing.
+
+        `before` is called if there is something to verify, and may raise to refuse that. Raises
+        `WouldBlockError` where a thread has to `verify`: evidence that something is fetched for, a large
+        certificate, or more of them than `PROMPT_SHARE` allows.
+        """
+        with suppress(WouldBlockError):
+            return self.recall(peer_chain)
+        began = self._monotonic()
+        is_large = len(peer_chain[0]) > MAX_PROMPT_LEAF
+        if self._verifier.gathers or is_large or began < self._prompt_again_at:
+            raise WouldBlockError
+        before()
+        try:
+            return self.verify(peer_chain)
+        finally:
+            ended = self._monotonic()
+            self._prompt_again_at = ended + (ended - began) * (1 / PROMPT_SHARE - 1)
 
     def verify_evidence(self, envelope: bytes, report_data: bytes) -> VerifiedAttestation:
         """Return verified evidence that came in a request instead of a certificate; nothing is remembered.

@@ -19,7 +19,7 @@ from enclave.kms.onboarding_page import page_route
 from enclave.kms.reception import Audited, Caller, KmsReception
 from enclave.kms.service import KmsService, context
 from enclave.kms.token_auth import TokenAuth, TokenGuard
-from enclave.serving.prpc import Procedure, PrpcService, WouldBlockError
+from enclave.serving.prpc import Procedure, PrpcService
 from shared.attestation.verify import VerifiedAttestation
 from shared.rpc import kms_pb2 as pb
 
@@ -52,13 +52,7 @@ def main_app(
 
     def recognise(chain: list[bytes]) -> Caller:
         with context("invalid quote"):
-            try:
-                return callers.recall(chain)
-            except WouldBlockError:
-                if not callers.verifies_promptly(chain):
-                    raise
-        reception.before_identification()
-        return identify(chain)
+            return callers.verify_promptly(chain, reception.before_identification)
 
     def sign_cert(request: pb.SignCertRequest, caller: Caller) -> pb.SignCertResponse:
         def verify(envelope: bytes, report_data: bytes) -> VerifiedAttestation:

@@ -1,5 +1,7 @@
 """A caller is who its evidence says, bound to the key of its TLS connection (N-50)."""
 
+import itertools
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -28,8 +30,17 @@ def clock() -> list[int]:
 
 @pytest.fixture
 def callers(keys, anchors, clock: list[int]) -> CallerVerifier:
+    verifier = PeerVerifier(anchors=anchors, now=lambda: clock[0])
+    return CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=verifier, monotonic=lambda: 0.0)
+
+
+@pytest.fixture
+def ticking(keys, anchors) -> CallerVerifier:
+    """Callers whose clock goes on by a second whenever it is read."""
+    verifier = PeerVerifier(anchors=anchors, now=lambda: NOW)
+    clock = itertools.count()
     return CallerVerifier(
-        temp_ca_der=keys.temp_ca_der(), verifier=PeerVerifier(anchors=anchors, now=lambda: clock[0])
+        temp_ca_der=keys.temp_ca_der(), verifier=verifier, monotonic=lambda: float(next(clock))
     )
 
 
@@ -186,9 +197,41 @@ def test_what_is_small_and_needs_nothing_fetched_is_verified_promptly(
     callers, keys, anchors, app_enclave
 ) -> None:
     leaf, _ = app_enclave.certificate(keys)
-    assert callers.verifies_promptly([leaf])
-    assert callers.verifies_promptly([bytes(MAX_PROMPT_LEAF)])
-    assert not callers.verifies_promptly([bytes(MAX_PROMPT_LEAF + 1)])
     gathering = PeerVerifier(anchors=anchors, now=lambda: NOW, endorsements=EndorsementSource(None, None))
     waiting = CallerVerifier(temp_ca_der=keys.temp_ca_der(), verifier=gathering)
-    assert not waiting.verifies_promptly([leaf])
+    for verifier, shown in ((waiting, leaf), (callers, bytes(MAX_PROMPT_LEAF + 1))):
+        with pytest.raises(WouldBlockError):
+            verifier.verify_promptly([shown], lambda: pytest.fail("nothing is verified"))
+    assert callers.verify_promptly([leaf], lambda: None) is callers.recall([leaf])
+    with pytest.raises(InvalidEvidence) as refusal:
+        callers.verify_promptly([bytes(MAX_PROMPT_LEAF)], lambda: None)
+    assert refusal.value.code == "ratls.certificate.malformed"
+
+
+def test_strangers_take_a_fifth_of_the_event_loops_time(ticking, keys, app_enclave) -> None:
+    """One is verified from a second of its clock to the next; those of the next four take a thread."""
+
+    def is_prompt() -> bool:
+        try:
+            ticking.verify_promptly([app_enclave.certificate(keys)[0]], lambda: None)
+        except WouldBlockError:
+            return False
+        return True
+
+    assert [is_prompt() for _ in range(9)] == [True, False, False, False] * 2 + [True]
+
+
+def test_evidence_that_does_not_hold_takes_its_time_too(ticking, keys, app_enclave) -> None:
+    leaf, _ = app_enclave.certificate(keys, over=ec.generate_private_key(ec.SECP256R1()))
+    with refuses("attestation.report_data"):
+        ticking.verify_promptly([leaf], lambda: None)
+    with pytest.raises(WouldBlockError):
+        ticking.verify_promptly([app_enclave.certificate(keys)[0]], lambda: None)
+
+
+def test_who_is_known_is_recalled_however_many_strangers_come(ticking, keys, app_enclave) -> None:
+    known, stranger = (app_enclave.certificate(keys)[0] for _ in range(2))
+    verified = ticking.verify_promptly([known], lambda: None)
+    with pytest.raises(WouldBlockError):
+        ticking.verify_promptly([stranger], lambda: None)
+    assert ticking.verify_promptly([known], lambda: pytest.fail("is known")) is verified
