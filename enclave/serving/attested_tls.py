@@ -39,6 +39,10 @@ _WRITE_SLICE = 64 * 1024  # flushed one by one, so that a large response is not 
 _BIO_READ = 32 * 1024  # an allocation of 64 KiB or more would tidy the whole heap when it ends
 _RECORD = 16 * 1024  # the most that one TLS record carries
 
+MAX_PEER_CHAIN = 3
+"""Certificates that a client may send: its own, the CA's, and the root's. OpenSSL would keep hundreds of them
+for as long as a connection is open, a megabyte for each."""
+
 
 class _Front(msgspec.Struct, frozen=True):
     """What all connections of one server share."""
@@ -73,7 +77,8 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._http: BoundedHttpProtocol | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
-        self._peer_finished = False
+        self._peer_finished = False  # it said so, in TLS
+        self._has_ended = False  # nothing more will come
         self._paused = False
 
     # From the event loop
@@ -103,8 +108,11 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._read()
 
     def eof_received(self) -> bool:
-        # After close_notify the running response is still finished. A bare FIN is a cut connection.
-        return self._peer_finished and not self._closing
+        # After close_notify the running response is still finished. A bare FIN is a cut connection. Which of
+        # the two it is may stand behind what was not read yet.
+        self._has_ended = True
+        self._read()
+        return (self._peer_finished or self._paused) and not self._closing
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -172,7 +180,7 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._paused = True
 
     def resume_reading(self) -> None:
-        if self._paused and not self._raw.is_closing():
+        if self._paused and not self._has_ended and not self._raw.is_closing():
             self._raw.resume_reading()
         self._paused = False
         self._loop.call_soon(self._read)  # what is decrypted or buffered already
@@ -204,6 +212,11 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
             return False
         self._flush()
         self._stop_timer()
+        peer_chain = _peer_chain(self._tls)
+        if len(peer_chain) > MAX_PEER_CHAIN:
+            self._note("tls.limit.chain")
+            self.close()
+            return False
         self._uvicorn_connections.discard(self)
         self._http = BoundedHttpProtocol(
             limits=self._front.limits,
@@ -211,7 +224,7 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
             server_state=self._server_state,
             app_state={
                 **self._app_state,
-                "peer_chain": _peer_chain(self._tls),
+                "peer_chain": peer_chain,
                 "connections": self._uvicorn_connections,
             },
             _loop=self._loop,
@@ -238,6 +251,9 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
             http.data_received(data)
         if not self._closing:
             self._flush()  # answers to key updates
+            if self._has_ended and not self._peer_finished and not self._paused:
+                self._closing = True
+                self._raw.close()
 
     def _finish_running(self, http: BoundedHttpProtocol) -> None:
         if http.is_receiving:
@@ -278,7 +294,7 @@ class _TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._start_timer(self._front.limits.close_seconds, "tls.close.timeout")
         self._raw.close()
 
-    def _note(self, code: str, error: Exception | None) -> None:
+    def _note(self, code: str, error: Exception | None = None) -> None:
         peer = self._raw.get_extra_info("peername")
         self._front.log("tls", code=code, peer=str(peer or "local"), reason=_reason(error))
 
@@ -346,12 +362,12 @@ def _server(
 
 
 def _peer_chain(tls: SSL.Connection) -> list[bytes]:
-    """Return the client's certificates as DER, leaf first."""
+    """Return the client's certificates as DER, leaf first; of more than `MAX_PEER_CHAIN`, one more."""
     leaf = tls.get_peer_certificate()
     if leaf is None:
         return []
     # On the server side OpenSSL's chain lacks the leaf.
-    certificates = [leaf, *(tls.get_peer_cert_chain() or [])]
+    certificates = [leaf, *(tls.get_peer_cert_chain() or [])[:MAX_PEER_CHAIN]]
     return [crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in certificates]
 
 

@@ -1,6 +1,7 @@
 """Attested TLS front: who gets in, what the application learns, and what no peer can hold for ever."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import signal
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from enclave.serving import attested_tls
-from enclave.serving.attested_tls import loop_factory
+from enclave.serving.attested_tls import MAX_PEER_CHAIN, loop_factory
 from enclave.serving.http_protocol import Limits
 from shared.errors import ConfigError, InvalidEvidence, ProtocolError, UnavailableError
 from shared.net.attested_client import AttestedConnection
@@ -102,6 +103,14 @@ def read_until(tls: SSL.Connection, end: bytes) -> bytes:
     data = b""
     while end not in data:
         data += tls.recv(65536)
+    return data
+
+
+def read_to_close(tls: SSL.Connection) -> bytes:
+    data = b""
+    with contextlib.suppress(SSL.Error):  # closed, cut or reset
+        while True:
+            data += tls.recv(65536)
     return data
 
 
@@ -196,6 +205,20 @@ def test_refuses_a_client_that_another_ca_issued(launch: Launcher, authority: Au
     with pytest.raises((ProtocolError, UnavailableError)):
         chain_seen(running, stranger)
     running.log.wait_for(code="tls.handshake.failed")
+
+
+def test_n39_a_client_with_a_long_chain_is_turned_away(launch: Launcher, authority: Authority) -> None:
+    """What it sent would stay in memory as long as it is connected."""
+    running = launch(app)
+    client = authority.client()
+    for further in (MAX_PEER_CHAIN - 1, MAX_PEER_CHAIN):
+        chain = (*client.chain, *[authority.certificate] * further)
+        tls = raw_tls(running, client_context(key=client.key, chain=chain))
+        with contextlib.suppress(SSL.Error):  # the server may have closed
+            tls.sendall(GET)
+            tls.shutdown()
+        assert (b"200 OK" in read_to_close(tls)) == (further < MAX_PEER_CHAIN)
+    running.log.wait_for(code="tls.limit.chain")
 
 
 def test_refuses_a_client_that_is_no_tls(launch: Launcher) -> None:
@@ -400,6 +423,40 @@ def test_running_response_is_finished_after_close_notify(launch: Launcher, loop:
     tls.sock_shutdown(socket.SHUT_WR)
     finish.set()
     assert b"200 OK" in read_until(tls, b"}")
+
+
+@pytest.mark.parametrize(
+    ("requests", "answers"),
+    [(GET * 3, 3), (b"POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 150000\r\n\r\n" + bytes(150_000), 1)],
+)
+def test_what_was_sent_before_close_notify_is_answered(
+    launch: Launcher, loop: LoopFactory, requests: bytes, answers: int
+) -> None:
+    """Also where the server does not read on meanwhile: it has more than it wants to hold."""
+    running = launch(app, loop=loop)
+    for _ in range(5):
+        tls = raw_tls(running)
+        tls.sendall(requests)
+        tls.shutdown()
+        tls.sock_shutdown(socket.SHUT_WR)
+        assert read_to_close(tls).count(b"200 OK") == answers
+
+
+def test_a_bare_end_behind_what_was_not_read_yet_ends_the_connection(
+    launch: Launcher, loop: LoopFactory
+) -> None:
+    finish = threading.Event()
+
+    async def late(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        if scope["type"] == "http":
+            await asyncio.to_thread(finish.wait, PATIENCE)
+        await app(scope, receive, send)
+
+    tls = raw_tls(launch(late, loop=loop))
+    tls.sendall(b"POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 300000\r\n\r\n" + bytes(150_000))
+    tls.sock_shutdown(socket.SHUT_WR)
+    finish.set()
+    assert b"200 OK" not in read_to_close(tls)
 
 
 def test_half_a_request_before_close_notify_ends_the_connection(launch: Launcher) -> None:
