@@ -34,8 +34,9 @@ Change = Callable[[Deployment], dict[str, Any] | None]
 class Quarantines:
     """Changes records in `store`, and has the engine called through `schedule`.
 
-    Each method returns whether it changed anything, and raises what the store and the queue raise, and
-    `ConflictError("deploy.busy")`. `uid` is of the use of the name that was judged: another is left alone.
+    Each method but `hold` returns whether it changed anything, and each raises what the store and the queue
+    raise, and `ConflictError("deploy.busy")`. `uid` is of the use of the name that was judged: another is
+    left alone.
     """
 
     def __init__(self, store: DeploymentStore, schedule: Schedule, clock: Callable[[], int]) -> None:
@@ -70,15 +71,20 @@ class Quarantines:
     def hold(self, name: str, uid: str, held: Quarantine, newer: Quarantine) -> bool:
         """Have a quarantine rest on a newer block, where `held` is what it rests on. Nobody is told of it.
 
-        Who read older state, and would lift it by that, then finds another one than was judged.
+        Who read older state, and would lift it by that, then finds another one than was judged. Returns
+        whether there is still a quarantine: nobody was faster to lift it.
         """
+        is_held = False
 
         def renew(found: Deployment) -> dict[str, Any] | None:
+            nonlocal is_held
+            is_held = found.quarantine is not None
             renewed = msgspec.structs.replace(newer, at=held.at)
             is_newer = newer.block_number >= held.block_number and renewed != held
             return {"quarantine": renewed} if found.quarantine == held and is_newer else None
 
-        return self._change(name, uid, renew, "", "")
+        self._change(name, uid, renew, "", "")
+        return is_held
 
     def lift(self, name: str, uid: str, held: Quarantine, why: str) -> bool:
         """Let a deployment go to where its user wants it, if `held` is still the quarantine it is in."""

@@ -16,6 +16,7 @@ from functions.deploy.store import DeploymentStore
 from functions.governance.chain import View
 from functions.governance.judgement import (
     NO_APP,
+    RUNS_REFUSED,
     Judgement,
     Question,
     Views,
@@ -206,7 +207,9 @@ class Governor:
             self._warn(found, judged)
             return ()
         acted = self._act(found, judged, head)
-        if judged.action in {"hold", "recognise"}:  # which change nothing that anyone sees
+        if judged.action == "hold" and acted:
+            judged = msgspec.structs.replace(judged, action="stop", drift=RUNS_REFUSED)
+        elif judged.action in {"hold", "recognise"}:  # which change nothing that anyone sees
             return ()
         if acted:
             self._tell(found, judged, head, is_orphaned=is_orphaned)
@@ -229,10 +232,11 @@ class Governor:
             block_hash=head.hash.hex(),
             at=self._clock(),
         )
-        if held is not None:
-            self._quarantines.hold(found.name, found.uid, held, quarantine)
-        running = at_stake(found) if judged.action == "stop" else None
-        return running is not None and self._quarantines.impose(found.name, found.uid, running, quarantine)
+        is_held = held is not None and self._quarantines.hold(found.name, found.uid, held, quarantine)
+        if judged.refused is None or (judged.action == "hold" and is_held):
+            return False
+        # one that was held, and is not, was let go by who read older state
+        return self._quarantines.impose(found.name, found.uid, judged.refused, quarantine)
 
     def _tell(self, found: Deployment, judged: Judgement, head: BlockRef, *, is_orphaned: bool) -> None:
         code, sentence = {

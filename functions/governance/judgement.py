@@ -31,6 +31,8 @@ NOT_ALLOWED_YET: Final = "governance.key_server.not_allowed"
 _NO_EVIDENCE: Final = "it is no app of the contract's, and no evidence shows what it is"
 _APP_ID_DIGITS: Final = 40
 
+RUNS_REFUSED: Final = "runs_what_is_not_allowed"
+
 Action = Literal["none", "stop", "hold", "free", "resume", "unsure", "recognise", "tell"]
 """`hold` has a quarantine rest on this look's block: another look may be about to lift it by an older one.
 
@@ -95,13 +97,14 @@ class Question(msgspec.Struct, frozen=True):
 class Judgement(msgspec.Struct, frozen=True):
     """What is to be done. `reason` is the contract's; `drift` names how chain and deployment differ.
 
-    `code` is what operators are told.
+    `code` is what operators are told. `refused` is what the head refuses, where it is stopped or held.
     """
 
     action: Action
     reason: str = ""
     drift: str = ""
     code: str = ""
+    refused: Workload | None = None
 
 
 def question(found: Deployment, workload: Workload) -> Question:
@@ -157,22 +160,24 @@ def judge(
     if held is None and running is not None and running.head is None:
         return Judgement("unsure", drift="unknown")
     if running is not None and running.is_refused and (held is None or found.launched is not None):
-        return Judgement("stop", running.head or "", "runs_what_is_not_allowed")
+        return Judgement("stop", running.head or "", RUNS_REFUSED, refused=at_stake(found))
     if held is not None:
         is_past = is_orphaned or final.number >= held.block_number
-        return _held(held, running, waiting) if is_past else Judgement("none")
+        return _held(found, held, running, waiting) if is_past else Judgement("none")
     if waiting is not None and waiting.is_allowed:
         return Judgement("resume", drift="waits_for_what_is_allowed")
     is_untold = running is not None and running.head == UNTOLD and found.launched is not None
     return Judgement("tell", UNTOLD, code=DEVICE_UNKNOWN) if is_untold else Judgement("none")
 
 
-def _held(held: Quarantine, running: Views | None, waiting: Views | None) -> Judgement:
+def _held(found: Deployment, held: Quarantine, running: Views | None, waiting: Views | None) -> Judgement:
     # what was stopped for what is known is let go by what is known
     if waiting is not None and waiting.is_refused_nowhere:
         return Judgement("free", held.reason, "stopped_what_is_allowed")
-    refused = next((one for one in (running, waiting) if one is not None and one.is_refused), None)
-    return Judgement("none") if refused is None else Judgement("hold", refused.head or "")
+    for seen, workload in ((running, at_stake(found)), (waiting, next_up(found))):
+        if seen is not None and seen.is_refused:
+            return Judgement("hold", seen.head or "", refused=workload)
+    return Judgement("none")
 
 
 def _untouched(found: Deployment, views: dict[Question, Views]) -> Judgement | None:

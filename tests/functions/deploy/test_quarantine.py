@@ -129,8 +129,16 @@ def test_a_quarantine_is_held_on_by_its_own_newer_state_alone(
 ) -> None:
     running.impose()
     held, newer = (msgspec.structs.replace(HELD, block_number=number) for number in (judged, block))
-    assert not running.quarantines.hold("web", running.found.uid, held, newer)
+    assert running.quarantines.hold("web", running.found.uid, held, newer)
     assert running.found.quarantine == HELD
+
+
+def test_a_quarantine_that_was_lifted_is_held_on_no_more(running: Bench) -> None:
+    running.impose()
+    running.quarantines.lift("web", running.found.uid, HELD, "allowed")
+    newer = msgspec.structs.replace(HELD, block_number=9)
+    assert not running.quarantines.hold("web", running.found.uid, HELD, newer)
+    assert running.found.quarantine is None
 
 
 def test_another_quarantine_than_was_judged_is_not_lifted(running: Bench) -> None:

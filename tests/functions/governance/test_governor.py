@@ -110,6 +110,34 @@ def test_a_look_that_read_less_lifts_nothing_that_another_found_refused(
     assert "governance.freed" not in world.codes()
 
 
+@pytest.mark.parametrize("has_started", [False, True])
+def test_what_was_let_go_by_who_read_less_is_stopped_by_who_reads_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, has_started: bool
+) -> None:
+    held_world(world)
+    world.chain.mine(add=HASH)
+    world.chain.final = world.chain.head
+    world.chain.mine()
+    before = world.chain.ref(world.chain.final), world.chain.ref(world.chain.head)
+    world.chain.mine(remove=HASH)
+    views = world.chain.view
+
+    def another_frees_it_meanwhile(block: BlockRef, workloads: Sequence[BootInfo]) -> View:
+        view = views(block, workloads)
+        monkeypatch.setattr(world.chain, "view", views)
+        world.governor.look(named=before)
+        assert world.get().quarantine is None
+        if has_started:
+            settle(world.store)
+        return view
+
+    monkeypatch.setattr(world.chain, "view", another_frees_it_meanwhile)
+    [drift] = world.governor.look()
+    assert (drift.kind, drift.acted) == ("runs_what_is_not_allowed", True)
+    assert world.get().quarantine is not None
+    assert world.codes()[-2:] == ["governance.freed", "governance.stopped"]
+
+
 def test_a_quarantine_is_held_on_where_its_block_is_final_and_told_once(world: World) -> None:
     held_world(world)
     first = world.get()
