@@ -214,7 +214,7 @@ class AgreedChain:
 
     def _agreed(self, answers: Sequence[int], what: str) -> int:
         counted = Counter(answers).most_common(1)
-        if not counted or counted[0][1] < self._quorum:
+        if not counted or not is_agreed(counted[0][1], len(answers), self._quorum):
             raise UnavailableError("governance.quorum.disagreement", f"no quorum agrees on {what}")
         return counted[0][0]
 

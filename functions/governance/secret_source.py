@@ -76,7 +76,11 @@ def _from_aws(name: str) -> str:
     from functions.aws_api import aws_client, aws_errors  # noqa: PLC0415 - nobody else pays for it
 
     with aws_errors(f"reading the secret {name}"):
-        return str(aws_client("secretsmanager").get_secret_value(SecretId=name)["SecretString"])
+        answer = aws_client("secretsmanager").get_secret_value(SecretId=name)
+    content = answer.get("SecretString")  # a binary secret has none
+    if not isinstance(content, str):
+        raise _unreadable(name)
+    return content
 
 
 def _from_google(environ: Mapping[str, str], name: str) -> str:
@@ -92,5 +96,5 @@ def _from_google(environ: Mapping[str, str], name: str) -> str:
 
 def _unreadable(name: str) -> DstackError:
     return UnavailableError(
-        "governance.secret.answer", f"secret manager's answer for {name[:120]} has no data"
+        "governance.secret.answer", f"the secret store's answer for {name[:120]} holds no text"
     )

@@ -11,7 +11,7 @@ DSTACK_GOVERNANCE_FIRST_BLOCK      where the first sweep starts; the newest fina
 DSTACK_GOVERNANCE_SIMULATED        true takes plain http and one endpoint, for a development chain
 DSTACK_GOVERNANCE_NOTIFY_URL       where operators are told, by POST of JSON over https
 DSTACK_KMS_CONTRACT, DSTACK_CHAIN_ID
-DSTACK_WEBHOOK_SECRETS             PROVIDER=aws:SECRET | gcp:projects/P/secrets/S | env:VARIABLE, with spaces
+DSTACK_WEBHOOK_SECRETS             PROVIDER=aws:SECRET | gcp:projects/P/secrets/S | env:VARIABLE (development)
 """
 
 from collections.abc import Mapping
@@ -57,6 +57,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     notify_url = environ.get("DSTACK_GOVERNANCE_NOTIFY_URL", "")
     if notify_url and not notify_url.startswith("https://"):
         raise _invalid("DSTACK_GOVERNANCE_NOTIFY_URL is not https")
+    is_simulated = environ.get("DSTACK_GOVERNANCE_SIMULATED", "") == "true"
     return Settings(
         rpc_urls=urls,
         quorum=_number(environ, "DSTACK_GOVERNANCE_QUORUM", len(urls)) or majority(len(urls)),
@@ -66,13 +67,13 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         chain_id=_required(_number(environ, "DSTACK_CHAIN_ID", 2**63)),
         max_head_age=_number(environ, "DSTACK_GOVERNANCE_MAX_HEAD_AGE", MAX_AGE) or DEFAULT_MAX_HEAD_AGE,
         first_block=_number(environ, "DSTACK_GOVERNANCE_FIRST_BLOCK", 2**63),
-        is_simulated=environ.get("DSTACK_GOVERNANCE_SIMULATED", "") == "true",
+        is_simulated=is_simulated,
         notify_url=notify_url,
-        secrets=_secrets(environ.get("DSTACK_WEBHOOK_SECRETS", "")),
+        secrets=_secrets(environ.get("DSTACK_WEBHOOK_SECRETS", ""), is_simulated=is_simulated),
     )
 
 
-def _secrets(text: str) -> dict[str, str]:
+def _secrets(text: str, *, is_simulated: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in text.split():
         provider, _, place = entry.partition("=")
@@ -81,6 +82,11 @@ def _secrets(text: str) -> dict[str, str]:
             raise _invalid(
                 f"DSTACK_WEBHOOK_SECRETS has {provider[:40]!a}, expected PROVIDER=KIND:PLACE of"
                 f" {', '.join(sorted(PROVIDERS))} and {', '.join(sorted(_KINDS))}, each provider once"
+            )
+        if kind == "env" and not is_simulated:
+            raise _invalid(
+                f"the secret of {provider} is in a variable, which who may look at the function reads:"
+                " expected it in the cloud's secret store"
             )
         found[provider] = place
     return found

@@ -250,6 +250,13 @@ def test_n57_nodes_that_date_a_block_differently_are_refused() -> None:
         chain_of(Node("a", age=1), Node("b", age=2)).blocks(NOW)
 
 
+@pytest.mark.parametrize("ages", [(0, 0, 9000, 9000), (9000, 9000, 0, 0)])
+def test_n57_half_of_them_tell_no_time(ages: Sequence[int]) -> None:
+    nodes = (Node(name, age=age) for name, age in zip("abcd", ages, strict=True))
+    with refuses("governance.quorum.disagreement", UnavailableError):
+        chain_of(*nodes).blocks(NOW)
+
+
 def test_n57_a_node_1000_blocks_behind_is_outvoted_or_refused() -> None:
     late = Node("late", head=1164, finalized=1100)
     slow = Node("slow", head=164, finalized=100, age=12_000)

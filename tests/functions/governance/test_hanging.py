@@ -64,7 +64,7 @@ class Site:
                 "DSTACK_GOVERNANCE_RPC_URLS": "https://a https://b https://c",
                 "DSTACK_KMS_CONTRACT": f"0x{KMS.hex()}",
                 "DSTACK_CHAIN_ID": str(CHAIN_ID),
-                "DSTACK_WEBHOOK_SECRETS": "plain=env:X",
+                "DSTACK_WEBHOOK_SECRETS": "plain=aws:X",
             },
             self.notices.append,
         )

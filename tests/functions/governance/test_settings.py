@@ -39,6 +39,7 @@ def test_a_majority_is_the_quorum_unless_another_is_named() -> None:
         {"DSTACK_GOVERNANCE_NOTIFY_URL": "http://hook.example"},
         {"DSTACK_WEBHOOK_SECRETS": "nobody=aws:x"},
         {"DSTACK_WEBHOOK_SECRETS": "plain=file:x"},
+        {"DSTACK_WEBHOOK_SECRETS": "plain=env:X"},
         {"DSTACK_WEBHOOK_SECRETS": "plain=aws:x plain=aws:y"},
     ],
     ids=str,
@@ -87,6 +88,15 @@ class TestSecrets:
         assert asked == [
             "GET https://secretmanager.googleapis.com/v1/projects/p/secrets/alchemy/versions/latest:access"
         ]
+
+    def test_a_secret_that_is_no_text_is_told(self, aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        aws.new_client("secretsmanager").create_secret(Name="hooks/bytes", SecretBinary=SECRET.encode())
+        with refuses("governance.secret.answer", UnavailableError):
+            fetch_from({})("aws:hooks/bytes")
 
     def test_an_answer_without_a_secret_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Session:
