@@ -22,8 +22,11 @@ from shared.errors import DstackError
 RANGE: Final = 500
 """Blocks in one eth_getLogs; providers take 500 to 10,000."""
 
-RANGES: Final = 20
-"""Asked for in one run: after a long outage the next runs go on."""
+RANGES: Final = 100
+"""Asked for in one run, those included that were too much: after a long outage the next runs go on."""
+
+READ_SECONDS: Final = 25
+"""In which a run asks for more. One answer may take ten more, and the cloud ends a run after sixty."""
 
 
 class Logs(Chain, Protocol):
@@ -134,6 +137,15 @@ class Reconciler:
             notice = missed.notice()
             if notice is not None:
                 self._notify(notice)
+        if start <= finalized.number:
+            self._notify(
+                Notice(
+                    code="governance.logs.behind",
+                    message=f"logs are read up to block {start - 1}, and {finalized.number} is final",
+                    severity="warning",
+                    facts={"block": start - 1, "final": finalized.number},
+                )
+            )
         # what is not final may be replaced, and is read again
         done = min(start - 1, finalized.number)
         if cursor is None or done > cursor.number:
@@ -143,12 +155,14 @@ class Reconciler:
     def _read(self, addresses: Sequence[bytes], start: int, head: int, missed: Missed) -> int:
         """Read logs up to block `head`, and return the first block that was not read.
 
-        A range that is too much is halved. A block that is too much by itself is passed over, and told:
-        what it means is in the state, by which deployments are judged, and nobody can have logs stand still.
+        A range that is too much is halved, and so are the next: providers bound how many blocks they search.
+        A block that is too much by itself is passed over, and told: what it means is in the state, by which
+        deployments are judged, and nobody can have logs stand still.
         """
         size = RANGE
+        until = self._clock() + READ_SECONDS
         for _ in range(RANGES):
-            if start > head:
+            if start > head or self._clock() > until:
                 break
             last = min(start + size - 1, head)
             try:
@@ -167,7 +181,7 @@ class Reconciler:
                         facts={"block": start},
                     )
                 )
-            start, size = last + 1, min(2 * size, RANGE)
+            start = last + 1
         return start
 
     def _move(self, number: int, finalized: BlockRef) -> None:

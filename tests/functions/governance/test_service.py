@@ -17,7 +17,7 @@ from functions.governance.look import Look, read_look
 from functions.governance.missed import MAX_LOOKED_UP
 from functions.governance.providers import MAX_BODY
 from functions.governance.receiver import MAX_DEPTH
-from functions.governance.reconciler import Report
+from functions.governance.reconciler import RANGE, READ_SECONDS, Report
 from functions.governance.service import AHEAD_SECONDS, AHEAD_WAITS, LAST_TRY
 from shared.chain.rules import COMPOSE_HASH_NOT_ALLOWED
 from shared.errors import ProtocolError, UnavailableError
@@ -618,7 +618,47 @@ def test_a_range_with_too_many_logs_is_read_in_parts(running: World) -> None:
     asked = too_many(6, is_oversize=False)(running)
     report = running.service.reconcile()
     assert (report.replayed, report.cursor) == (20, 21)
-    assert asked[:4] == [(2, 21), (2, 11), (2, 6), (7, 16)]
+    assert asked == [(2, 21), (2, 11), (2, 6), (7, 11), (12, 16), (17, 21)]
+
+
+def test_the_replay_keeps_up_with_a_fast_chain_and_endpoints_that_search_ten_blocks_at_once(
+    running: World,
+) -> None:
+    running.service.reconcile()
+    logs = running.chain.logs
+
+    def searching_ten(addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
+        if last - first >= 10:
+            raise TooManyLogsError("10 blocks at most", is_oversize=False)
+        return logs(addresses, first, last)
+
+    running.chain.logs = searching_ten  # type: ignore[method-assign]
+    for _ in range(3):
+        for _ in range(240):
+            running.chain.mine()
+        running.chain.final = running.chain.head
+        assert running.service.reconcile().cursor == running.chain.head
+    assert "governance.logs.behind" not in running.codes()
+    for _ in range(1000):
+        running.chain.mine()
+    running.chain.final = running.chain.head
+    assert running.service.reconcile().cursor < running.chain.head
+    assert running.codes().count("governance.logs.behind") == 1
+
+
+def test_a_sweep_stops_reading_logs_in_time(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    running.service.reconcile()
+    for _ in range(2000):
+        running.chain.mine()
+    running.chain.final = running.chain.head
+    logs = running.chain.logs
+
+    def slow(addresses: Sequence[bytes], first: int, last: int) -> Sequence[LogHint]:
+        running.now += READ_SECONDS
+        return logs(addresses, first, last)
+
+    monkeypatch.setattr(running.chain, "logs", slow)
+    assert running.service.reconcile().cursor == 1 + 2 * RANGE
 
 
 def test_a_block_with_too_many_logs_does_not_have_the_replay_stand_still(running: World) -> None:
