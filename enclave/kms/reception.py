@@ -8,9 +8,14 @@ from enclave.kms.audit import AuditLog, Case, Value, case_of
 from enclave.kms.limits import CallLimits
 from enclave.kms.metrics import Calls
 from enclave.serving.prpc import MAX_MESSAGE, OTHER, Reception, Refusal
+from enclave.serving.rate_limit import Rate, RateLimited, TokenBuckets
 from shared.attestation.verify import VerifiedAttestation
 
 Caller = VerifiedAttestation | None
+
+LIMIT_LINES = Rate(per_minute=600, burst=100)
+"""Lines about calls that a limit refused. Everybody may have as many refused as the network carries: the rest
+is counted in the next line and in the metrics."""
 
 
 class Audited(Reception[Caller]):
@@ -22,6 +27,9 @@ class Audited(Reception[Caller]):
 
     def refused(self, refusal: Refusal[Caller]) -> None:
         """Write one line. A certificate whose evidence was not verified is named by its hash."""
+        self._tell(refusal, {})
+
+    def _tell(self, refusal: Refusal[Caller], more: dict[str, Value]) -> None:
         error = refusal.error
         case = case_of(error) or Case(self._auth_mode, refusal.caller)
         if case.verified is None:
@@ -34,7 +42,7 @@ class Audited(Reception[Caller]):
             "code": error.code,
             "message": error.message[:MAX_MESSAGE],
         }
-        self._audit.record("prpc.refused", told | fields)
+        self._audit.record("prpc.refused", told | more | fields)
 
 
 class KmsReception(Audited):
@@ -55,6 +63,8 @@ class KmsReception(Audited):
         self._limits = limits
         self._calls = calls
         self._monotonic = monotonic
+        self._limit_lines = TokenBuckets(LIMIT_LINES)
+        self._unlogged = 0
 
     def before_identification(self) -> None:
         """Apply the limit on certificates that were not seen before."""
@@ -81,8 +91,15 @@ class KmsReception(Audited):
         self._calls.count(method, caller.verdict.platform if caller else "")
 
     def refused(self, refusal: Refusal[Caller]) -> None:
-        """Count, and write the line."""
+        """Count, and write the line: of many that a limit refused, the number of those between two lines."""
         method = refusal.method if refusal.method in self._methods else OTHER
         platform = refusal.caller.verdict.platform if refusal.caller else ""
         self._calls.count(method, platform, refusal.error.code)
-        super().refused(refusal)
+        if not isinstance(refusal.error, RateLimited):
+            self._tell(refusal, {})
+        elif self._limit_lines.take(None, self._monotonic()):
+            self._unlogged += 1
+        else:
+            more: dict[str, Value] = {"unlogged": self._unlogged} if self._unlogged else {}
+            self._unlogged = 0
+            self._tell(refusal, more)

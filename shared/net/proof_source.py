@@ -68,14 +68,6 @@ class ProofSource:
         self._endpoint = endpoint
         self._kms = kms_contract
 
-    def block_hashes(self, *tags: str) -> list[bytes]:
-        """Return the hashes of the provider's `finalized`, `latest` blocks, for a caller that names none."""
-        answers = self._endpoint.batch([("eth_getBlockByNumber", [tag, False]) for tag in tags])
-        return [
-            data(fields(answer, what="a block").get("hash"), what="the block hash", length=32)
-            for answer in answers
-        ]
-
     def gather(self, request: ProofRequest, finalized: bytes, head: bytes) -> ProofBundle:
         """Return a bundle that answers `request` at two blocks, named by their 32-byte hashes.
 

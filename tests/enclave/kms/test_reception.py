@@ -21,9 +21,15 @@ from enclave.kms.callers import CallerVerifier
 from enclave.kms.config import Core, RateLimits
 from enclave.kms.http import DEFAULT_LIMITS, main_app
 from enclave.kms.key_store import KeyMaterial
+from enclave.kms.limits import CallLimits
+from enclave.kms.metrics import Calls
+from enclave.kms.reception import LIMIT_LINES, KmsReception
 from enclave.kms.service import KmsService
+from enclave.serving.prpc import Refusal
+from enclave.serving.rate_limit import RateLimited
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.verify import VerifiedAttestation
+from shared.errors import DstackError, ProtocolError
 from shared.ratls.certificates import client_certificate
 from shared.ratls.csr import signed_csr
 from shared.rpc import kms_pb2 as pb
@@ -320,6 +326,35 @@ def test_a_limit_is_told_with_who_met_it(listener, leaf) -> None:
     running.ask(*[("GetAppKey", leaf)] * 3)
     entry = running.audit()[-1]
     assert (entry["code"], entry["app_id"]) == ("prpc.rate", APP_ID.hex())
+
+
+def test_a_flood_that_a_limit_refuses_is_counted_and_does_not_fill_the_log() -> None:
+    lines: list[str] = []
+    now = [0.0]
+    calls = Calls()
+    reception = KmsReception(
+        AuditLog(lines.append),
+        "proof",
+        methods=frozenset({"GetMeta"}),
+        limits=CallLimits(FEW),
+        calls=calls,
+        monotonic=lambda: now[0],
+    )
+
+    def refuse(error: DstackError) -> dict[str, Any]:
+        reception.refused(Refusal("GetMeta", error, [], None))
+        return json.loads(lines[-1])
+
+    flood = [refuse(RateLimited("prpc.rate", "too many calls")) for _ in range(LIMIT_LINES.burst + 7)]
+    assert len(lines) == LIMIT_LINES.burst
+    assert "unlogged" not in flood[-1]
+    assert refuse(ProtocolError("prpc.method", "Service not found"))["code"] == "prpc.method"
+    now[0] = 60 / LIMIT_LINES.per_minute
+    assert refuse(RateLimited("prpc.rate", "too many calls"))["unlogged"] == 7
+    now[0] *= 2
+    assert "unlogged" not in refuse(RateLimited("prpc.rate", "too many calls"))
+    assert calls.counts["GetMeta", "", "prpc.rate"] == LIMIT_LINES.burst + 9
+    check_chain(lines)
 
 
 def test_a_certificate_is_one_line_with_its_names(listener, app_enclave) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from shared.errors import DstackError, InvalidEvidence, ProtocolError, UnavailableError
+from shared.errors import DstackError, InvalidEvidence, UnavailableError
 from shared.net.json_rpc import Call
 from shared.net.proof_source import ProofRequest, ProofSource
 from tests.shared.chain.world import Evidence, Relay, World
@@ -44,14 +44,6 @@ def test_a_bundle_for_several_requests_has_each_piece_once(own_world: World) -> 
 def test_a_gathered_bundle_decides(own_world: World) -> None:
     assert own_world.decide("app", own_world.boot()).is_allowed
     assert own_world.decide("kms", own_world.boot()).is_allowed
-
-
-def test_finds_the_providers_own_blocks(own_world: World) -> None:
-    finalized, head = own_world.blocks()
-    assert ProofSource(own_world.rpc, own_world.kms).block_hashes("finalized", "latest") == [
-        finalized.hash,
-        head.hash,
-    ]
 
 
 class Refusing(Relay):
@@ -166,11 +158,3 @@ def test_an_unknown_block_cannot_be_proven(own_world: World) -> None:
     with pytest.raises(UnavailableError) as caught:
         ProofSource(own_world.rpc, own_world.kms).gather(ProofRequest(), b"\x01" * 32, b"\x02" * 32)
     assert caught.value.code == "proof.provider.cannot_prove"
-
-
-def test_no_block_at_all_is_malformed(own_world: World) -> None:
-    relay = Lying(own_world)
-    relay.method = "eth_getBlockByNumber"
-    with pytest.raises(ProtocolError) as caught:
-        source(own_world, relay).block_hashes("finalized", "latest")
-    assert caught.value.code == "rpc.malformed"
