@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import signal
+import warnings
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # linux/prctl.h
 
@@ -17,6 +18,14 @@ def forbid_dumps() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def ignore_warnings() -> None:
+    """Have no library write what it thinks of a certificate: strangers choose when, and it is no event.
+
+    Called at the start of each daemon that peers connect to.
+    """
+    warnings.simplefilter("ignore")
 
 
 def end_with_parent() -> None:

@@ -133,7 +133,7 @@ def _serve_onboarding(
         onboard=_onboarder(platform, parts, store).onboard,
         finish=finish,
         describe=describe,
-        auth=None if digest is None else TokenAuth(digest),
+        token_digest=digest,
     )
     server = build_plain_server(app)
     listener = platform.tee.listen(settings.address, settings.port)

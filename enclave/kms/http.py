@@ -106,14 +106,15 @@ def onboard_app(
     onboard: Callable[[str, str, str], pb.OnboardResponse],
     finish: Callable[[], None],
     describe: Callable[[], pb.AttestationInfoResponse],
-    auth: TokenAuth | None = None,
+    token_digest: bytes | None = None,
     audit: AuditLog = AUDIT,
 ) -> ASGIApp:
     """Return the ASGI application that runs while no root keys exist.
 
     `bootstrap` takes the domain, `onboard` the source's URL, the domain and the source's token, empty for
     none; `finish` asks the listener to stop so that the KMS goes on; `describe` tells what an operator has to
-    allow, and anybody may ask. With `auth` everything else needs its token.
+    allow, and anybody may ask. With `token_digest`, its SHA-256, everything else needs a token, in a header
+    that no page of another origin can have a browser add.
     """
 
     def finish_call(_request: object, _caller: Caller) -> Empty:
@@ -137,7 +138,9 @@ def onboard_app(
     app = Starlette(
         routes=[page_route(), service.route(), Route("/health", _health), Route("/finish", finish_page)]
     )
-    return app if auth is None else TokenGuard(app, auth, PUBLIC_ONBOARDING, audit=audit)
+    if token_digest is None:
+        return app
+    return TokenGuard(app, TokenAuth(token_digest, basic=False), PUBLIC_ONBOARDING, audit=audit)
 
 
 async def _health(_request: Request) -> Response:

@@ -16,16 +16,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from enclave.kms.audit import AUDIT, AuditLog, Case, Value
 from enclave.serving.prpc import MAX_METHOD_NAME
 
-CHALLENGE = {"www-authenticate": 'Basic realm="dstack-kms admin"'}
-
 Headers = list[tuple[bytes, bytes]]
 
 
 class TokenAuth:
-    """One token, known by the SHA-256 of its text (32 bytes)."""
+    """One token, known by the SHA-256 of its text (32 bytes).
 
-    def __init__(self, digest: bytes) -> None:
+    `basic` False takes no Basic authentication: a browser keeps that, and adds it to what any page asks for.
+    """
+
+    def __init__(self, digest: bytes, *, basic: bool = True) -> None:
         self._digest = digest
+        self._basic = basic
+
+    @property
+    def challenge(self) -> str:
+        """Return the `WWW-Authenticate` of a refusal."""
+        return f'{"Basic" if self._basic else "Bearer"} realm="dstack-kms admin"'
 
     def allows(self, headers: Headers) -> bool:
         """Tell whether a request's headers carry the token, in upstream's order.
@@ -39,7 +46,7 @@ class TokenAuth:
         scheme, _, credentials = first.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             return self._matches(credentials.strip())
-        return scheme.lower() == b"basic" and self._allows_basic(credentials.strip())
+        return self._basic and scheme.lower() == b"basic" and self._allows_basic(credentials.strip())
 
     def _allows_basic(self, credentials: bytes) -> bool:
         try:
@@ -78,7 +85,8 @@ class TokenGuard:
             headers = [(name.lower(), value) for name, value in scope["headers"]]
             if not self._auth.allows(headers):
                 self._audit.record("prpc.refused", _refusal(scope["path"]))
-                await Response(status_code=401, headers=CHALLENGE)(scope, receive, send)
+                challenge = {"www-authenticate": self._auth.challenge}
+                await Response(status_code=401, headers=challenge)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -50,3 +50,14 @@ def test_a_system_without_prctl_starts_all_the_same() -> None:
         "print(*resource.getrlimit(resource.RLIMIT_CORE))"
     )
     assert _probe(start) == "0 0"
+
+
+@pytest.mark.parametrize("daemon", ["enclave.kms", "enclave.agent"])
+def test_what_a_library_thinks_of_a_certificate_is_not_written(daemon: str) -> None:
+    start = (
+        "import warnings\n"
+        "Platform.detect = lambda: sys.exit(warnings.warn('a name of three letters'))\n"
+        f"runpy.run_module({daemon!r}, run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-W", "default", "-c", PROBE + start]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stderr == ""

@@ -94,6 +94,13 @@ def test_an_empty_token_is_none_whatever_is_configured() -> None:
     assert not empty.allows([(b"authorization", _basic(":"))])
 
 
+def test_what_a_browser_keeps_is_not_taken_where_it_could_be_used_by_any_page() -> None:
+    auth = TokenAuth(hashlib.sha256(TOKEN.encode()).digest(), basic=False)
+    assert auth.challenge.startswith("Bearer ")
+    assert not auth.allows([(b"authorization", _basic(f"anybody:{TOKEN}"))])
+    assert auth.allows([(b"authorization", b"Bearer " + TOKEN.encode())])
+
+
 def test_answers_401_with_an_empty_body_and_clears_nothing(call, cache: Path) -> None:
     for path in ("/prpc/ClearImageCache?json", "/%70rpc/Admin.ClearImageCache", "/prpc/Nothing", "/other"):
         refused = call({"authorization": "Bearer wrong"}, {"image_hash": "all"}, path)

@@ -1,5 +1,6 @@
 """Taking root keys over from a running KMS: one connection, both sides checked, pinned keys (N-55, N-56)."""
 
+import base64
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,6 @@ from enclave.kms import source_kms
 from enclave.kms.http import onboard_app
 from enclave.kms.onboarding import RootPins
 from enclave.kms.source_kms import Source, SourceKms
-from enclave.kms.token_auth import TokenAuth
 from enclave.serving.attested_tls import build_plain_server
 from enclave.tee.peers import PeerVerifier
 from shared.attestation.identity import boot_info
@@ -277,7 +277,7 @@ def guarded(onboarder, running, serve) -> Callable[..., Any]:
         onboard=onboarder(running).onboard,
         finish=lambda: None,
         describe=pb.AttestationInfoResponse,
-        auth=TokenAuth(hashlib.sha256(b"once").digest()),
+        token_digest=hashlib.sha256(b"once").digest(),
     )
     http = HttpClient(serve(build_plain_server(app)), timeout=20)
 
@@ -293,6 +293,10 @@ def test_n56_nothing_is_made_without_the_token(guarded, new_store, path: str) ->
     body = {"source_url": URL, "domain": "second.kms.test"}
     assert guarded(path + "?json", body).status == 401
     assert guarded(path + "?json", body, authorization="Bearer twice").status == 401
+    # which a browser would keep, and send with what any page has it ask for
+    basic = base64.b64encode(b"admin:once").decode()
+    refused = guarded(path + "?json", body, authorization=f"Basic {basic}")
+    assert (refused.status, refused.headers["www-authenticate"]) == (401, 'Bearer realm="dstack-kms admin"')
     assert new_store.load() is None
 
 

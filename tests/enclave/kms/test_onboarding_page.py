@@ -15,7 +15,6 @@ import pytest
 
 from enclave.kms.http import onboard_app
 from enclave.kms.onboarding_page import content_security_policy
-from enclave.kms.token_auth import TokenAuth
 from enclave.serving.attested_tls import build_plain_server
 from shared.net.fetch import HttpClient
 from shared.net.response import Response
@@ -74,7 +73,7 @@ def listener(serve) -> Iterator[tuple[Callable[..., Response], list[tuple[str, .
         onboard=onboard,
         finish=lambda: reached.append(("Finish",)),
         describe=pb.AttestationInfoResponse,
-        auth=TokenAuth(hashlib.sha256(TOKEN.encode()).digest()),
+        token_digest=hashlib.sha256(TOKEN.encode()).digest(),
     )
     http = HttpClient(serve(build_plain_server(app)), timeout=20)
 
