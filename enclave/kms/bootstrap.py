@@ -5,10 +5,12 @@ import re
 import threading
 from collections.abc import Callable
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclave.kms.audit import AUDIT, AuditLog, Case, Value
 from enclave.kms.custody import Custody
+from enclave.kms.first_keys import first_keys
 from enclave.kms.key_store import KeyMaterial
 from enclave.tee.tee import Attestor
 from shared.attestation.report_data import bootstrap_report_data
@@ -16,15 +18,7 @@ from shared.errors import ProtocolError, StorageError
 from shared.keys.k256 import ORDER as K256_ORDER
 from shared.keys.k256 import public_key
 from shared.keys.kdf import P256_ORDER, hkdf_sha256
-from shared.ratls.certificates import (
-    BACKDATE,
-    CA_LIFETIME,
-    ROOT_CA_NAME,
-    TEMP_CA_NAME,
-    rpc_certificate,
-    self_signed_ca,
-    spki_der,
-)
+from shared.ratls.certificates import spki_der
 from shared.rpc import kms_pb2 as pb
 from shared.rpc.codec import to_json
 
@@ -88,23 +82,13 @@ class Bootstrapper:
         root = self._p256_key("root-ca")
         temporary = self._p256_key("temp-ca")
         k256 = self._scalar("root-k256", K256_ORDER).to_bytes(32, "big")
-        now = self._now()
         spki = spki_der(root.public_key())
         record = pb.BootstrapResponse(ca_pubkey=spki, k256_pubkey=public_key(k256))
         if attest:
             record.attestation = self._attestor.attest(bootstrap_report_data(spki, record.k256_pubkey))
-        material = KeyMaterial(
-            root_ca_key=root,
-            temp_ca_key=temporary,
-            k256=k256,
-            root_ca_cert=self_signed_ca(root, ROOT_CA_NAME, 1, now - BACKDATE, now + CA_LIFETIME),
-            temp_ca_cert=self_signed_ca(temporary, TEMP_CA_NAME, 0, now - BACKDATE, now + CA_LIFETIME),
-            domain=domain,
-            bootstrap_info=to_json(record) if attest else None,
-        )
-        # a domain that no certificate can carry must fail here, before any key is stored
-        issuer = (material.root_ca_cert, root)
-        rpc_certificate(temporary, domain=domain, issuer=issuer, attestation=None, now=now)
+        material = first_keys(root, temporary, k256, domain=domain, now=self._now())
+        if attest:
+            material = msgspec.structs.replace(material, bootstrap_info=to_json(record))
         return material, record
 
     def _p256_key(self, label: str) -> ec.EllipticCurvePrivateKey:

@@ -18,21 +18,14 @@ from enclave.kms.authorization import Authorizer, ProofAuthorizer
 from enclave.kms.bootstrap import check_domain
 from enclave.kms.config import Core
 from enclave.kms.custody import Custody
+from enclave.kms.first_keys import first_keys
 from enclave.kms.key_store import KeyMaterial
 from enclave.kms.service import context, kms_boot_info
 from enclave.kms.source_kms import Source, SourceKms, SourceToken
 from shared.attestation.verify import VerifiedAttestation
 from shared.errors import ConfigError, InvalidEvidence, PolicyDenied, ProtocolError, StorageError
 from shared.keys.k256 import public_key
-from shared.ratls.certificates import (
-    BACKDATE,
-    CA_LIFETIME,
-    ROOT_CA_NAME,
-    TEMP_CA_NAME,
-    rpc_certificate,
-    self_signed_ca,
-    spki_der,
-)
+from shared.ratls.certificates import spki_der
 from shared.ratls.peer import check_issued_by
 from shared.rpc import kms_pb2 as pb
 
@@ -150,22 +143,11 @@ class Onboarder:
             raise ProtocolError("kms.onboard.keys", "Invalid keys")
         keys = answer.keys[0]
         root, temporary = _p256_key(keys.ca_key), _p256_key(answer.temp_ca_key)
-        now = self._now()
-        material = KeyMaterial(
-            root_ca_key=root,
-            temp_ca_key=temporary,
-            k256=keys.k256_key,
-            root_ca_cert=self_signed_ca(root, ROOT_CA_NAME, 1, now - BACKDATE, now + CA_LIFETIME),
-            temp_ca_cert=self_signed_ca(temporary, TEMP_CA_NAME, 0, now - BACKDATE, now + CA_LIFETIME),
-            domain=domain,
-        )
+        material = first_keys(root, temporary, keys.k256_key, domain=domain, now=self._now())
         try:
             material.root_keys()
         except ConfigError as error:
             raise ProtocolError("kms.onboard.keys", "Invalid keys") from error
-        # a domain that no certificate can carry must fail here, before any key is stored
-        issuer = (material.root_ca_cert, root)
-        rpc_certificate(temporary, domain=domain, issuer=issuer, attestation=None, now=now)
         return material
 
 

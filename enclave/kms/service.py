@@ -27,7 +27,7 @@ from shared.attestation.identity import (
 )
 from shared.attestation.report_data import RATLS_CERT, report_data
 from shared.attestation.verify import VerifiedAttestation
-from shared.boot_info import NITRO_ENCLAVE, BootInfo
+from shared.boot_info import AWS_NITRO_TPM, NITRO_ENCLAVE, SEV_SNP, BootInfo
 from shared.chain.decision import Subject
 from shared.chain.facts import Kind
 from shared.chain.rules import ANY_GATEWAY, treat_nitro_as_up_to_date
@@ -54,8 +54,8 @@ MAX_API_VERSION = 1
 
 RELEASE_GATES = {
     NITRO_ENCLAVE: "aws_nitro_enclave_key_release",
-    "dstack-aws-nitro-tpm": "aws_nitro_tpm_key_release",
-    "dstack-amd-sev-snp": "sev_snp_key_release",
+    AWS_NITRO_TPM: "aws_nitro_tpm_key_release",
+    SEV_SNP: "sev_snp_key_release",
 }
 """Platforms that get keys only if `[core]` opts in (spec kms section 2.2; drift #1303 for Nitro)."""
 
