@@ -101,7 +101,7 @@ class AgreedEndpoint:
     def _about_a_block(self, method: str, params: Sequence[object]) -> Call:
         """Name the block that a tag means to enough endpoints: each has its own newest one."""
         at = {"eth_getBlockByNumber": 0, "eth_getTransactionCount": 1}.get(method)
-        if at is None or params[at] not in {"latest", "finalized"}:
+        if at is None or params[at] not in ("latest", "finalized"):
             return method, params
         finalized, head = self._chain().blocks()
         number = hex(finalized.number if params[at] == "finalized" else head.number)

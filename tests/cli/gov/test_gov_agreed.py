@@ -237,6 +237,11 @@ def test_of_what_nodes_reckon_the_middle_counts_and_of_what_waits_the_most() -> 
     assert ask("eth_getTransactionCount", "0x5", "0x7", "0x5", params=["0x", "pending"]) == "0x7"
 
 
+def test_a_block_that_is_named_by_its_hash_is_asked_about_as_it_is() -> None:
+    at = {"blockHash": "0x" + "ab" * 32}
+    assert ask("eth_getTransactionCount", "0x5", "0x5", params=["0x", at]) == "0x5"
+
+
 @pytest.mark.parametrize(
     ("failures", "code"),
     [
