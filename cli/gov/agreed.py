@@ -28,8 +28,10 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 _LOGS: Final = "eth_getLogs"
-# What each node reckons for itself: of several answers the middle one, which no single endpoint can choose.
-_RECKONED: Final = frozenset({"eth_estimateGas", "eth_maxPriorityFeePerGas"})
+# What each node reckons for itself: the middle answer counts. Of an even number, of which two alone have no
+# middle, it is the lower tip, as the tip is paid: no endpoint alone can raise it. And it is the higher gas:
+# what is not used costs nothing, and a transaction with too little fails at its sender's cost.
+_RECKONED: Final = {"eth_maxPriorityFeePerGas": 1, "eth_estimateGas": 0}
 _SEND: Final = "eth_sendRawTransaction"
 # What endpoints say of a transaction that they have.
 _KNOWN: Final = re.compile(r"\balready ?(known|imported|exists)\b|\bknown transaction\b", re.IGNORECASE)
@@ -122,7 +124,7 @@ class AgreedEndpoint:
     def _merged(self, method: str, params: Sequence[object], values: Sequence[object]) -> object:
         if method in _RECKONED:
             numbers = sorted(quantity(one, what=f"the answer to {method}") for one in values)
-            return hex(numbers[len(numbers) // 2])
+            return hex(numbers[(len(numbers) - _RECKONED[method]) // 2])
         if method == "eth_getTransactionCount" and params[1] == "pending":
             # what one endpoint knows to be on its way is on its way
             return hex(max(quantity(one, what="the nonce") for one in values))

@@ -234,12 +234,20 @@ def test_half_of_the_answers_is_no_majority() -> None:
 
 def test_of_what_nodes_reckon_the_middle_counts_and_of_what_waits_the_most() -> None:
     assert ask("eth_estimateGas", "0x5", "0xffffff", "0x6") == "0x6"
+    assert ask("eth_maxPriorityFeePerGas", "0x5", "0xffffff", "0x6") == "0x6"
     assert ask("eth_getTransactionCount", "0x5", "0x7", "0x5", params=["0x", "pending"]) == "0x7"
 
 
 def test_a_block_that_is_named_by_its_hash_is_asked_about_as_it_is() -> None:
     at = {"blockHash": "0x" + "ab" * 32}
     assert ask("eth_getTransactionCount", "0x5", "0x5", params=["0x", at]) == "0x5"
+
+
+@pytest.mark.parametrize("told", [("0x5", "0xffffff"), ("0xffffff", "0x4", "0x5", "0x6")])
+def test_no_endpoint_alone_raises_the_tip_or_lowers_the_gas(told: tuple[str, ...]) -> None:
+    assert ask("eth_maxPriorityFeePerGas", *told) == "0x5"
+    lowered = [one.replace("0xffffff", "0x1") for one in told]
+    assert ask("eth_estimateGas", *lowered) == "0x5"
 
 
 @pytest.mark.parametrize(
