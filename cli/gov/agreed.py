@@ -4,13 +4,13 @@ For what is read, and for the checks before something is sent. A transaction goe
 the chain alone decides what becomes of it.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from cli.gov.refusals import is_known, is_refused
 from shared.chain.agreement import is_agreed
 from shared.errors import ConfigError, DstackError, UnavailableError
 from shared.net.at_once import AtOnce
@@ -33,9 +33,6 @@ _LOGS: Final = "eth_getLogs"
 # what is not used costs nothing, and a transaction with too little fails at its sender's cost.
 _RECKONED: Final = {"eth_maxPriorityFeePerGas": 1, "eth_estimateGas": 0}
 _SEND: Final = "eth_sendRawTransaction"
-# What endpoints say of a transaction that they have.
-_KNOWN: Final = re.compile(r"\balready ?(known|imported|exists)\b|\bknown transaction\b", re.IGNORECASE)
-_REFUSALS: Final = frozenset({"rpc.error", "rpc.reverted"})
 
 
 class AgreedEndpoint:
@@ -142,13 +139,7 @@ class AgreedEndpoint:
                 return endpoint.batch(calls)
             except DstackError as error:
                 failures.append(error)
-        open_ones = [one for one in failures if one.code not in _REFUSALS or is_known(one)]
-        raise (open_ones or failures)[0]
-
-
-def is_known(error: DstackError) -> bool:
-    """Tell whether an endpoint refused a transaction because it has it already."""
-    return _KNOWN.search(error.message) is not None
+        raise min(failures, key=lambda one: (not is_known(one), is_refused(one)))
 
 
 def _canonical(method: str, value: object) -> Any:  # noqa: ANN401 - JSON is untyped

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from cli.gov.agreed import is_known
 from cli.gov.chain import Block, Contracts, as_hex
 from cli.gov.key_file import Account
+from cli.gov.refusals import is_known, is_refused
 from cli.gov.reverts import revert_reason
 from cli.gov.transaction import Transaction
 from shared.chain.abi import checksum_address
@@ -143,7 +143,8 @@ class Sender:
         was made: then one that is mined, and was not reported yet, is the one that is meant.
 
         Raises `PolicyDenied`: `gov.would_revert`, `gov.reverted`; `ConfigError("gov.fee")`;
-        `UnavailableError`: `gov.pending`, `gov.nonce_taken`, `gov.refused`; `NotMinedError("gov.not_mined")`;
+        `UnavailableError`: `gov.pending`, `gov.nonce_taken`, `gov.refused` where the call is not on its way,
+        `gov.maybe_sent` where it may be; `NotMinedError("gov.not_mined")`;
         `StorageError("gov.outbox")`; `ProtocolError("gov.reorg")` where what this sender sent before is in no
         block any more; and what the endpoint raises.
         """
@@ -158,8 +159,9 @@ class Sender:
             elif before is None:
                 entry = self._again(path, entry, to, calldata, at)
             receipt = self._await(entry, to)
-        except PolicyDenied:
-            path.unlink(missing_ok=True)  # it is over, and told
+        except PolicyDenied as error:
+            if error.code == "gov.reverted":
+                path.unlink(missing_ok=True)  # it is over, and told
             raise
         self._reported.append(path)
         self._next_nonce = entry.nonce + 1
@@ -175,9 +177,13 @@ class Sender:
         entry = self._sign(path, self._free_nonce(), to, calldata, at)
         try:
             self._hand_in(entry)
-        except UnavailableError:
-            path.unlink(missing_ok=True)  # it was refused in so many words, so it is nowhere
-            raise
+        except UnavailableError as error:
+            if not is_refused(error):
+                raise _maybe_sent(error) from error
+            path.unlink(missing_ok=True)
+            raise UnavailableError(
+                "gov.refused", f"the transaction was not taken: {error.message}"
+            ) from error
         return entry
 
     def _free_nonce(self) -> int:
@@ -210,9 +216,12 @@ class Sender:
             self._hand_in(entry)
         except UnavailableError as error:
             if not any(word in error.message.lower() for word in _TOO_CHEAP):
-                raise
+                raise _maybe_sent(error) from error
             entry = self._sign(path, entry.nonce, to, calldata, at, before=entry)
-            self._hand_in(entry)
+            try:
+                self._hand_in(entry)
+            except UnavailableError as again:
+                raise _maybe_sent(again) from again
         return entry
 
     def _sign(
@@ -249,19 +258,15 @@ class Sender:
         return entry
 
     def _hand_in(self, entry: Entry) -> None:
-        """Give the newest form to the endpoint, which may have it already."""
+        """Give the newest form to the endpoint, which may have it already. Raises what it answers."""
         raw = entry.signed[-1][2]
         expected = keccak256(decode_hex(raw, what="the transaction"))
         try:
             answer = self._endpoint.batch([("eth_sendRawTransaction", [raw])])[0]
         except UnavailableError as error:
-            if error.code not in {"rpc.error", "rpc.reverted"}:
+            if error.code not in {"rpc.error", "rpc.reverted"} or is_known(error):
                 return  # it may have come through: the receipt tells
-            if is_known(error):
-                return
-            raise UnavailableError(
-                "gov.refused", f"the transaction was not taken: {error.message}"
-            ) from error
+            raise
         if data(answer, what="the transaction's hash", length=32) != expected:
             raise ProtocolError("rpc.malformed", "the endpoint names another transaction than was sent")
 
@@ -362,6 +367,14 @@ class Sender:
     @property
     def _name(self) -> str:
         return checksum_address(self._account.address)
+
+
+def _maybe_sent(error: UnavailableError) -> UnavailableError:
+    return UnavailableError(
+        "gov.maybe_sent",
+        f"the transaction may be on its way all the same, as this is no clear refusal: {error.message}; "
+        "repeat the command, which looks for it first, and sends nothing twice",
+    )
 
 
 def _hashes(entry: Entry) -> list[bytes]:

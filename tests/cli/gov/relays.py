@@ -44,6 +44,17 @@ class Relay:
         error = {"error": {"code": -32000, "message": message}}
         self.lie = lambda asked: error if method in {None, asked["method"]} else None
 
+    def fails_late(self, message: str, method: str) -> None:
+        """Answer a method with an error, once the chain has done what it asks."""
+
+        def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
+            if asked["method"] != method:
+                return None
+            self._honest(asked)
+            return {"error": {"code": -32603, "message": message}}
+
+        self.lie = lie
+
     def honest(self) -> None:
         """Answer what the chain does, again."""
         self.lie = lambda _: None

@@ -280,6 +280,19 @@ def test_no_contract_takes_the_place_of_one_that_the_chain_dropped(site: Site, r
     assert [kms["app_implementation"], kms["code"]["implementation"]] == places[:2]
 
 
+def test_a_creation_that_was_taken_and_answered_with_an_error_is_not_made_again(
+    site: Site, relay: Relay
+) -> None:
+    before = nonce(site)
+    # each of the three is taken, and none is said to be
+    relay.fails_late("request timed out", "eth_sendRawTransaction")
+    for _ in range(3):
+        refused(sent(site, relay), "gov.maybe_sent", 1)
+    relay.honest()
+    assert sent(site, relay).code == 0
+    assert nonce(site) == before + 3
+
+
 def test_an_address_that_an_endpoint_makes_up_is_refused(site: Site, relay: Relay) -> None:
     def lie(asked: dict[str, Any]) -> dict[str, Any] | None:
         if asked["method"] != "eth_getTransactionReceipt":

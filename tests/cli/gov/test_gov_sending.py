@@ -322,6 +322,74 @@ def test_a_refusal_leaves_nothing_behind(desk: Desk, said: str) -> None:
     assert list(desk.place.glob("*")) == []
 
 
+UNCLEAR = [
+    UnavailableError("rpc.error", "node.example answered with an error: request timed out"),
+    UnavailableError("rpc.error", "node.example answered with an error: nonce too low"),
+    RevertedError("node.example answered with an error: execution reverted", b""),
+]
+
+
+@pytest.mark.parametrize("mines", [True, False])
+@pytest.mark.parametrize("error", UNCLEAR, ids=lambda one: one.message.rpartition(": ")[2])
+def test_what_was_taken_and_answered_with_an_error_is_not_sent_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: UnavailableError, *, mines: bool
+) -> None:
+    node, take = desk.node, desk.node._take
+    node.mines = mines
+
+    def takes_and_fails(raw: bytes) -> str:
+        take(raw)
+        raise error
+
+    monkeypatch.setattr(node, "_take", takes_and_fails)
+    with refuses("gov.maybe_sent", UnavailableError) as caught:
+        desk.send(once=True)
+    assert "repeat the command" in caught.value.message
+    monkeypatch.undo()
+    node.mines = True
+    assert desk.send(once=True).hash == keccak256(node.taken[0])
+    assert len(set(node.taken)) == 1
+
+
+def test_what_no_node_took_is_sent_in_the_same_bytes_by_the_command_repeated(desk: Desk) -> None:
+    desk.node.refuses = UNCLEAR[0]
+    for _ in range(2):
+        with refuses("gov.maybe_sent", UnavailableError):
+            desk.send(once=True)
+    # what was handed in before may be with another node: that this one has no funds for it proves nothing
+    desk.node.refuses = UnavailableError("rpc.error", "insufficient funds")
+    with refuses("gov.maybe_sent", UnavailableError):
+        desk.send(once=True)
+    (kept,) = desk.place.glob("*")
+    written = kept.read_text()
+    desk.node.refuses = None
+    desk.send(once=True)
+    assert f"0x{desk.node.taken[0].hex()}" in written
+
+
+def test_what_may_be_on_its_way_is_kept_where_the_call_would_revert_by_now(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, first = desk.node, desk.node.batch
+    node.mines = False
+    with refuses("gov.not_mined", NotMinedError):
+        desk.send(once=True)
+    node.refuses = UnavailableError("rpc.error", "transaction underpriced")
+
+    def reverting(calls: Sequence[Call]) -> list[object]:
+        if calls[0][0] == "eth_estimateGas":
+            raise RevertedError("reverted", b"")
+        return first(calls)
+
+    monkeypatch.setattr(node, "batch", reverting)
+    with refuses("gov.would_revert", PolicyDenied):
+        desk.send(once=True)
+    monkeypatch.undo()
+    node.mine()
+    assert desk.send(once=True).hash == keccak256(node.taken[0])
+    assert len(node.taken) == 1
+
+
 def test_sends_nothing_that_the_contract_would_refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     first = desk.node.batch
     data = bytes.fromhex("118cdaa7") + bytes(12) + b"\xaa" * 20
