@@ -37,6 +37,8 @@ def cautions(
     if function == calldata.DEPLOY_AND_REGISTER_APP and isinstance(owner := arguments[0], bytes):
         if not contracts.code(owner, at):
             found.append(f"a single key will own the app: {checksum_address(owner)}")
+    elif function == calldata.TRANSFER_OWNERSHIP and isinstance(owner := arguments[0], bytes):
+        found += _who_would_accept(contracts, to, owner, at)
     elif function == calldata.SET_KMS_INFO and to == contracts.kms and isinstance(arguments[0], tuple):
         new, old = arguments[0][0], read_kms_info(contracts, at).k256_pubkey
         if old and old != new:
@@ -45,6 +47,25 @@ def cautions(
                 f"{calldata.shown(new)[2:]}, and a KMS that has the old ones is refused"
             )
     return tuple(found)
+
+
+def _who_would_accept(contracts: Contracts, to: bytes, owner: bytes, at: Block) -> list[str]:
+    """Return what is wrong, or weak, with whom a contract is offered to. Raises what the endpoint raises."""
+    name = checksum_address(owner)
+    if owner == ZERO_ADDRESS:
+        return []
+    if owner in {to, contracts.kms}:
+        which = "the contract itself" if owner == to else "the KMS contract"
+        return [f"{name} is {which}, which calls nobody: it can never accept"]
+    kind = contracts.account(owner, at)
+    if kind.threshold:
+        return []
+    if kind.has_code:
+        return [f"{name} is a contract, not a Safe: it must be one that can accept"]
+    if contracts.nonce(owner, at):
+        return [f"a single key will own the contract: {name}"]
+    unused = f"{name} has no code, and never sent a transaction"
+    return [f"{unused}: a single key will own the contract, or nobody has that key"]
 
 
 def owner_to_be(contracts: Contracts, owner: bytes, at: Block, *, may_be_key: bool) -> bytes:

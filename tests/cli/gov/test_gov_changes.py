@@ -129,6 +129,45 @@ def test_hands_an_app_over_in_two_steps(site: Site) -> None:
     assert site.owner.app(bytes.fromhex(app_id[2:])).functions.owner().call() == site.address(OTHER)
 
 
+NOBODYS = ["0x" + "00" * 19 + "01", "0x000000000000000000000000000000000000dEaD"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "note"),
+    [
+        *((one, "has no code, and never sent a transaction: a single key will own") for one in NOBODYS),
+        ("kms", "is the KMS contract, which calls nobody: it can never accept"),
+        ("app", "is the contract itself, which calls nobody: it can never accept"),
+        ("implementation", "is a contract, not a Safe"),
+        ("key", "a single key will own the contract"),
+    ],
+)
+def test_notes_who_is_no_owner_to_hand_a_contract_to(site: Site, owner: str, note: str) -> None:
+    app_id = site.app()
+    named = {
+        "kms": site.kms,
+        "app": app_id,
+        "implementation": site.gov("status", "--json").json["kms"]["app_implementation"],
+        "key": site.address(OWNER),
+    }
+    new_owner = named.get(owner, owner)
+    ran = site.gov("transfer-ownership", new_owner, "--app", app_id)
+    assert ran.code == (0 if owner == "key" else 4)
+    notes = [line for line in ran.output.splitlines() if line.startswith("  note ")]
+    assert len(notes) == 2
+    assert note in notes[1]
+    assert new_owner in notes[1]
+
+
+def test_the_kms_contract_is_not_handed_to_itself_unnoted(site: Site) -> None:
+    assert f"{site.kms} is the contract itself" in site.gov("transfer-ownership", site.kms).output
+
+
+def test_nothing_is_noted_of_an_offer_that_is_taken_back(site: Site) -> None:
+    ran = site.gov("transfer-ownership", "none", "--app", site.app())
+    assert ran.output.count("  note ") == 1
+
+
 def test_takes_an_offer_back(site: Site) -> None:
     app_id = site.app()
     site.send("transfer-ownership", site.address(OTHER), "--app", app_id)

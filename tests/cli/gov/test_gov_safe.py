@@ -90,7 +90,8 @@ def test_the_safe_makes_an_app_and_takes_over_a_contract(
         account=OTHER,
     )
     app_id = ran.json["transactions"][0]["app_id"]
-    safe_site.send("transfer-ownership", safe_site.safe.address, "--app", app_id, account=OTHER)
+    ran = safe_site.send("transfer-ownership", safe_site.safe.address, "--app", app_id, account=OTHER)
+    assert ran.output.count("  note ") == 1  # the Safe must accept: of a Safe there is no more to note
     path = tmp_path / "accept.json"
     assert safe_site.gov("accept-ownership", "--app", app_id, "--safe", str(path)).code == 5
     safe_site.safe.execute(path, signers=2)
