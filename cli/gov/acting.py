@@ -15,6 +15,7 @@ from cli.gov.change import Change, Seen, after, look
 from cli.gov.options import Acting, Where, contracts_of
 from cli.gov.reverts import revert_reason
 from cli.gov.safe_batch import Sent, batch_text
+from cli.gov.whole_file import write_whole
 from cli.places import state_path
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
@@ -224,7 +225,7 @@ def write_batch(acting: Acting, before: Sequence[Sent], calls: Sequence[Sent], a
     try:
         if path.exists() and not acting.append:
             raise ConfigError("gov.safe_file", f"{path} exists: --append adds to it")
-        path.write_text(text)
+        write_whole(path, text.encode())
     except OSError as error:
         raise StorageError("gov.safe_file.io", f"{path} cannot be written: {error}") from error
 

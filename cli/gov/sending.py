@@ -4,7 +4,6 @@ What is about to be sent is written down first. Whoever repeats a command that d
 it is waited for, handed in again, or signed again under the same nonce, of which a chain takes one alone.
 """
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from cli.gov.key_file import Account
 from cli.gov.refusals import is_known, is_refused
 from cli.gov.reverts import revert_reason
 from cli.gov.transaction import Transaction
+from cli.gov.whole_file import write_whole
 from shared.chain.abi import checksum_address
 from shared.chain.approval import create_address
 from shared.chain.events import APP_DEPLOYED_VIA_FACTORY, topic_of
@@ -97,12 +97,7 @@ class Outbox:
         """Write what is about to be sent, so that it is there after a crash."""
         try:
             self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new = path.with_suffix(f".{os.getpid()}.new")
-            with new.open("wb") as file:
-                file.write(msgspec.json.encode(entry))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
+            write_whole(path, msgspec.json.encode(entry))
         except OSError as error:
             raise StorageError("gov.outbox", f"{path} cannot be written: {error.strerror}") from error
 

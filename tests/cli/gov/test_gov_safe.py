@@ -1,6 +1,7 @@
 """A real Safe takes what `gov --safe` writes: its owners sign the file, and the contracts change."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,6 +142,26 @@ def test_writes_over_no_file(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) 
         1,
     )
     assert path.read_text() == "mine"
+
+
+def test_a_crash_while_adding_loses_no_call(
+    safe_site: SafeSite, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = tmp_path / "kept.json", tmp_path / "link.json"
+    safe_site.gov("image", "add", fresh(), "--safe", str(path))
+    path.chmod(0o640)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    words = ("image", "add", fresh(), "--safe", str(link), "--append")
+    with monkeypatch.context() as patched:
+        # the disk is full, or the machine stops, before the new calls are all on it
+        patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+        refused(safe_site.gov(*words), "gov.safe_file.io", 1)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.glob("*.json*")) == [path, link]
+    assert safe_site.gov(*words).code == 5
+    assert len(json.loads(path.read_text())["transactions"]) == 2
+    assert (path.stat().st_mode & 0o777, link.is_symlink()) == (0o640, True)
 
 
 def test_adding_the_same_call_again_adds_nothing(safe_site: SafeSite, fresh: Fresh, tmp_path: Path) -> None:
