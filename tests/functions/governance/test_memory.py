@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,40 @@ def test_a_claim_of_one_that_died_ends(
     clock.now += CLAIM_SECONDS + 1
     made.forget("a")
     assert made.do("a", lambda: None)
+
+
+def test_of_two_that_take_over_a_dead_claim_one_wins(
+    clock: Clock, rest: GoogleRest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite and Powertools read and write in one step; Firestore's two are tied by the document's time."""
+    first, second = (
+        FirestoreMemory(GoogleSession(anonymous_credentials()), "p1", "(default)", clock, rest.url)
+        for _ in range(2)
+    )
+
+    def die() -> None:
+        clock.now += CLAIM_SECONDS + 1
+        lost: Callable[..., object] = lambda *_: (_ for _ in ()).throw(_KilledError)  # noqa: E731
+        monkeypatch.setattr(first, "_commit", lost)
+        raise _KilledError
+
+    with pytest.raises(_KilledError):
+        first.do("a", die)
+    monkeypatch.undo()
+    done: list[str] = []
+    read = second._get
+
+    def read_and_be_overtaken(name: str) -> dict[str, Any] | None:
+        found = read(name)
+        assert first.do("a", lambda: done.append("first"))
+        return found
+
+    monkeypatch.setattr(second, "_get", read_and_be_overtaken)
+    with refuses("governance.busy", UnavailableError):
+        second.do("a", lambda: done.append("second"))
+    monkeypatch.undo()
+    assert not second.do("a", lambda: done.append("second"))
+    assert done == ["first"]
 
 
 def test_a_table_that_fails_is_told(aws: AwsServer) -> None:
