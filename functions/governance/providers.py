@@ -14,6 +14,7 @@ import msgspec
 
 from functions.governance import delivery
 from functions.governance.delivery import Delivery
+from functions.governance.networks import UNKNOWN, chain_of
 from shared.errors import InvalidEvidence, ProtocolError
 from shared.keccak import keccak256
 
@@ -24,16 +25,6 @@ MAX_SKEW: Final = 300
 """Seconds by which a signed timestamp may differ from our clock."""
 
 _MAX_STAMP: Final = 20
-_EVM_NETWORKS: Final = {
-    "ETH_MAINNET": 1,
-    "OPT_MAINNET": 10,
-    "MATIC_MAINNET": 137,
-    "BASE_MAINNET": 8453,
-    "ARB_MAINNET": 42161,
-    "BASE_SEPOLIA": 84532,
-    "ETH_SEPOLIA": 11155111,
-}
-"""Alchemy's names of chains; one that is missing here is not checked in the body."""
 
 Headers = Mapping[str, str]
 """With names in lower case."""
@@ -125,6 +116,15 @@ def _body_id(document: object) -> str:
     return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()
 
 
+def _named_chain(network: object) -> int | None:
+    """Return the chain of a network's name, `UNKNOWN` where that is not known, None where none is told."""
+    if network is None or network == "":
+        return None
+    if not isinstance(network, str):
+        delivery.refuse("the network is no text")
+    return chain_of(network)
+
+
 def _read_plain(document: dict[str, Any]) -> Delivery:
     chain_id = delivery.chain_number(document.get("chainId"))
     if chain_id is None:
@@ -143,7 +143,7 @@ def _read_alchemy(document: dict[str, Any]) -> Delivery:
         id=delivery.read_id(document, "id"),
         hints=delivery.read_logs(
             block.get("logs"),
-            chain_id=_EVM_NETWORKS.get(str(event.get("network", ""))),
+            chain_id=_named_chain(event.get("network")),
             blockHash=block.get("hash"),
             blockNumber=block.get("number"),
         ),
@@ -155,11 +155,16 @@ def _read_openzeppelin(document: dict[str, Any]) -> Delivery:
         return Delivery(id=_body_id(document), anywhere=True)
     match = delivery.object_of(document["EVM"], "EVM")
     transaction = delivery.object_of(match.get("transaction"), "EVM.transaction")
+    chain_id = delivery.chain_number(transaction.get("chainId"))
+    if chain_id is None:
+        chain_id = _named_chain(match.get("network_slug"))
+        if chain_id == UNKNOWN:
+            chain_id = None  # a slug is the operator's own word
     return Delivery(
         id=_body_id(document),
         hints=delivery.read_logs(
             match.get("logs"),
-            chain_id=delivery.chain_number(transaction.get("chainId")),
+            chain_id=chain_id,
             blockHash=transaction.get("blockHash"),
             blockNumber=transaction.get("blockNumber"),
         ),
@@ -168,7 +173,11 @@ def _read_openzeppelin(document: dict[str, Any]) -> Delivery:
 
 def _read_quicknode(document: dict[str, Any]) -> Delivery:
     logs = delivery.logs_within(document.get("data"))
-    return Delivery(id=_body_id(document), hints=delivery.read_logs(list(logs)))
+    metadata = document.get("metadata")  # where the stream has it in the body
+    network = metadata.get("network") if isinstance(metadata, dict) else None
+    return Delivery(
+        id=_body_id(document), hints=delivery.read_logs(list(logs), chain_id=_named_chain(network))
+    )
 
 
 def _read_tenderly(document: dict[str, Any]) -> Delivery:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from functions.governance.delivery import Delivery
+from functions.governance.networks import UNKNOWN
 from functions.governance.providers import MAX_BODY, PROVIDERS, plain_body, verify
 from shared.errors import ProtocolError
 from tests.shared.refusal import refuses
@@ -102,6 +103,66 @@ def test_alchemy_has_its_logs_in_a_block() -> None:
     [hint] = delivery.hints
     assert (delivery.id, hint.block_number, hint.log_index, hint.removed) == ("whevt_1", 7, 3, True)
     assert hint.chain_id == 8453
+
+
+def chain_of(provider: str, network: object, **transaction: Any) -> int | None:
+    """Return of which chain a delivery of one log says that it is."""
+    place = {"blockHash": HASH, "blockNumber": "0x7"}
+    block = {"hash": HASH, "number": 7, "logs": [log()]}
+    documents = {
+        "alchemy": {"id": "1", "event": {"network": network, "data": {"block": block}}},
+        "quicknode": {
+            "data": [log(**place, logIndex="0x0")],
+            "metadata": {"network": network, "batch_start_range": 1},
+        },
+        "openzeppelin": {
+            "EVM": {"network_slug": network, "transaction": place | transaction, "logs": [log()]}
+        },
+    }
+    [hint] = read(provider, documents[provider]).hints
+    return hint.chain_id
+
+
+@pytest.mark.parametrize(
+    ("provider", "network", "chain_id"),
+    [
+        ("alchemy", "ETH_MAINNET", 1),
+        ("alchemy", "MATIC_MAINNET", 137),
+        ("alchemy", "OPT_SEPOLIA", 11155420),
+        ("quicknode", "ethereum-mainnet", 1),
+        ("quicknode", "base-mainnet", 8453),
+        ("quicknode", "arbitrum-sepolia", 421614),
+        ("openzeppelin", "ethereum_sepolia", 11155111),
+        ("openzeppelin", "arbitrum_one", 42161),
+        ("openzeppelin", "base", 8453),
+    ],
+)
+def test_a_chain_is_known_by_its_providers_name(provider: str, network: str, chain_id: int) -> None:
+    assert chain_of(provider, network) == chain_id
+
+
+@pytest.mark.parametrize("provider", ["alchemy", "quicknode"])
+@pytest.mark.parametrize("network", ["ZKSYNC_MAINNET", "anything"])
+def test_a_name_that_is_not_known_is_no_chain_of_ours(provider: str, network: str) -> None:
+    assert chain_of(provider, network) == UNKNOWN
+
+
+@pytest.mark.parametrize("provider", ["alchemy", "quicknode", "openzeppelin"])
+def test_what_names_no_chain_says_none(provider: str) -> None:
+    assert chain_of(provider, None) is None
+    assert chain_of(provider, "") is None
+
+
+@pytest.mark.parametrize("provider", ["alchemy", "quicknode", "openzeppelin"])
+def test_a_network_that_is_no_text_is_refused(provider: str) -> None:
+    with refuses("governance.body.shape", ProtocolError):
+        chain_of(provider, {"name": "ETH_MAINNET"})
+
+
+def test_openzeppelins_chain_id_counts_before_a_slug_that_the_operator_chose() -> None:
+    assert chain_of("openzeppelin", "base_mainnet", chainId="0x1") == 1
+    assert chain_of("openzeppelin", "base_mainnet", chainId="0x0") == 0
+    assert chain_of("openzeppelin", "our_chain") is None
 
 
 def test_openzeppelin_monitor_has_its_logs_in_a_match() -> None:

@@ -34,6 +34,7 @@ from tests.functions.governance.world import (
     block_hash,
     plain,
     settle,
+    wire,
 )
 from tests.shared.refusal import refuses
 
@@ -472,6 +473,18 @@ def test_an_event_of_another_chain_is_ignored_with_a_code(running: World) -> Non
     assert hint is not None
     answer = running.post(plain(hint, chain_id=1))
     assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.chain": 1})
+
+
+@pytest.mark.parametrize("network", ["BASE_MAINNET", "ZKSYNC_MAINNET"])
+def test_a_network_of_alchemys_that_is_not_ours_is_ignored_with_a_code(running: World, network: str) -> None:
+    hint = running.chain.mine(remove=A)
+    assert hint is not None
+    event = {"network": network, "data": {"block": {"logs": [wire(hint)]}}}
+    body = msgspec.json.encode({"id": "1", "event": event})
+    headers = {"X-Alchemy-Signature": hmac.new(SECRET, body, hashlib.sha256).hexdigest()}
+    answer = running.service.handle("POST", "/webhooks/alchemy", headers, body)
+    assert (answer.status, answer.body["ignored"]) == (200, {"governance.event.chain": 1})
+    assert running.queue == []
 
 
 def test_what_anybody_can_send_calls_nobody(running: World) -> None:
