@@ -18,8 +18,10 @@ from shared.net.json_rpc import Call, Endpoint, RevertedError, quantity
 from shared.net.quorum import MAX_ENDPOINTS, ChainQuorum
 
 # Of blocks, receipts and logs the fields that are read here: in others nodes differ without lying.
+_BLOCK: Final = ("number", "hash", "timestamp", "baseFeePerGas")
 _FIELDS: Final[dict[str, tuple[str, ...]]] = {
-    "eth_getBlockByNumber": ("number", "hash", "timestamp", "baseFeePerGas"),
+    "eth_getBlockByNumber": _BLOCK,
+    "eth_getBlockByHash": _BLOCK,
     "eth_getTransactionReceipt": (
         *("transactionHash", "blockNumber", "blockHash", "status", "contractAddress", "to", "logs"),
     ),
@@ -100,7 +102,7 @@ class AgreedEndpoint:
     def _about_a_block(self, method: str, params: Sequence[object]) -> Call:
         """Name the block that a tag means to enough endpoints: each has its own newest one."""
         at = {"eth_getBlockByNumber": 0, "eth_getTransactionCount": 1}.get(method)
-        if at is None or params[at] not in ("latest", "finalized"):
+        if at is None or params[at] not in ("latest", "finalized"):  # or a block by its hash, which is a dict
             return method, params
         finalized, head = self._chain().blocks()
         number = hex(finalized.number if params[at] == "finalized" else head.number)

@@ -66,6 +66,13 @@ def test_endpoints_are_read_from_the_config(site: Site, three: list[Relay], tmp_
     assert ("[gov.rpc]" in output, code) == (True, 2)
 
 
+def test_several_tell_the_id_that_an_app_will_have(site: Site, three: list[Relay]) -> None:
+    words = ("app", "deploy", "--owner", site.address(OWNER), "--owner-is-key")
+    told, alone = gov(site, three, *words), site.gov(*words)
+    assert told.output.splitlines()[1:] == alone.output.splitlines()[1:]
+    assert (told.code, "the app id will be 0x" in told.output) == (4, True)
+
+
 def test_one_that_lies_is_outvoted(site: Site, three: list[Relay], fresh: Fresh) -> None:
     value = fresh()
     three[0].lies("eth_call", "0x" + "00" * 31 + "01")  # as if everything were allowed
