@@ -1,11 +1,16 @@
 """Deployments as the HTTP API shows them: no leases, no idempotency keys, no blobs' places."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from functions.deploy.cloud import FirewallRule, Machine
-from functions.deploy.record import Deployment, Event
+from functions.deploy.record import Deployment, Event, workload
+from shared.errors import ProtocolError
+from shared.hex import decode_hex
+
+_SETTINGS: Final = ("device_id", "app_owner")
+"""What of the request's options the contracts are asked with."""
 
 
 def summary(deployment: Deployment) -> dict[str, Any]:
@@ -33,6 +38,7 @@ def whole(deployment: Deployment) -> dict[str, Any]:
         "files": deployment.files.project,
         "encrypted_env": deployment.files.encrypted_env,
         "env_names": deployment.settings.get("env_names", []),
+        **{name: deployment.settings.get(name, "") for name in _SETTINGS},
         "planned": None
         if planned is None
         else {
@@ -46,14 +52,49 @@ def whole(deployment: Deployment) -> dict[str, Any]:
         },
         "approved": msgspec.to_builtins(deployment.approved),
         "running": msgspec.to_builtins(running),
+        "launched": msgspec.to_builtins(deployment.launched),
+        "key_server": deployment.key_server,
         "quarantine": msgspec.to_builtins(deployment.quarantine),
         "resources": [
-            {"kind": one.kind, "name": one.name, "place": one.place, "state": one.state}
+            {
+                "kind": one.kind,
+                "name": one.name,
+                "place": one.place,
+                "state": one.state,
+                "keep": one.keep,
+            }
             for one in deployment.resources
         ],
         "failure": msgspec.to_builtins(deployment.failure),
         "unverified_progress": msgspec.to_builtins(deployment.progress),
     }
+
+
+def read_whole(shown: dict[str, Any]) -> Deployment:
+    """Return the record that `whole` shows, as far as it does: all that governance judges by is there.
+
+    Raises `ProtocolError`: `api.answer` for what is no such view, or another version's, `hex.invalid`.
+    """
+    try:
+        planned = shown["planned"]
+        fields = {
+            **shown,
+            "files": {"project": shown["files"], "encrypted_env": shown["encrypted_env"]},
+            "settings": {name: str(shown[name]) for name in _SETTINGS},
+            "planned": planned and {**planned, "plan": ""},
+            "launched": shown["launched"],
+            "key_server": shown["key_server"],
+        }
+        found = msgspec.convert(fields, Deployment)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ProtocolError("api.answer", f"the answer is no deployment of this version: {error}") from error
+    proven = found.running and found.running.proven
+    for one in (workload(found.planned), found.launched, proven):
+        for name in ("app_id", "compose_hash", "os_image_hash", "mr_aggregated", "device_id"):
+            decode_hex(getattr(one, name, ""), what=name, prefix=False)
+    for name in _SETTINGS:
+        decode_hex(found.settings[name], what=name)
+    return found
 
 
 def event(one: Event) -> dict[str, Any]:
