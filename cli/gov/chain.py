@@ -12,7 +12,7 @@ import msgspec
 from cli.gov.agreed import AgreedEndpoint
 from shared.chain import abi, slots, views
 from shared.chain.abi_values import Kind, decode_values
-from shared.errors import ConfigError, ProtocolError, UnavailableError
+from shared.errors import ConfigError, DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call, Endpoint, data, fields, quantity
 
 ZERO_ADDRESS: Final = bytes(20)
@@ -257,6 +257,11 @@ def head_json(at: Block) -> dict[str, Any]:
         "block": {"number": at.number, "hash": as_hex(at.hash), "time": at.time},
         "endpoints": {"asked": at.asked, "agreeing": at.agreeing},
     }
+
+
+def unread(error: DstackError) -> str:
+    """Return why it is not known what the contracts say of something."""
+    return f"what the contracts say could not be read: {error.message} [{error.code}]"
 
 
 def as_hex(raw: bytes) -> str:

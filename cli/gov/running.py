@@ -1,111 +1,94 @@
-"""What runs that the contracts no longer allow: deployments, held to the state of one block."""
+"""What runs that the contracts do not allow: deployments, judged as the governance function judges them."""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from cli.gov.chain import Block, Contracts
-from shared.chain import abi, rules, views
+from cli.gov.chain import Block, Contracts, unread
+from functions.deploy.quarantine import at_stake
+from functions.deploy.record import Deployment, Step, Workload
+from functions.governance.judgement import (
+    NOT_ALLOWED_YET,
+    Question,
+    Views,
+    judge,
+    key_server_questions,
+    questions,
+)
+from shared.chain import abi
+from shared.chain.abi import MALFORMED, REVERTED
+from shared.chain.header import BlockRef
 from shared.errors import DstackError
-from shared.hex import decode_hex
 
-_FOREIGN: Final = frozenset({"rpc.reverted", "abi.malformed"})
-_STEPS: Final = frozenset({"running"})
-_APP_ID_BYTES: Final = 20
+_REFUSALS: Final = {
+    "rpc.reverted": REVERTED,
+    "abi.malformed": MALFORMED,
+    "net.response.oversize": MALFORMED,
+}
+_MAX_REASON: Final = 200
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """One deployment that runs, and why a KMS would refuse it now: sentences, none where it would not.
+    """One deployment that is up, what it runs, and why a KMS would refuse it now: empty where it would not.
 
-    A device is looked at where the deployment's evidence named it. `unread` says why the app contract could
-    not be read, where that is so: then it is not known.
+    `refused` is the contract's reason. `unread` says why it is not known, where that is so.
     """
 
     name: str
     app_id: str
     compose_hash: str
     os_image_hash: str
-    refused: tuple[str, ...]
+    refused: tuple[str, ...] = ()
     unread: str = ""
 
 
-def held_to_policy(contracts: Contracts, deployments: Iterable[dict[str, Any]], at: Block) -> list[Held]:
-    """Return the deployments that run, each held to the contracts."""
-    return [_held(contracts, one, at) for one in deployments if one["step"] in _STEPS and one.get("planned")]
+def held_to_policy(contracts: Contracts, deployments: Iterable[Deployment], at: Block) -> list[Held]:
+    """Return the deployments that are up, or come up without being asked about again, each judged."""
+    return [
+        _held(contracts, found, workload, at)
+        for found in deployments
+        if (workload := at_stake(found)) is not None and not _is_down(found)
+    ]
 
 
-def _held(contracts: Contracts, deployment: dict[str, Any], at: Block) -> Held:
-    planned = deployment["planned"]
-    running = deployment.get("running") or {}
-    app_id, compose_hash, image = (
-        decode_hex(planned[name], what=name) for name in ("app_id", "compose_hash", "os_image_hash")
-    )
-    image_allowed, registered = contracts.flags(
-        at,
-        (contracts.kms, abi.call(views.ALLOWED_OS_IMAGES, image)),
-        (contracts.kms, abi.call(views.REGISTERED_APPS, app_id)),
-    )
-    refused = [] if image_allowed else ["the os image is not allowed"]
-    unread = ""
-    if registered:
-        try:
-            refused += _app_refusals(contracts, app_id, compose_hash, planned, running, at)
-        except DstackError as error:
-            if error.code in _FOREIGN:
-                refused.append("the app contract is of another kind, or reverts")
-            else:
-                unread = f"{error.message} [{error.code}]"
-    else:
-        refused.append("the app is not registered")
+def _is_down(found: Deployment) -> bool:
+    # what `start` would start is at stake too, and does not run
+    return found.step is Step.STOPPED and found.is_resting
+
+
+def _held(contracts: Contracts, found: Deployment, workload: Workload, at: Block) -> Held:
+    failures: list[str] = []
+
+    def ask(asked: Iterable[Question], selector: bytes) -> dict[Question, Views]:
+        # of one block, as all that is shown here: what is final is not asked
+        return {one: Views(_verdict(contracts, one, selector, at, failures), None) for one in asked}
+
+    # a quarantine was governance's answer, and this asks anew
+    found = msgspec.structs.replace(found, quarantine=None)
+    views = ask(questions(found), abi.IS_APP_ALLOWED)
+    views |= ask(key_server_questions(found, views), abi.IS_KMS_ALLOWED)
+    judged = judge(found, views, BlockRef(at.number, at.hash), is_orphaned=False)
+    is_refused = judged.action == "stop" or judged.code == NOT_ALLOWED_YET
+    untold = {"unsure": "; ".join(failures), "tell": judged.reason}.get(judged.action, "")
     return Held(
-        name=deployment["name"],
-        app_id=planned["app_id"],
-        compose_hash=planned["compose_hash"],
-        os_image_hash=planned["os_image_hash"],
-        refused=tuple(refused),
-        unread=unread,
+        name=found.name,
+        app_id=workload.app_id,
+        compose_hash=workload.compose_hash,
+        os_image_hash=workload.os_image_hash,
+        refused=(judged.reason[:_MAX_REASON],) if is_refused else (),
+        unread="" if is_refused else untold,
     )
 
 
-def _app_refusals(
-    contracts: Contracts,
-    app_id: bytes,
-    compose_hash: bytes,
-    planned: dict[str, Any],
-    running: dict[str, Any],
-    at: Block,
-) -> list[str]:
-    found = []
-    compose_allowed, any_device = contracts.flags(
-        at,
-        (app_id, abi.call(views.ALLOWED_COMPOSE_HASHES, compose_hash)),
-        (app_id, abi.call(views.ALLOW_ANY_DEVICE)),
-    )
-    if not compose_allowed:
-        found.append("the compose hash is not allowed")
-    device = str((running.get("proven") or {}).get("device_id") or "")
-    if device and not any_device:
-        call = abi.call(views.ALLOWED_DEVICE_IDS, decode_hex(device, what="device_id"))
-        if contracts.flags(at, (app_id, call)) == [False]:
-            found.append("the device is not allowed")
-    if _tcb_status(planned, running) != rules.UP_TO_DATE and _wants_tcb(contracts, app_id, at):
-        found.append("the app wants a tcb status of UpToDate")
-    return found
-
-
-def _tcb_status(planned: dict[str, Any], running: dict[str, Any]) -> str:
-    """Return what the evidence said of the TCB; where none was seen, what the platform's says at best."""
-    told = (running.get("verdict") or {}).get("tcb_status")
-    if told is not None:
-        return str(told)
-    return "" if planned.get("platform") == "nitro" else rules.UP_TO_DATE
-
-
-def _wants_tcb(contracts: Contracts, app_id: bytes, at: Block) -> bool:
+def _verdict(
+    contracts: Contracts, asked: Question, selector: bytes, at: Block, failures: list[str]
+) -> str | None:
+    call = abi.boot_info_call(selector, asked.boot_info())
     try:
-        return contracts.flags(at, (app_id, abi.call(views.REQUIRE_TCB_UP_TO_DATE))) == [True]
+        return asked.read(abi.decode_verdict(contracts.views(at, (contracts.kms, call))[0]))
     except DstackError as error:
-        if error.code in _FOREIGN:
-            return False  # an app contract of the first version, which wants nothing
-        raise
+        if error.code in _REFUSALS:
+            return _REFUSALS[error.code]
+        failures.append(unread(error))
+        return None

@@ -16,8 +16,10 @@ from cli.gov.proposals import Proposals, read_proposals
 from cli.gov.running import Held, held_to_policy
 from cli.gov.safe_service import SafeService
 from cli.gov.status_report import Status, print_status, status_json
-from cli.gov.waiting import STEP, Waiting, waiting_for_calls
+from cli.gov.waiting import Waiting, waiting_for_calls
 from cli.places import config_path
+from functions.deploy.record import Goal
+from functions.deploy.views import read_whole
 from functions.plan.project_files import read_config
 from shared.chain import abi
 from shared.chain.abi import checksum_address
@@ -86,14 +88,13 @@ def _read(
     unseen = ""
     try:
         deployments = deployments_of(Chosen(api=api), read_config(config_path(os.environ)))
-        steps = {"running", STEP}
-        whole = [deployments.get(one["name"]) for one in deployments.list_all() if one["step"] in steps]
-        waiting = tuple(waiting_for_calls(contracts, whole, at))
-        held = tuple(held_to_policy(contracts, whole, at))
+        there = [one["name"] for one in deployments.list_all() if one["goal"] != Goal.REMOVED]
+        records = [read_whole(deployments.get(name)) for name in there]
     except DstackError as error:
-        if error.code.startswith(_OF_THE_CHAIN):
-            raise
         unseen = f"{error} [{error.code}]"
+    else:
+        waiting = tuple(waiting_for_calls(contracts, records, at))
+        held = tuple(held_to_policy(contracts, records, at))
     owner = contracts.owner(contracts.kms, at)
     apps = tuple(read_apps(contracts, first, at))
     proposals, untold = _proposals(contracts, service, owner, apps, at)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 import msgspec
 
+from cli.compose import visible
 from cli.gov.acting import kind_text, sender_text
 from cli.gov.chain import Block, Owner, as_hex, head_json, head_text
 from cli.gov.code import Code, code_json, code_text
@@ -74,8 +75,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_unsure(self) -> bool:
-        """Whether something may run against the policy, and is not known to."""
-        return self.held is None or any(one.unread for one in self.held)
+        """Whether of something that runs, or waits, it is not known what the contracts say."""
+        told: list[Held | Waiting] = [*(self.held or ()), *self.waiting]
+        return self.held is None or any(one.unread for one in told)
 
     @property
     def violations(self) -> list[Held]:
@@ -134,7 +136,7 @@ def print_status(found: Status) -> None:
     for warning in found.warnings:
         click.echo(f"warning: {warning}")
     if found.violations:
-        click.echo(f"NOT ALLOWED  {len(found.violations)} running: stop them, or allow them again")
+        click.echo(f"NOT ALLOWED  {len(found.violations)} running: stop them, or have them allowed")
 
 
 def _print_deployments(found: Status) -> None:
@@ -143,8 +145,7 @@ def _print_deployments(found: Status) -> None:
         return
     click.echo(f"running deployments: {len(found.held)}")
     for one in found.held:
-        unread = (f"its app contract could not be read: {one.unread}",) if one.unread else ()
-        click.echo(f"  {one.name}  {'; '.join((*one.refused, *unread)) or 'allowed'}")
+        click.echo(f"  {one.name}  {visible('; '.join(one.refused or (one.unread,))) or 'allowed'}")
     if found.waiting:
         click.echo(f"deployments that wait for governance: {len(found.waiting)}")
     for waiting in found.waiting:
@@ -152,14 +153,16 @@ def _print_deployments(found: Status) -> None:
 
 
 def _print_waiting(one: Waiting) -> None:
-    click.echo(f"  {one.name}  {len(one.calls)} calls are missing")
+    click.echo(f"  {one.name}  {one.unread or f'{len(one.calls)} calls are missing'}")
     for seen in one.calls:
         click.echo(f"    call    {seen.change.text}")
         click.echo(f"    to      {checksum_address(seen.change.to)}")
         click.echo(f"    sender  {sender_text(seen)}")
         click.echo(f"    data    {as_hex(seen.change.calldata)}")
     for why in one.blocked:
-        click.echo(f"    note    {why}")
+        click.echo(f"    blocked {why}")
+    for note in one.notes:
+        click.echo(f"    note    {note}")
 
 
 def _waiting_json(one: Waiting) -> dict[str, Any]:
@@ -176,6 +179,8 @@ def _waiting_json(one: Waiting) -> dict[str, Any]:
             for seen in one.calls
         ],
         "blocked": list(one.blocked),
+        "notes": list(one.notes),
+        "unread": one.unread,
     }
 
 

@@ -15,18 +15,13 @@ from functions.governance.delivery import LogHint, read_log
 from functions.governance.events import EVENTS
 from shared.boot_info import BootInfo
 from shared.chain import abi
+from shared.chain.abi import MALFORMED, REVERTED
 from shared.chain.agreement import is_agreed
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.at_once import AtOnce
 from shared.net.json_rpc import Call, Endpoint, data, fields, quantity
 from shared.net.quorum import ChainQuorum
-
-REVERTED: Final = "isAppAllowed reverts"
-"""What a contract's own failure counts as: the key server denies then, too."""
-
-MALFORMED: Final = "isAppAllowed answers what is no decision"
-"""What a reason counts as that is no text, or has no end: a key server that cannot read it denies, too."""
 
 MAX_GAS: Final = 2_000_000
 """For one decision, of which an honest one burns 60,000: a batch of them is answered before it times out."""
@@ -244,12 +239,11 @@ def _hints(logs: Sequence[object]) -> Iterator[LogHint]:
 def _verdict(answer: object) -> str:
     raw = data(answer, what="the decision")
     try:
-        allowed, reason = abi.decode_decision(raw)
+        return abi.decode_verdict(raw)
     except ProtocolError:
         if not raw:  # an address without code answers nothing, which is no word of a contract
             raise
         return MALFORMED
-    return "" if allowed else reason or "no reason given"
 
 
 def _alone(endpoint: Endpoint, call: Call) -> str | None:

@@ -15,14 +15,12 @@ from functions.deploy.record import Deployment, Quarantine
 from functions.deploy.store import DeploymentStore
 from functions.governance.chain import View
 from functions.governance.judgement import (
-    NO_APP,
     RUNS_REFUSED,
     Judgement,
     Question,
     Views,
     judge,
-    key_server_question,
-    question,
+    key_server_questions,
     questions,
 )
 from functions.governance.notice import Notice, Notify
@@ -116,7 +114,7 @@ class Governor:
         try:
             finalized, head = named or self._blocks(at_least)
             views, doubt = self._views(asked, finalized, head)
-            servers = tuple({one: None for found in concerned for one in _key_servers(found, views)})
+            servers = tuple({one: None for found in concerned for one in key_server_questions(found, views)})
             if servers:
                 more, other_doubt = self._views(servers, finalized, head, abi.IS_KMS_ALLOWED)
                 views, doubt = views | more, doubt or other_doubt
@@ -284,15 +282,6 @@ def _is_orphaned(held: Quarantine | None, head: BlockRef, is_canonical: Callable
     if held is None or held.block_number > head.number:
         return False
     return not is_canonical(BlockRef(held.block_number, bytes.fromhex(held.block_hash)))
-
-
-def _key_servers(found: Deployment, views: dict[Question, Views]) -> Iterator[Question]:
-    """Return what must be asked about key servers: of what runs and is none of the contract's apps."""
-    running = at_stake(found)
-    if running is not None and views[question(found, running)].head in NO_APP:
-        asked = key_server_question(found, running)
-        if asked is not None:
-            yield asked
 
 
 def _concerns(found: Deployment, address: bytes | None, kms: bytes) -> bool:

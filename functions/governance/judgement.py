@@ -148,6 +148,15 @@ def questions(found: Deployment) -> tuple[Question, ...]:
     return tuple({question(found, one): None for one in wanted if one is not None})
 
 
+def key_server_questions(found: Deployment, views: dict[Question, Views]) -> tuple[Question, ...]:
+    """Return what must be asked about key servers: of what runs and is none of the contract's apps."""
+    running = at_stake(found)
+    if running is None or views[question(found, running)].head not in NO_APP:
+        return ()
+    asked = key_server_question(found, running)
+    return () if asked is None else (asked,)
+
+
 def judge(
     found: Deployment, views: dict[Question, Views], final: BlockRef, *, is_orphaned: bool
 ) -> Judgement:

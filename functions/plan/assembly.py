@@ -130,7 +130,7 @@ def make_plan(facts: Facts, ask_chain: AskChain | None) -> Plan:
     findings = (*problems, *facts.findings, *left_out)
     refused = has_errors(findings)
     asked = Asked(facts.device_id, facts.app_owner, facts.kms_contract)
-    wanted, boot_info = _wanted(facts.platform, identity, compose_hash, facts.image.os_image_hash, asked)
+    wanted, boot_info = wanted_of(facts.platform, identity, compose_hash, facts.image.os_image_hash, asked)
     state = None if ask_chain is None or refused else ask_chain(boot_info)
     approval = _NOT_ASKED_FOR if refused else needed_approval(wanted, facts.kms_contract, state)
     return Plan(
@@ -159,7 +159,7 @@ def ask_again(plan: Plan, asked: Asked, ask_views: AskViews | None) -> Standing:
     """
     compose_hash = bytes.fromhex(plan.compose.compose_hash)
     image = bytes.fromhex(plan.image.os_image_hash)
-    wanted, boot_info = _wanted(plan.platform, plan.app, compose_hash, image, asked)
+    wanted, boot_info = wanted_of(plan.platform, plan.app, compose_hash, image, asked)
     views = None if ask_views is None else ask_views(boot_info)
     state = None if views is None else views.head
     approval = needed_approval(wanted, asked.kms_contract, state)
@@ -330,9 +330,10 @@ def _compose_diff(old: Deployed, compose: ComposePlan) -> ComposeDiff:
 # ---- what the chain allows ----
 
 
-def _wanted(
+def wanted_of(
     platform: str, app: AppIdentity, compose_hash: bytes, image: bytes, asked: Asked
 ) -> tuple[Wanted, BootInfo]:
+    """Return what the contracts shall allow, and what they are asked to tell whether they do."""
     app_id = bytes.fromhex(app.app_id)
     is_nitro = platform == "nitro"
     device_id = asked.device_id or (NITRO_DEVICE_ID if is_nitro else None)

@@ -19,6 +19,12 @@ IS_KMS_ALLOWED = bytes.fromhex("e067ec9d")
 GATEWAY_APP_ID = bytes.fromhex("95f51931")
 APP_IMPLEMENTATION = bytes.fromhex("25a992da")
 
+REVERTED = "isAppAllowed reverts"
+"""What a contract's own failure counts as: the key server denies then, too."""
+
+MALFORMED = "isAppAllowed answers what is no decision"
+"""What a reason counts as that is no text, or has no end: a key server that cannot read it denies, too."""
+
 
 def call(selector: bytes, *words: bytes) -> bytes:
     """Return calldata of a view with static arguments; each is left-padded to a word."""
@@ -45,6 +51,12 @@ def boot_info_call(selector: bytes, boot_info: BootInfo) -> bytes:
 def decode_decision(data: bytes) -> tuple[bool, str]:
     """Read the `(bool, string)` of an authorization view. Raises `ProtocolError("abi.malformed")`."""
     return _bool(data, 0), _string_at(data, _WORD)
+
+
+def decode_verdict(data: bytes) -> str:
+    """Read the same as the reason of a refusal, empty where it allows. Raises as `decode_decision`."""
+    allowed, reason = decode_decision(data)
+    return "" if allowed else reason or "no reason given"
 
 
 def decode_string(data: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from shared.chain import calldata, rlp, rules
+from shared.chain import abi, calldata, rlp, rules
 from shared.chain.abi_values import Value
 from shared.chain.calldata import Function
 from shared.errors import ConfigError
@@ -316,4 +316,4 @@ class _Plan:
 
 
 def _denied(decision: str | None) -> str:
-    return "isAppAllowed reverts" if decision is None else f"isAppAllowed says {decision[:200]!a}"
+    return abi.REVERTED if decision is None else f"isAppAllowed says {decision[:200]!a}"

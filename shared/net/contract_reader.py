@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shared.boot_info import BootInfo
-from shared.chain import abi, rules, views
+from shared.chain import abi, views
 from shared.chain.approval import AppState, ChainState
 from shared.chain.header import BlockRef
 from shared.errors import ConfigError, ProtocolError, UnavailableError
@@ -145,8 +145,7 @@ class ContractReader:
             if error.code == "rpc.reverted":
                 return None
             raise
-        allowed, reason = abi.decode_decision(data(answer, what="the decision"))
-        return rules.ALLOWED if allowed else reason or "no reason given"
+        return abi.decode_verdict(data(answer, what="the decision"))
 
     @staticmethod
     def _views(contract: bytes, at: _BlockId, *calls: bytes) -> Sequence[Call]:

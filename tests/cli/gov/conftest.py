@@ -10,8 +10,12 @@ import pytest
 
 from cli.devchain.governance import Governance
 from cli.devchain.launcher import Chain, start_chain
+from cli.gov import status
+from functions.deploy import views
+from functions.deploy.record import Deployment, Planned, Running, Step, workload
 from tests.conftest import CHAIN_ENGINE
 from tests.docs.console_page import call
+from tests.functions.deploy.memory_cloud import some_deployment
 
 OWNER, OTHER, PAYER = 0, 1, 2
 """Of the chain's funded accounts: who owns the contracts, who does not, and who pays for a Safe."""
@@ -27,6 +31,42 @@ class Ran(msgspec.Struct, frozen=True):
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.output)
         return found
+
+
+class Listed:
+    """Deployments, as the API's documents show them."""
+
+    def __init__(self, *records: Deployment) -> None:
+        self._records = {one.name: one for one in records}
+
+    def list_all(self) -> Iterator[dict[str, Any]]:
+        return map(views.summary, self._records.values())
+
+    def get(self, name: str) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(msgspec.json.encode(views.whole(self._records[name])))
+        return shown
+
+
+def planned(app_id: str, compose: str, image: str, platform: str = "gcp") -> Planned:
+    """Return a plan of an app id and hashes, each with its prefix."""
+    return Planned(
+        plan_id=f"plan of {compose}",
+        app_id=app_id[2:].lower(),
+        compose_hash=compose[2:],
+        os_image_hash=image[2:],
+        platform=platform,
+        plan="",
+    )
+
+
+def up(plan: Planned, **running: Any) -> Deployment:
+    """Return a deployment that runs what was planned."""
+    return some_deployment(
+        step=Step.RUNNING,
+        planned=plan,
+        running=Running(plan_id=plan.plan_id, **running),
+        launched=workload(plan),
+    )
 
 
 class Creation:
@@ -110,6 +150,16 @@ def site(_site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
     for name in ("DSTACK_RPC_URL", "DSTACK_KMS_CONTRACT", "DSTACK_CLOUD_API"):
         monkeypatch.delenv(name, raising=False)
     return _site
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what has `gov status` find these deployments, and no others."""
+
+    def these(*records: Deployment) -> None:
+        monkeypatch.setattr(status, "deployments_of", lambda *_: Listed(*records))
+
+    return these
 
 
 @pytest.fixture

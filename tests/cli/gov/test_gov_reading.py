@@ -5,12 +5,6 @@ from typing import Any
 
 import pytest
 
-from cli.gov import status
-from cli.gov.chain import Contracts
-from cli.gov.running import held_to_policy
-from shared.net.dialer import DirectDialer
-from shared.net.fetch import HttpClient
-from shared.net.json_rpc import JsonRpc
 from tests.cli.gov.conftest import OTHER, OWNER, Site
 from tests.cli.gov.relays import relays
 from tests.docs.console_page import call
@@ -97,94 +91,6 @@ def test_status_tells_of_a_transfer_that_waits(site: Site) -> None:
     site.send("transfer-ownership", site.address(OTHER), "--app", app_id)
     ran = site.gov("status")
     assert f"a transfer of app {app_id} to {site.address(OTHER)} is pending" in ran.output
-
-
-class _Deployments:
-    """One deployment that runs."""
-
-    def __init__(self, planned: dict[str, str]) -> None:
-        self._one = {"name": "web", "step": "running", "planned": planned, "running": {}}
-
-    def list_all(self) -> list[dict[str, Any]]:
-        return [self._one]
-
-    def get(self, _name: str) -> dict[str, Any]:
-        return self._one
-
-
-def test_status_tells_what_runs_against_the_policy(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app_id, image, compose = site.app(), fresh(), fresh()
-    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    monkeypatch.setattr(status, "deployments_of", lambda *_: _Deployments(planned))
-    ran = site.gov("status")
-    assert ran.code == 3
-    assert "web  the os image is not allowed; the compose hash is not allowed" in ran.output
-    site.send("image", "add", image)
-    site.send("app", "add-hash", app_id, compose)
-    ran = site.gov("status", "--json")
-    assert (ran.code, ran.json["deployments"][0]["refused"]) == (0, [])
-    site.send("app", "remove-hash", app_id, compose)
-    assert site.gov("status").code == 3
-
-
-def test_what_runs_and_cannot_be_judged_is_no_success(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app_id, image, compose = site.app(), fresh(), fresh()
-    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    monkeypatch.setattr(status, "deployments_of", lambda *_: _Deployments(planned))
-    site.send("image", "add", image)
-    with relays(site.chain.url, 1) as (relay,):
-        relay.lie = lambda asked: (
-            {"error": {"code": -32000, "message": "busy"}}
-            if asked["method"] == "eth_call" and asked["params"][0]["to"] == app_id.lower()
-            else None
-        )
-        ran = site.gov("status", rpc=relay.url)
-    assert (ran.code, "web  its app contract could not be read" in ran.output) == (1, True)
-
-
-@pytest.mark.parametrize("any_device", ["true", "false"])
-def test_a_device_counts_where_the_evidence_named_it(site: Site, fresh: Fresh, any_device: str) -> None:
-    app_id, image, compose = site.app(), fresh(), fresh()
-    site.send("image", "add", image)
-    site.send("app", "add-hash", app_id, compose)
-    site.send("app", "allow-any-device", app_id, any_device)
-    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    running = {"proven": {"device_id": "77" * 32}}
-    contracts = Contracts(JsonRpc(site.chain.url, HttpClient(DirectDialer())), bytes.fromhex(site.kms[2:]))
-    (held,) = held_to_policy(
-        contracts,
-        [{"name": "web", "step": "running", "planned": planned, "running": running}],
-        contracts.pin(),
-    )
-    assert held.refused == (() if any_device == "true" else ("the device is not allowed",))
-
-
-@pytest.mark.parametrize(
-    ("platform", "verdict", "is_refused"),
-    [
-        ("nitro", {"tcb_status": ""}, True),
-        ("nitro", {}, True),
-        ("gcp", {"tcb_status": "OutOfDate"}, True),
-        ("gcp", {"tcb_status": "UpToDate"}, False),
-        ("gcp", {}, False),
-    ],
-)
-def test_an_app_that_wants_a_tcb_status_is_held_to_it(
-    site: Site, fresh: Fresh, platform: str, verdict: dict[str, str], *, is_refused: bool
-) -> None:
-    app_id, image, compose = site.app(), fresh(), fresh()
-    site.send("image", "add", image)
-    site.send("app", "add-hash", app_id, compose)
-    site.send("app", "require-tcb", app_id, "true")
-    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    one = {"name": "web", "step": "running", "planned": planned | {"platform": platform}}
-    contracts = Contracts(JsonRpc(site.chain.url, HttpClient(DirectDialer())), bytes.fromhex(site.kms[2:]))
-    (held,) = held_to_policy(contracts, [one | {"running": {"verdict": verdict}}], contracts.pin())
-    assert held.refused == (("the app wants a tcb status of UpToDate",) if is_refused else ())
 
 
 def test_wants_an_endpoint(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,30 +5,27 @@ from typing import Any
 
 import pytest
 
-from cli.gov import status
+from functions.deploy.record import Planned, Step
 from shared.chain.create2 import DEPLOYER
-from tests.cli.gov.conftest import Site
+from shared.net.dialer import DirectDialer
+from shared.net.fetch import HttpClient
+from shared.net.json_rpc import JsonRpc
+from tests.cli.gov.conftest import OTHER, Site, planned
 from tests.cli.gov.relays import relays
+from tests.functions.deploy.memory_cloud import some_deployment
 
 Fresh = Callable[[], str]
+Waits = Callable[..., None]
 
 
-class _Deployments:
-    """One deployment that waits."""
+@pytest.fixture
+def waits(deployed: Callable[..., None]) -> Waits:
+    """Return what has one deployment wait for what was planned, with what was asked for beside."""
 
-    def __init__(self, planned: dict[str, str] | None) -> None:
-        self._one = {"name": "web", "step": "await_approval", "planned": planned, "running": None}
+    def one(plan: Planned | None, **settings: Any) -> None:
+        deployed(some_deployment(step=Step.AWAIT_APPROVAL, planned=plan, settings=settings))
 
-    def list_all(self) -> list[dict[str, Any]]:
-        return [self._one]
-
-    def get(self, _name: str) -> dict[str, Any]:
-        return self._one
-
-
-def waits(monkeypatch: pytest.MonkeyPatch, app_id: str, compose: str, image: str) -> None:
-    planned = {"app_id": app_id[2:].lower(), "compose_hash": compose[2:], "os_image_hash": image[2:]}
-    monkeypatch.setattr(status, "deployments_of", lambda *_: _Deployments(planned))
+    return one
 
 
 def missing(site: Site) -> list[str]:
@@ -36,11 +33,10 @@ def missing(site: Site) -> list[str]:
     return [one["text"].partition("(")[0] for one in waiting["calls"]]
 
 
-def test_tells_the_calls_that_are_missing_until_they_are_made(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tells_the_calls_that_are_missing_until_they_are_made(site: Site, fresh: Fresh, waits: Waits) -> None:
     app_id, image, compose = site.app(), fresh(), fresh()
-    waits(monkeypatch, app_id, compose, image)
+    site.send("app", "allow-any-device", app_id, "true")
+    waits(planned(app_id, compose, image))
     ran = site.gov("status")
     assert ran.code == 0
     assert "web  2 calls are missing" in ran.output
@@ -52,43 +48,69 @@ def test_tells_the_calls_that_are_missing_until_they_are_made(
     assert missing(site) == []
 
 
-def test_an_app_that_is_not_registered_is_to_be(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits(monkeypatch, site.contract("00"), fresh(), fresh())  # a contract, and no app
+def test_tells_the_device_and_the_tcb_status_that_are_missing(site: Site, fresh: Fresh, waits: Waits) -> None:
+    app_id, image, compose = site.app(owner=OTHER), fresh(), fresh()
+    site.send("image", "add", image)
+    site.send("app", "add-hash", app_id, compose, account=OTHER)
+    site.send("app", "require-tcb", app_id, "true", account=OTHER)
+    waits(planned(app_id, compose, image, "nitro"))
+    ran = site.gov("status")
+    assert "web  2 calls are missing" in ran.output
+    assert "call    setRequireTcbUpToDate(requireUpToDate=false)" in ran.output
+    assert f"sender  {site.address(OTHER)}" in ran.output
+    (waiting,) = site.gov("status", "--json").json["deployments_waiting"]
+    (device,) = (one["text"] for one in waiting["calls"] if one["text"].startswith("addDevice("))
+    site.send("app", "add-device", app_id, device[len("addDevice(deviceId=") : -1], account=OTHER)
+    assert missing(site) == ["setRequireTcbUpToDate"]
+    site.send("app", "require-tcb", app_id, "false", account=OTHER)
+    assert missing(site) == []
+
+
+def test_the_device_that_was_asked_for_is_to_be_allowed(site: Site, fresh: Fresh, waits: Waits) -> None:
+    app_id, image, compose = site.app(), fresh(), fresh()
+    waits(planned(app_id, compose, image), device_id="0x" + "d1" * 32)
+    assert missing(site) == ["addOsImageHash", "addComposeHash", "addDevice"]
+    assert f"addDevice(deviceId=0x{'d1' * 32})" in site.gov("status").output
+    waits(planned(app_id, compose, image))
+    assert missing(site) == ["addOsImageHash", "addComposeHash"]
+    ran = site.gov("status")
+    assert "blocked the app lists its devices, and this device's id is not known yet" in ran.output
+
+
+def test_an_app_that_is_not_registered_is_to_be(site: Site, fresh: Fresh, waits: Waits) -> None:
+    waits(planned(site.contract("00"), fresh(), fresh()))  # a contract, and no app
     assert "registerApp" in missing(site)
 
 
-def test_where_no_app_is_that_is_told(site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits(monkeypatch, "0x" + "77" * 20, fresh(), fresh())
-    ran = site.gov("status")
-    assert "no contract is at the app id: only the plan tells what makes one" in ran.output
+def test_where_no_app_is_that_is_told(site: Site, fresh: Fresh, waits: Waits) -> None:
+    plan = planned("0x" + "77" * 20, fresh(), fresh())
+    waits(plan)
+    assert "blocked no app contract is at the app id: name its owner" in site.gov("status").output
+    waits(plan, app_owner=site.address(OTHER))
+    assert missing(site) == ["addOsImageHash", "deployAndRegisterApp"]
+    assert "note    the new contract's address becomes the app id" in site.gov("status").output
 
 
-def test_a_contract_of_another_kind_is_told(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits(monkeypatch, f"0x{DEPLOYER.hex()}", fresh(), fresh())
-    assert "a contract of another kind is at the app id" in site.gov("status").output
+def test_a_contract_of_another_kind_is_told(site: Site, fresh: Fresh, waits: Waits) -> None:
+    waits(planned(f"0x{DEPLOYER.hex()}", fresh(), fresh()))
+    assert "blocked the app contract is of another kind than ours" in site.gov("status").output
 
 
-def test_a_deployment_without_a_plan_is_not_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "deployments_of", lambda *_: _Deployments(None))
+def test_a_deployment_without_a_plan_is_not_told(site: Site, waits: Waits) -> None:
+    waits(None)
     assert site.gov("status", "--json").json["deployments_waiting"] == []
 
 
-def test_an_app_id_that_is_none_is_told(site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits(monkeypatch, "0xzz", fresh(), fresh())
+def test_an_app_id_that_is_none_is_told(site: Site, fresh: Fresh, waits: Waits) -> None:
+    waits(planned("0xzz", fresh(), fresh()))
     ran = site.gov("status")
     assert "[hex.invalid]" in ran.output
     assert ran.code == 1  # what runs is not known
 
 
-def test_an_app_that_cannot_be_read_is_told(
-    site: Site, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_app_that_cannot_be_read_is_told(site: Site, fresh: Fresh, waits: Waits) -> None:
     app_id = site.app()
-    waits(monkeypatch, app_id, fresh(), fresh())
+    waits(planned(app_id, fresh(), fresh()))
     with relays(site.chain.url, 1) as (relay,):
         relay.lie = lambda asked: (
             {"error": {"code": -32000, "message": "busy"}}
@@ -96,4 +118,18 @@ def test_an_app_that_cannot_be_read_is_told(
             else None
         )
         ran = site.gov("status", rpc=relay.url)
-    assert "note    the app contract could not be read: 127.0.0.2 answered with an error: busy" in ran.output
+    assert "web  what the contracts say could not be read: 127.0.0.2 answered with" in ran.output
+    assert ran.code == 1
+
+
+def test_several_endpoints_say_what_is_missing(site: Site, fresh: Fresh, waits: Waits) -> None:
+    waits(planned(site.app(), fresh(), fresh(), "nitro"))
+    endpoint = JsonRpc(site.chain.url, HttpClient(DirectDialer()))
+    (block,) = endpoint.batch([("eth_getBlockByNumber", ["latest", False])])
+    assert isinstance(block, dict)
+    with relays(site.chain.url, 2) as (one, other):
+        # nodes differ in what else they tell of a block
+        one.lies("eth_getBlockByHash", block | {"totalDifficulty": "0x1"})
+        ran = site.gov("status", "--rpc", other.url, rpc=one.url)
+    assert "as 2 of 2 endpoints say" in ran.output
+    assert "web  3 calls are missing" in ran.output

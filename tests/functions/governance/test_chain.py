@@ -7,11 +7,9 @@ import pytest
 
 from functions.deploy.record import Workload
 from functions.governance.chain import (
-    MALFORMED,
     MAX_CALLS,
     MAX_DOUBTFUL,
     MAX_GAS,
-    REVERTED,
     AgreedChain,
     TooManyLogsError,
 )
@@ -19,6 +17,7 @@ from functions.governance.events import EVENTS
 from functions.governance.judgement import Question
 from shared.boot_info import BootInfo
 from shared.chain import abi
+from shared.chain.abi import MALFORMED, REVERTED
 from shared.chain.header import BlockRef
 from shared.errors import DstackError, ProtocolError, UnavailableError
 from shared.net.json_rpc import Call

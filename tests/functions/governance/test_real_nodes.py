@@ -12,11 +12,11 @@ from functions.deploy.engine import Engine
 from functions.deploy.record import Planned, Step, workload
 from functions.deploy.record import Running as MachineState
 from functions.governance.assembly import service_from_env
-from functions.governance.chain import MALFORMED, REVERTED
 from functions.governance.notice import Notice
 from functions.governance.service import GovernanceService
 from functions.plan.model import AppIdentity
 from functions.stores.sqlite import FileBlobs, SqliteStore
+from shared.chain.abi import MALFORMED, REVERTED
 from shared.errors import InvalidEvidence, UnavailableError
 from shared.net.dialer import DirectDialer
 from shared.net.fetch import HttpClient
