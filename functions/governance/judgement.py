@@ -90,7 +90,12 @@ class Question(msgspec.Struct, frozen=True):
         )
 
     def read(self, verdict: str | None) -> str | None:
-        """Return what a verdict says of this workload: of a device that nobody knows it says nothing."""
+        """Return what a verdict says of this workload: of a device that nobody knows it says nothing.
+
+        An app's own contract may refuse in any words, ours among them.
+        """
+        if verdict == UNTOLD:
+            return f"the contract says: {verdict}"
         return UNTOLD if verdict == DEVICE_NOT_ALLOWED and self.device_id is None else verdict
 
 

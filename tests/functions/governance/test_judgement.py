@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from functions.deploy.record import Deployment, Planned, Running, Step, workload
-from functions.governance.judgement import Question, question
+from functions.governance.judgement import ALLOWED, UNTOLD, Question, Views, question
+from shared.chain.rules import APP_NOT_REGISTERED, DEVICE_NOT_ALLOWED
 from tests.functions.deploy.memory_cloud import some_deployment
 
 PLANNED = Planned(
@@ -50,3 +51,11 @@ def test_a_tcb_status_that_no_evidence_gave_is_taken_as_up_to_date() -> None:
 
 def test_an_enclave_has_no_tcb_status() -> None:
     assert asked("nitro").tcb_status == ""
+
+
+def test_an_apps_contract_that_speaks_as_governance_does_refuses_all_the_same() -> None:
+    for fields in ({}, {"settings": {"device_id": "0x" + "55" * 32}}):
+        question = asked("gcp", **fields)
+        assert Views(question.read(UNTOLD), ALLOWED).is_refused
+        assert question.read(APP_NOT_REGISTERED) == APP_NOT_REGISTERED
+    assert asked("gcp").read(DEVICE_NOT_ALLOWED) == UNTOLD
