@@ -78,7 +78,7 @@ class _Known(msgspec.Struct, frozen=True):
 class CallerVerifier:
     """Turns peer certificates into evidence under this KMS's anchors, policy, clock and temporary CA.
 
-    `monotonic` tells seconds. Of one event loop at most may `verify_promptly` be called.
+    `monotonic` tells seconds. `verify_promptly` is for one event loop, whose time it shares out.
     """
 
     def __init__(

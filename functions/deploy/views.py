@@ -82,6 +82,7 @@ def read_whole(shown: dict[str, Any]) -> Deployment:
             "files": {"project": shown["files"], "encrypted_env": shown["encrypted_env"]},
             "settings": {name: str(shown[name]) for name in _SETTINGS},
             "planned": planned and {**planned, "plan": ""},
+            # which may not be missing: a record without them would be judged as one that runs nothing
             "launched": shown["launched"],
             "key_server": shown["key_server"],
         }

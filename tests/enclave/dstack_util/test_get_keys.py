@@ -3,12 +3,14 @@
 import json
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.dstack_util import kms_client
@@ -368,6 +370,21 @@ def test_refuses_an_answer_with_another_root_ca(world: World) -> None:
     answer.ca_cert = world.keys.temp_ca_cert.public_bytes(Encoding.PEM).decode()
     world.service.get_app_key = lambda *_: answer  # type: ignore[method-assign]
     assert world.refusal().code == "get_keys.ca_changed"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_refuses_a_root_ca_that_is_none(world: World, *, readable: bool) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    name, now = x509.Name([]), datetime.now(UTC)
+    of_another_kind = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        .sign(key, None)
+        .public_bytes(Encoding.PEM)
+    )
+    answer = _response(world, APP_ID)
+    answer.ca_cert = of_another_kind.decode() if readable else "no certificate"
+    world.service.get_app_key = lambda *_: answer  # type: ignore[method-assign]  # as above
+    assert world.refusal().code == "kms.ca_cert"
 
 
 def test_the_bundle_hides_its_secrets(world: World) -> None:

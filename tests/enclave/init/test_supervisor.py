@@ -173,7 +173,7 @@ def take_note(number, frame):
 signal.signal(15, take_note)
 def preempted(*command, **options):
     started = popen(*command, **options)
-    while not noted:
+    while not noted:  # a call that waits for a signal would miss one that came just before it
         time.sleep(0.01)
     return started
 subprocess.Popen = preempted

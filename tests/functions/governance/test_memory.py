@@ -1,8 +1,8 @@
 """What is remembered, in SQLite, in DynamoDB by Powertools, and in Firestore, keeps to one contract."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -114,6 +114,10 @@ class _KilledError(BaseException):
     pass
 
 
+def _lost(*_: object) -> NoReturn:
+    raise _KilledError
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "firestore"])
 def test_a_claim_of_one_that_died_ends(
     kind: str, tmp_path: Path, clock: Clock, rest: GoogleRest, monkeypatch: pytest.MonkeyPatch
@@ -125,8 +129,7 @@ def test_a_claim_of_one_that_died_ends(
 
     def die() -> None:
         # nothing of this process runs any more: no claim is given back
-        lost: Callable[..., object] = lambda *_: (_ for _ in ()).throw(_KilledError)  # noqa: E731
-        monkeypatch.setattr(made, "_commit" if kind == "firestore" else "_transaction", lost)
+        monkeypatch.setattr(made, "_commit" if kind == "firestore" else "_transaction", _lost)
         raise _KilledError
 
     with pytest.raises(_KilledError):
@@ -150,8 +153,7 @@ def test_of_two_that_take_over_a_dead_claim_one_wins(
 
     def die() -> None:
         clock.now += CLAIM_SECONDS + 1
-        lost: Callable[..., object] = lambda *_: (_ for _ in ()).throw(_KilledError)  # noqa: E731
-        monkeypatch.setattr(first, "_commit", lost)
+        monkeypatch.setattr(first, "_commit", _lost)
         raise _KilledError
 
     with pytest.raises(_KilledError):

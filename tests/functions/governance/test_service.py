@@ -635,7 +635,7 @@ def test_a_range_with_too_many_logs_is_read_in_parts(running: World) -> None:
 
 
 def test_the_replay_keeps_up_with_a_fast_chain_and_endpoints_that_search_ten_blocks_at_once(
-    running: World,
+    running: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.service.reconcile()
     logs = running.chain.logs
@@ -645,7 +645,7 @@ def test_the_replay_keeps_up_with_a_fast_chain_and_endpoints_that_search_ten_blo
             raise TooManyLogsError("10 blocks at most", is_oversize=False)
         return logs(addresses, first, last)
 
-    running.chain.logs = searching_ten  # type: ignore[method-assign]
+    monkeypatch.setattr(running.chain, "logs", searching_ten)
     for _ in range(3):
         for _ in range(240):
             running.chain.mine()
