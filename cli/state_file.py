@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from cli.deployments import View
+from cli.whole_file import write_whole
 from functions.plan.project_files import STATE_JSON
 from shared.compose.state import MAX_STATE_BYTES, Deployed, State, read_state, write_state
 from shared.errors import StorageError
@@ -28,9 +29,7 @@ def record_deployment(directory: Path, found: View) -> None:
     path = directory / STATE_JSON
     try:
         old = read_state(path.read_bytes()[: MAX_STATE_BYTES + 1]) if path.exists() else State()
-        part = path.with_name(f".{STATE_JSON}.part")
-        part.write_bytes(write_state(state_of(found, old)))
-        part.replace(path)
+        write_whole(path, write_state(state_of(found, old)))
     except OSError as error:
         raise StorageError("state.write", f"cannot write {path}: {error.strerror}") from error
 

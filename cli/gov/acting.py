@@ -15,8 +15,8 @@ from cli.gov.change import Change, Seen, after, look
 from cli.gov.options import Acting, Where, contracts_of
 from cli.gov.reverts import revert_reason
 from cli.gov.safe_batch import Sent, batch_text
-from cli.gov.whole_file import write_whole
 from cli.places import state_path
+from cli.whole_file import write_whole
 from shared.chain.abi import checksum_address
 from shared.chain.calldata import DEPLOY_AND_REGISTER_APP, shown
 from shared.errors import ConfigError, ExitCode, PolicyDenied, StorageError

@@ -16,7 +16,7 @@ from cli.gov.key_file import Account
 from cli.gov.refusals import is_known, is_refused
 from cli.gov.reverts import revert_reason
 from cli.gov.transaction import Transaction
-from cli.gov.whole_file import write_whole
+from cli.whole_file import write_whole
 from shared.chain.abi import checksum_address
 from shared.chain.approval import create_address
 from shared.chain.events import APP_DEPLOYED_VIA_FACTORY, topic_of
